@@ -1,0 +1,82 @@
+"""Placing small images on a black canvas, resized: the "translated scaled" of translated scaled MNIST.
+
+A resize followed by a translation treats rows and columns alike and separately, so the canvas is
+
+    canvas = A_y @ image @ A_x^T,    A_y [canvas, h], A_x [canvas, w],
+
+two small batched matrix products per batch instead of a lookup per pixel.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+__all__ = ["draw_placements", "place"]
+
+
+def draw_placements(
+    generator: np.random.Generator, count: int, size: int, scale: tuple[float, float], canvas: int
+) -> Tensor:
+    """Random placements of ``size`` x ``size`` images, each wholly on the canvas.
+
+    The factor is uniform in ``scale`` and, given the factor s, the left and the top edge are each
+    uniform in [0, canvas - s * size], not rounded to pixels.
+
+    Returns:
+        [3, count] float32 on the CPU: factor, left, top (pixels of the canvas).
+    """
+    uniform = generator.random((3, count))
+    factor = scale[0] + (scale[1] - scale[0]) * uniform[0]
+    room = np.maximum(canvas - size * factor, 0.0)
+    return torch.from_numpy(
+        np.stack((factor, room * uniform[1], room * uniform[2])).astype(np.float32)
+    )
+
+
+def place(images: Tensor, placements: Tensor, canvas: int) -> Tensor:
+    """Resizes each image and puts it on a canvas of zeros.
+
+    Bilinear, and for a factor below 1 with the triangle filter widened to 1/factor image pixels, so
+    that nothing aliases: at whole-pixel sizes and positions the result is that of
+    ``torch.nn.functional.interpolate(mode="bilinear", antialias=True)``, pasted. Like there, the
+    weights of a canvas pixel sum to 1 over the image, and canvas pixels whose centre lies outside
+    of the resized image are 0.
+
+    Args:
+        images: [B, h, w], uint8 (0..255) or float (0..1).
+        placements: [3, B]: factor, left, top, in canvas pixels; see :func:`draw_placements`.
+        canvas: side of the square canvas, in pixels.
+
+    Returns:
+        [B, canvas, canvas] float32 in [0, 1].
+    """
+    # Mixed precision has no business in the pixels, and would change their type.
+    with torch.autocast(images.device.type, enabled=False):
+        if images.dtype == torch.uint8:
+            images = images.float().mul_(1 / 255)
+        factor, left, top = placements
+        columns = _weights(factor, left, images.shape[-1], canvas)
+        rows = _weights(factor, top, images.shape[-2], canvas)
+        # Rounding can carry a white pixel beyond 1.
+        return (rows.mT @ (images @ columns)).clamp_(0.0, 1.0)
+
+
+def _weights(factor: Tensor, start: Tensor, size: int, canvas: int) -> Tensor:
+    """How much each of ``size`` pixels counts in each canvas pixel: [B, size, canvas].
+
+    The weight is the triangle 1 - |u - j| / width at the distance of the canvas pixel's centre u
+    from the pixel's centre j, both in image pixels, with width = max(1, 1 / factor).
+    """
+    factor, start = factor[:, None], start[:, None]
+    width = (1 / factor).clamp(min=1.0)
+    centre = torch.arange(canvas, device=factor.device, dtype=factor.dtype) + 0.5
+    pixel = torch.arange(size, device=factor.device, dtype=factor.dtype) + 0.5
+    u = (centre - start) / factor
+    distance = (u / width)[:, None, :] - (pixel / width)[:, :, None]
+    triangle = distance.abs_().neg_().add_(1.0).clamp_(min=0.0)
+    # A centre inside the image is within one width of a pixel's centre, so its sum is not 0.
+    total = triangle.sum(-2).clamp_(min=torch.finfo(factor.dtype).tiny)
+    inside = (u > 0) & (u < size)
+    return triangle.mul_((inside / total)[:, None, :])

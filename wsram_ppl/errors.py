@@ -1,0 +1,9 @@
+"""The two kinds of failure that a user can meet, each told in one line."""
+
+
+class InputError(ValueError):
+    """What the user gave is wrong (spec, option, file, device). The command line exits with 2."""
+
+
+class RunError(RuntimeError):
+    """The work itself failed (no space, a non-finite loss, a dead process). It exits with 1."""

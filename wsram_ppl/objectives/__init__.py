@@ -1,0 +1,12 @@
+"""Objectives for models with discrete or otherwise non-differentiable latents.
+
+Each is a Pyro ELBO: a bound on log p(y | I) and an estimator of its gradient, with importance weights
+per datum. See :class:`VariationalBound`, :class:`ImportanceBound`, :class:`WakeSleep`.
+"""
+
+from wsram_ppl.objectives.base import Objective
+from wsram_ppl.objectives.importance import ImportanceBound
+from wsram_ppl.objectives.variational import VariationalBound
+from wsram_ppl.objectives.wake_sleep import WakeSleep
+
+__all__ = ["ImportanceBound", "Objective", "VariationalBound", "WakeSleep"]

@@ -1,0 +1,87 @@
+"""Pyro's declaration of a baseline on a sample site, ``infer={"baseline": {...}}``, read in full.
+
+The same declaration serves two purposes. ``VariationalBound(baseline="site")`` subtracts the
+prediction from the learning signal (NVIL; Mnih and Gregor 2014); ``WakeSleep(control_variate=
+"learned")`` uses it as the state-dependent part of a control variate's coefficient.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from pyro.distributions.util import detach
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """The options of one site, with Pyro's names and defaults.
+
+    Args:
+        site: the site's name.
+        nn_baseline, nn_baseline_input: a network and its input (gradients into the input are cut).
+        use_decaying_avg_baseline, baseline_beta: a running average of the signal, and its decay.
+        baseline_value: the prediction itself, a function of the baseline's own parameters alone.
+    """
+
+    site: str
+    nn_baseline: Callable[[Any], Tensor] | None = None
+    nn_baseline_input: Any = None
+    use_decaying_avg_baseline: bool = False
+    baseline_beta: float = 0.90
+    baseline_value: Tensor | None = None
+
+    @classmethod
+    def declared(cls, site: str, infer: Mapping[str, Any]) -> Baseline | None:
+        """The baseline declared in a site's ``infer``, or None.
+
+        Raises:
+            ValueError: an option that Pyro does not know, or two that exclude each other.
+        """
+        options = infer.get("baseline")
+        if not options:
+            return None
+        known = [name for name in cls.__dataclass_fields__ if name != "site"]
+        unknown = sorted(set(options) - set(known))
+        if unknown:
+            raise ValueError(
+                f"Unrecognized baseline options at site '{site}': {unknown}; known are {known}"
+            )
+        baseline = cls(site, **options)
+        if baseline.nn_baseline is not None and baseline.baseline_value is not None:
+            raise ValueError(
+                f"site '{site}' declares both baseline_value and nn_baseline: give one of them"
+            )
+        return baseline
+
+    def predict(self, like: Tensor, arrange: Callable[[Tensor], Tensor]) -> Tensor | None:
+        """The network's (or the given) value as ``[particle, *datum, inner]``; None without one.
+
+        Args:
+            like: the site's log-density, ``[particle, *datum, inner]``.
+            arrange: from the site's batch dimensions to that shape.
+
+        Raises:
+            ValueError: the prediction does not broadcast to the site's batch shape.
+        """
+        if self.nn_baseline is not None:
+            value = self.nn_baseline(detach(self.nn_baseline_input))
+        elif self.baseline_value is not None:
+            value = self.baseline_value
+        else:
+            return None
+        try:
+            arranged = arrange(value)
+            fits = torch.broadcast_shapes(arranged.shape, like.shape) == like.shape
+        except (RuntimeError, IndexError):
+            fits = False
+        if not fits:
+            raise ValueError(
+                f"Expected baseline at site '{self.site}' to have the batch shape of the site "
+                f"(as [particle, datum, rest]: {list(like.shape)}) instead got {list(value.shape)}: "
+                "squeeze a trailing dimension of size 1 off the network's output"
+            )
+        return arranged

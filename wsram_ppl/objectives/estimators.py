@@ -1,0 +1,117 @@
+r"""The estimators as pure functions on ``[particle, *datum]`` tensors.
+
+Dimension 0 holds the M particles of each datum; nothing is ever normalised across the others. All
+inputs and outputs are constants: a gradient estimator is ``sum_m coefficient_m * d log-density_m``,
+and the functions here give the coefficients. Weights stay in log space until they are normalised.
+
+Equation numbers are those of Ba, Grosse, Salakhutdinov, Frey (NIPS 2015, arXiv 1509.06812); VIMCO is
+Mnih, Rezende (ICML 2016, arXiv 1602.06725).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+
+def multi_sample_bound(log_weights: Tensor) -> Tensor:
+    """L_M = log mean_m w~_m (eq. 9), ``[*datum]``; -inf where no particle has any weight."""
+    return torch.logsumexp(log_weights, 0) - math.log(log_weights.shape[0])
+
+
+def variational_bound(log_weights: Tensor) -> Tensor:
+    """F = mean_m log w~_m (eq. 2, 3), ``[*datum]``."""
+    return log_weights.mean(0)
+
+
+def normalized_weights(log_weights: Tensor) -> Tensor:
+    """w = softmax_m(log w~), ``[particle, *datum]``; all 0 where every w~ is 0."""
+    return torch.softmax(log_weights, 0).nan_to_num(0.0)
+
+
+def effective_sample_size(log_weights: Tensor) -> Tensor:
+    """1 / sum_m w_m^2, in [1, M], ``[*datum]``; 0 where every w~ is 0."""
+    squared = normalized_weights(log_weights).square().sum(0)
+    return torch.where(squared > 0, squared.reciprocal(), squared)
+
+
+def ratio(log_ratio: Tensor) -> Tensor:
+    """r = exp(log r), saturating at the fourth root of the largest float.
+
+    Beyond that (e^22 in float32) r^2, which the coefficients below average, would soon overflow;
+    an estimator that meets such a ratio has no useful variance anyway.
+    """
+    return log_ratio.clamp(max=math.log(torch.finfo(log_ratio.dtype).max) / 4).exp()
+
+
+def finite(log_density: Tensor) -> Tensor:
+    """The log-density with -inf replaced by a constant 0, so that a zero coefficient leaves zero.
+
+    A particle ruled out by the model has weight 0, but 0 * -inf is not a number.
+    """
+    return log_density.masked_fill(torch.isneginf(log_density), 0.0)
+
+
+def weighted(coefficient: Tensor, log_density: Tensor) -> Tensor:
+    """sum coefficient_m log_density_m over particles and data, to be differentiated."""
+    return (coefficient.detach() * finite(log_density)).sum()
+
+
+def squared_error(residual: Tensor, mask: Tensor | None) -> Tensor:
+    """sum residual^2 where the mask is true, to be differentiated."""
+    squared = residual.square()
+    return squared.sum() if mask is None else (squared * mask).sum()
+
+
+def _others(x: Tensor, scan: str) -> Tensor:
+    """The running ``scan`` ("sum" or "logsumexp") over all *other* particles, in O(M).
+
+    Joins an exclusive scan from the front with one from the back. Subtracting a particle from the
+    total would be shorter and wrong: it cancels when that particle holds all the weight, and is
+    inf - inf when its log-weight is infinite.
+    """
+    accumulate: Callable[[Tensor, int], Tensor]
+    join: Callable[[Tensor, Tensor], Tensor]
+    if scan == "sum":
+        accumulate, join, empty = torch.cumsum, torch.add, 0.0
+    else:
+        accumulate, join, empty = torch.logcumsumexp, torch.logaddexp, -math.inf
+    edge = torch.full_like(x[:1], empty)
+    before = torch.cat([edge, accumulate(x[:-1], 0)])
+    after = torch.cat([accumulate(x[1:].flip(0), 0).flip(0), edge])
+    return join(before, after)
+
+
+def leave_one_out_mean(signal: Tensor) -> Tensor:
+    """The mean of the other particles' signals, a baseline that leaves the expectation as it is.
+
+    Raises:
+        ValueError: with one particle there are no others.
+    """
+    if signal.shape[0] < 2:
+        raise ValueError("a leave-one-out baseline needs at least 2 particles")
+    others = _others(signal, "sum") / (signal.shape[0] - 1)
+    # Others that are ruled out (-inf) make a useless baseline; 0 is as unbiased.
+    return torch.where(torch.isfinite(others), others, 0.0)
+
+
+def vimco_signal(log_weights: Tensor) -> Tensor:
+    """The learning signal of the guide in ImportanceBound, ``[particle, *datum]``, in O(M).
+
+    L_M - L_M with w~_m replaced by the geometric mean of the others (Mnih, Rezende 2016, eq. 10).
+    With one particle there are no others and the signal is log w~ itself.
+    """
+    particles = log_weights.shape[0]
+    bound = multi_sample_bound(log_weights)
+    if particles > 1:
+        stand_in = _others(log_weights, "sum") / (particles - 1)
+        without = torch.logaddexp(_others(log_weights, "logsumexp"), stand_in)
+        without = without - math.log(particles)
+        signal = bound - torch.where(torch.isfinite(without), without, 0.0)
+    else:
+        signal = log_weights
+    # Where every particle is ruled out the bound is -inf and has no gradient.
+    return torch.where(torch.isfinite(bound), signal, 0.0)

@@ -1,0 +1,263 @@
+"""Wake-p and wake-q with their control variates, and sleep-q."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any, Literal
+
+import torch
+from pyro import poutine
+from pyro.distributions import Unit
+from torch import Tensor
+
+from wsram_ppl.handlers import ConstantSamples, Propose
+from wsram_ppl.objectives import estimators
+from wsram_ppl.objectives.base import Objective, Program, Regularizer, is_prior, values_of
+from wsram_ppl.objectives.baselines import Baseline
+from wsram_ppl.objectives.estimators import weighted
+from wsram_ppl.objectives.particles import Draw, Layout, Particles, Term, random_sites
+from wsram_ppl.registry import OBJECTIVES
+
+CONTROL_VARIATES = ("none", "self-normalized", "unnormalized", "adaptive", "learned")
+
+
+@OBJECTIVES.register("wake-sleep")
+class WakeSleep(Objective):
+    r"""Reweighted wake-sleep with control variates, bound L_M (WS-RAM; sleep-q by ``insomnia``).
+
+    With w = softmax(log w~) over the particles of a datum, r = p(a)/q(a), M = ``num_particles``:
+
+    ====================  =======================================================================
+    ``control_variate``   theta (wake-p): sum_m w_m d log p(y|a^m) + the coefficient of d log p(a^m)
+    ====================  =======================================================================
+    ``"none"``            w_m (eq. 8)
+    ``"self-normalized"`` w_m - r_m / sum r (the paper: eq. 16 with 18)
+    ``"unnormalized"``    w_m - r_m / M (eq. 16 as printed, with the 1/M of eq. 19)
+    ``"adaptive"``        w_m - c r_m / M, c a running E[w r/M] / E[(r/M)^2] of earlier minibatches
+    ``"learned"``         w_m - c_n r_{1:n} / M for each d log p(a_n | a_<n), c_n(state) learned
+    ====================  =======================================================================
+
+    eta (wake-q): sum_m w_m d log q for ``"none"`` (eq. 14); (w_m - 1/M) for the others (eq. 17), and
+    (w_m - c_n(state)) per site for ``"learned"``.
+
+    All but ``"self-normalized"`` have exactly the expectation of ``"none"``: the theta-gradient of
+    E[L_M] where q does not depend on theta (an O(1/M)-biased estimate of d log p(y)). The paper's
+    choice has that expectation only where q = p. With the prior as proposal r = 1, and theta gets no
+    second gradient through the guide.
+
+    ``"learned"`` takes c_n from the baseline network that a site declares with Pyro's
+    ``infer={"baseline": {"nn_baseline": ..., "nn_baseline_input": ...}}``: the model's site for theta
+    (c_n = running constant + network), the guide's site for eta (c_n = (1 + network) / M). A site
+    that declares none gets the running constant, and 1/M. The networks are fitted by least squares,
+    E[(w - c_n r_{1:n}/M)^2] and E[(w - c_n)^2], as part of the loss.
+
+    Args:
+        control_variate: see the table.
+        insomnia: in [0, 1]: the guide's gradient is insomnia * wake-q + (1 - insomnia) * sleep-q.
+            Sleep-q trains the guide on fantasies (a, y) ~ p(a, y | I): d log q(a | y, I). The guide
+            must then take a keyword ``observations``, a dict from observed site to value, as in
+            :class:`pyro.infer.ReweightedWakeSleep`.
+        num_particles: M, at least 2; also the number of fantasies per datum.
+        decay: of the running averages behind ``"adaptive"`` and ``"learned"``.
+        max_plate_nesting, vectorize_particles, strict_enumeration_warning, retain_graph, regularizer:
+            see :class:`~wsram_ppl.objectives.base.Objective`.
+
+    Raises:
+        ValueError: an unknown control variate, ``insomnia`` or ``decay`` out of range, fewer than 2
+            particles; sleep-q with the prior as guide, with a guide that takes no ``observations``,
+            or with a model that has factors.
+    """
+
+    def __init__(
+        self,
+        control_variate: Literal[
+            "none", "self-normalized", "unnormalized", "adaptive", "learned"
+        ] = "self-normalized",
+        insomnia: float = 1.0,
+        num_particles: int = 5,
+        decay: float = 0.99,
+        max_plate_nesting: int | float = float("inf"),
+        vectorize_particles: bool = False,
+        strict_enumeration_warning: bool = True,
+        retain_graph: bool | None = None,
+        regularizer: Regularizer | None = None,
+    ) -> None:
+        if control_variate not in CONTROL_VARIATES:
+            raise ValueError(
+                f"unknown control_variate '{control_variate}': choose one of "
+                + ", ".join(repr(name) for name in CONTROL_VARIATES)
+            )
+        if not 0.0 <= insomnia <= 1.0:
+            raise ValueError(f"insomnia must lie in [0, 1], not {insomnia}")
+        if not 0.0 <= decay < 1.0:
+            raise ValueError(f"decay must lie in [0, 1), not {decay}")
+        if num_particles < 2:
+            raise ValueError(
+                "WakeSleep needs num_particles of at least 2: the normalised weight of a single "
+                "particle is always 1"
+            )
+        super().__init__(
+            num_particles,
+            max_plate_nesting,
+            vectorize_particles,
+            strict_enumeration_warning,
+            retain_graph,
+            regularizer,
+        )
+        self.control_variate = control_variate
+        self.insomnia = insomnia
+        self.decay = decay
+
+    def bound(self, log_weights: Tensor) -> Tensor:
+        return estimators.multi_sample_bound(log_weights)
+
+    def surrogate(self, particles: Particles) -> Tensor:
+        weights = estimators.normalized_weights(particles.log_weights)
+        wake_p = weighted(weights, particles.log_likelihood)
+        if self.control_variate == "learned":
+            return wake_p + self._learned(particles, weights)
+        wake_p = wake_p + weighted(self._coefficient(particles, weights), particles.log_prior)
+        if particles.shares_parameters or self.insomnia == 0.0:
+            return wake_p
+        mean = 0.0 if self.control_variate == "none" else 1.0 / particles.num_particles
+        return wake_p + self.insomnia * weighted(weights - mean, particles.log_proposal)
+
+    def _coefficient(self, particles: Particles, weights: Tensor) -> Tensor:
+        """The coefficient of d log p(a), ``[particle, *datum]``."""
+        log_ratio = particles.log_ratio
+        if self.control_variate == "none":
+            return weights
+        if self.control_variate == "self-normalized":
+            return weights - estimators.normalized_weights(log_ratio)
+        scaled = estimators.ratio(log_ratio) / particles.num_particles
+        if self.control_variate == "unnormalized":
+            return weights - scaled
+        constant = _RunningConstant(self, "c")
+        constant.observe(weights, scaled)
+        coefficient = weights - constant.value(weights) * scaled
+        constant.commit()
+        return coefficient
+
+    def _learned(self, particles: Particles, weights: Tensor) -> Tensor:
+        """Every term of log p(a) and log q(a) with its own control variate (see the class)."""
+        m = particles.num_particles
+        constants: dict[str, _RunningConstant] = {}
+        total, one = weights.new_zeros(()), weights.new_ones(())
+        wake_q = not particles.shares_parameters and self.insomnia > 0.0
+        for draw, rows in particles.rows():
+            # In units of 1/M, so that coefficients are of order one.
+            target = (m * weights[rows]).unsqueeze(-1)
+            log_ratios = partial_log_ratios(draw)
+            for site in draw.latents:
+                r = estimators.ratio(log_ratios[site.closure]).unsqueeze(-1)
+                constant = constants.setdefault(site.name, _RunningConstant(self, f"c/{site.name}"))
+                constant.observe(target, r)
+                c = _plus_network(constant.value(target), site.prior_baseline, site.prior, draw)
+                total = total + _controlled(target, c, r, site.prior)
+                if wake_q:
+                    c = _plus_network(one, site.proposal_baseline, site.proposal, draw)
+                    total = total + self.insomnia * _controlled(target, c, one, site.proposal)
+        for constant in constants.values():
+            constant.commit()
+        return total / m
+
+    # Sleep: the guide learns from the model's fantasies.
+
+    def guide_surrogate(
+        self, model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Tensor | None:
+        if self.insomnia == 1.0:
+            return None
+        if is_prior(guide, model):
+            raise ValueError(
+                "insomnia < 1 trains the guide by sleep-q, but the guide is the prior and has "
+                "nothing to train: use insomnia=1.0 or an inference network"
+            )
+        if not _takes_observations(guide):
+            raise ValueError(
+                "insomnia < 1 needs a guide with a keyword argument 'observations' (a dict from "
+                "observed site to the value to infer from), to be shown the model's fantasies"
+            )
+        if not self.vectorize_particles:
+            losses = [self._sleep(model, guide, args, kwargs) for _ in range(self.num_particles)]
+            return (1.0 - self.insomnia) * torch.stack(losses).mean()
+        total = self._sleep(self._all_particles(model), self._all_particles(guide), args, kwargs)
+        return (1.0 - self.insomnia) / self.num_particles * total
+
+    def _sleep(
+        self, model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Tensor:
+        """log q(a | y, I) at fantasies (a, y) ~ p(a, y | I), summed over particles and data."""
+        with torch.no_grad(), ConstantSamples():
+            dream = poutine.trace(poutine.uncondition(model)).get_trace(*args, **kwargs)
+        values, observations = values_of(dream), {}
+        for name, site in random_sites(dream).items():
+            if site["infer"].get("was_observed"):
+                if isinstance(site["fn"], Unit):
+                    raise ValueError(
+                        f"insomnia < 1 draws fantasies from the model, but its factor '{name}' "
+                        "cannot be sampled: use insomnia=1.0, or a sample site instead"
+                    )
+                observations[name] = values.pop(name)
+        with Propose(values, whose="guide"):
+            trace = poutine.trace(guide).get_trace(*args, **{**kwargs, "observations": observations})
+        sites = random_sites(trace)
+        layout = Layout.of(list(sites.values()))
+        terms = [Term.of(site, layout, frontier=-1).total.sum() for site in sites.values()]
+        return torch.stack(terms).sum()
+
+
+def _takes_observations(guide: Program) -> bool:
+    program = getattr(guide, "forward", guide)
+    parameters = inspect.signature(program).parameters.values()
+    return any(p.name == "observations" or p.kind is p.VAR_KEYWORD for p in parameters)
+
+
+def partial_log_ratios(draw: Draw) -> list[Tensor]:
+    """log r_{1:k} = sum of the first k latents' log p - log q, for k = 0, 1, ..., in the model's order.
+
+    Constants, ``[particle, *datum]``.
+    """
+    ratios = [torch.zeros_like(draw.log_prior)]
+    for site in draw.latents:
+        ratios.append(ratios[-1] + (site.prior.total - site.proposal.total).detach())
+    return ratios
+
+
+def _plus_network(constant: Tensor, baseline: Baseline | None, term: Term, draw: Draw) -> Tensor:
+    """constant + the network declared on the site, if any."""
+    if baseline is None:
+        return constant
+    predicted = baseline.predict(term.elements, draw.layout.arrange)
+    return constant if predicted is None else constant + predicted
+
+
+def _controlled(target: Tensor, c: Tensor, r: Tensor, term: Term) -> Tensor:
+    """(target - c r) d log-density, and the least-squares fit of c; summed over everything."""
+    residual = (target - c * r).expand(term.elements.shape)
+    controlled = weighted(residual, term.elements)
+    if residual.requires_grad:  # there is a network to fit
+        controlled = controlled - estimators.squared_error(residual, term.mask)
+    return controlled
+
+
+class _RunningConstant:
+    """c = E[w r] / E[r^2] over earlier minibatches; 0 (no control variate) before the first."""
+
+    def __init__(self, objective: WakeSleep, name: str) -> None:
+        self._objective = objective
+        self._names = (f"{name}/numerator", f"{name}/denominator")
+        self._seen: tuple[list[Tensor], list[Tensor]] = ([], [])
+
+    def value(self, like: Tensor) -> Tensor:
+        zero = like.new_zeros(())
+        numerator, denominator = (self._objective.running.get(n, zero) for n in self._names)
+        return torch.where(denominator > 0, numerator / denominator, zero)
+
+    def observe(self, weights: Tensor, r: Tensor) -> None:
+        self._seen[0].append((weights * r).mean().detach())
+        self._seen[1].append(r.square().mean().detach())
+
+    def commit(self) -> None:
+        means = [torch.stack(seen).mean() for seen in self._seen]
+        self._objective.running.update(dict(zip(self._names, means, strict=True)), self._objective.decay)
