@@ -7,8 +7,8 @@ ROOT is a folder that holds MNIST/raw/train-images-idx3-ubyte.gz and its three c
 torchvision.datasets.MNIST lays them out; where files are missing, torchvision downloads them.
 
 The digits are taken by a fixed seed, 1,000 (200) of each class from the official training (test)
-set, never mixed, and stored unchanged. The same input and the same numpy and zlib give the same
-bytes; the same input alone gives the same digits.
+set, never mixed, and stored unchanged (28 x 28 bytes each). With the same numpy and zlib, the same
+input gives the same file, byte for byte.
 
 MNIST was made by Yann LeCun and Corinna Cortes (with Christopher Burges) and is available under the
 Creative Commons Attribution-Share Alike 3.0 licence; the sample is under that licence too.
@@ -25,8 +25,8 @@ import numpy as np
 from wsram_ppl.data.digit_files import NUM_CLASSES, Digits, read_mnist
 from wsram_ppl.errors import InputError
 
-SEED = 1509_06812
-PER_CLASS = {"training": 1000, "test": 200}
+SEED = 150906812
+SPLITS = {"training": (1000, 0), "test": (200, 3)}  # digits per class, stream of random numbers
 TARGET = Path(__file__).resolve().parents[1] / "wsram_ppl" / "data" / "digits.npz"
 
 
@@ -45,9 +45,8 @@ def choose(digits: Digits, per_class: int, rng: np.random.Generator) -> np.ndarr
 def build(root: str, target: Path) -> None:
     """Reads MNIST below ``root`` and writes the sample to ``target``."""
     arrays = {}
-    for split, digits in zip(PER_CLASS, read_mnist(root), strict=True):
-        rng = np.random.default_rng((SEED, len(arrays)))
-        positions = choose(digits, PER_CLASS[split], rng)
+    for (split, (per_class, stream)), digits in zip(SPLITS.items(), read_mnist(root), strict=True):
+        positions = choose(digits, per_class, np.random.default_rng((SEED, stream)))
         arrays[f"{split}_images"] = digits.images.numpy()[positions]
         arrays[f"{split}_labels"] = digits.labels.numpy()[positions].astype(np.uint8)
         # Where each digit stands in the official set, so that anyone can check.

@@ -87,6 +87,20 @@ class ForceSamples(Messenger):
             msg["done"] = True
 
 
+class Mode(Messenger):
+    """Gives every latent site its distribution's mode instead of a sample.
+
+    Raises:
+        NotImplementedError: a distribution has no mode.
+    """
+
+    def _pyro_sample(self, msg: dict[str, Any]) -> None:
+        if msg["is_observed"] or msg["value"] is not None or isinstance(msg["fn"], _Subsample):
+            return
+        msg["value"] = msg["fn"].mode
+        msg["done"] = True
+
+
 class Reuse(Messenger):
     """Computes each :func:`shared` call once while entered.
 

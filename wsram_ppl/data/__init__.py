@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Protocol, runtime_checkable
+from typing import Protocol, Self, runtime_checkable
 
 import torch
 from torch import Tensor
-from typing_extensions import Self
 
 from wsram_ppl.data.digits import MNISTDigits, SampleDigits
 
@@ -30,9 +29,7 @@ class DataSource(Protocol):
         """
         ...
 
-    def evaluation_batches(
-        self, size: int, limit: int | None = None
-    ) -> Iterator[tuple[Tensor, ...]]:
+    def evaluation_batches(self, size: int, limit: int | None = None) -> Iterator[tuple[Tensor, ...]]:
         """The fixed held-out set, or the first ``limit`` of it; the last batch may be smaller."""
         ...
 

@@ -5,6 +5,7 @@ Every fault in a file is an InputError in one line that names the file and says 
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import math
 import os
@@ -20,6 +21,7 @@ import torch
 from torch import Tensor
 
 from wsram_ppl.errors import InputError
+from wsram_ppl.registry import one_line
 
 __all__ = ["DIGIT_SIZE", "NUM_CLASSES", "Digits", "read_mnist", "read_sample"]
 
@@ -61,7 +63,7 @@ def read_archive(path: Path) -> tuple[Digits, Digits]:
                 for name in (f"{split}_images", f"{split}_labels")
             }
     except _DAMAGE as error:
-        raise InputError(f"{path} cannot be read ({_reason(error)}); {advice}") from error
+        raise InputError(f"{path} cannot be read ({one_line(error)}); {advice}") from error
     training, test = (
         _digits(arrays[f"{split}_images"], arrays[f"{split}_labels"], path, path, advice)
         for split in MNIST_FILES
@@ -80,8 +82,10 @@ def read_mnist(root: str | os.PathLike[str]) -> tuple[Digits, Digits]:
     Raises:
         InputError: a file is missing and cannot be downloaded, or is damaged.
     """
-    raw = Path(root).expanduser() / "MNIST" / "raw"
-    names = [f"{p}-{kind}-ubyte" for p in MNIST_FILES.values() for kind in ("images-idx3", "labels-idx1")]
+    raw = Path(os.path.expanduser(root)) / "MNIST" / "raw"
+    names = [
+        f"{p}-{kind}-ubyte" for p in MNIST_FILES.values() for kind in ("images-idx3", "labels-idx1")
+    ]
     if any(_find(raw, name) is None for name in names):
         _download(raw, names)
     training, test = (_read_split(raw, prefix) for prefix in MNIST_FILES.values())
@@ -102,9 +106,7 @@ def _read_idx(path: Path, dimensions: int) -> npt.NDArray[np.uint8]:
         if path.suffix == ".gz":
             content = gzip.decompress(content)
     except (OSError, EOFError, zlib.error) as error:
-        raise InputError(
-            f"{path} cannot be read ({_reason(error)}); {_advice(path)}"
-        ) from error
+        raise InputError(f"{path} cannot be read ({one_line(error)}); {_advice(path)}") from error
     start = 4 + 4 * dimensions
     magic = bytes((0, 0, 8, dimensions))
     if len(content) < start or content[:4] != magic:
@@ -149,7 +151,7 @@ def _digits(
 
 def _find(raw: Path, name: str) -> Path | None:
     for path in (raw / f"{name}.gz", raw / name):
-        if path.exists():
+        if os.path.exists(path):  # unlike Path.exists, False where looking is not allowed
             return path
     return None
 
@@ -170,24 +172,19 @@ def _download(raw: Path, names: list[str]) -> None:
     except Exception as error:  # a torchvision that does not fit torch raises what it likes
         raise InputError(
             f"{expected}; put the files of MNIST there, or have them downloaded by torchvision, "
-            f"which cannot be imported ({_reason(error)}): pip install torchvision"
+            f"which cannot be imported ({one_line(error)}): pip install torchvision"
         ) from error
-    made = [path for path in (raw, *raw.parents) if not path.exists()]
+    made = [path for path in (raw, *raw.parents) if not os.path.exists(path)]
     try:
         MNIST(str(raw.parent.parent), download=True)
     except Exception as error:
         for path in made:
-            if path.is_dir() and not any(path.iterdir()):
+            with contextlib.suppress(OSError, ValueError):  # only what is still empty goes
                 path.rmdir()
         raise InputError(
-            f"{expected}, and downloading failed ({_reason(error)}); put the files of MNIST there"
+            f"{expected}, and downloading failed ({one_line(error)}); put the files of MNIST there"
         ) from error
 
 
 def _advice(path: Path) -> str:
     return f"delete it and put a good copy of {path.name} there (or let it be downloaded again)"
-
-
-def _reason(error: BaseException) -> str:
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__

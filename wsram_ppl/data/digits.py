@@ -6,12 +6,12 @@ import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import torch
 from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor
-from typing_extensions import Self
 
 from wsram_ppl.data.digit_files import DIGIT_SIZE, NUM_CLASSES, Digits, read_mnist, read_sample
 from wsram_ppl.data.placement import draw_placements, place
@@ -109,9 +109,7 @@ class PlacedDigits:
         placements = placements.to(device, non_blocking=True)
         return place(images, placements, self.canvas), self._training.labels.index_select(0, chosen)
 
-    def evaluation_batches(
-        self, size: int, limit: int | None = None
-    ) -> Iterator[tuple[Tensor, Tensor]]:
+    def evaluation_batches(self, size: int, limit: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
         """The test digits at their fixed places; a digit's place does not depend on the arguments.
 
         Args:
@@ -157,7 +155,7 @@ class PlacedDigits:
 
 @DATA_SOURCES.register("sample")
 class SampleDigits(PlacedDigits):
-    """10,000 training and 2,000 test digits of MNIST from the package, resized and placed at random.
+    """A sample of MNIST in the package (10,000 training, 2,000 test digits), placed at random.
 
     Args:
         scale: least and greatest factor of the resize; the factor is uniform between them.
@@ -180,7 +178,7 @@ class SampleDigits(PlacedDigits):
 
 @DATA_SOURCES.register("mnist")
 class MNISTDigits(PlacedDigits):
-    """All of MNIST (60,000 training, 10,000 test digits), resized and placed at random.
+    """All of MNIST (60,000 training, 10,000 test digits), placed at random.
 
     Args:
         root: folder that holds ``MNIST/raw/train-images-idx3-ubyte.gz`` and its companions, as
@@ -213,8 +211,9 @@ def _generator(*key: int) -> np.random.Generator:
     return np.random.default_rng(key)
 
 
-def _check_whole(what: str, value: object, *, at_least: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < at_least:
+def _check_whole(what: str, value: int, *, at_least: int) -> None:
+    whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+    if not whole or value < at_least:
         raise InputError(f"{what} must be a whole number of at least {at_least}, not {value!r}")
 
 

@@ -1,4 +1,4 @@
-"""Placing small images on a black canvas, resized: the "translated scaled" of translated scaled MNIST.
+"""Placing small images, resized, on a black canvas: what makes MNIST translated and scaled.
 
 A resize followed by a translation treats rows and columns alike and separately, so the canvas is
 
@@ -30,9 +30,7 @@ def draw_placements(
     uniform = generator.random((3, count))
     factor = scale[0] + (scale[1] - scale[0]) * uniform[0]
     room = np.maximum(canvas - size * factor, 0.0)
-    return torch.from_numpy(
-        np.stack((factor, room * uniform[1], room * uniform[2])).astype(np.float32)
-    )
+    return torch.from_numpy(np.stack((factor, room * uniform[1], room * uniform[2])).astype(np.float32))
 
 
 def place(images: Tensor, placements: Tensor, canvas: int) -> Tensor:

@@ -178,11 +178,11 @@ class WakeSleep(Objective):
                 "insomnia < 1 needs a guide with a keyword argument 'observations' (a dict from "
                 "observed site to the value to infer from), to be shown the model's fantasies"
             )
-        if not self.vectorize_particles:
-            losses = [self._sleep(model, guide, args, kwargs) for _ in range(self.num_particles)]
-            return (1.0 - self.insomnia) * torch.stack(losses).mean()
-        total = self._sleep(self._all_particles(model), self._all_particles(guide), args, kwargs)
-        return (1.0 - self.insomnia) / self.num_particles * total
+        if self.vectorize_particles:
+            model, guide = self._all_particles(model), self._all_particles(guide)
+        runs = 1 if self.vectorize_particles else self.num_particles
+        log_q = torch.stack([self._sleep(model, guide, args, kwargs) for _ in range(runs)]).sum()
+        return log_q.mul((1.0 - self.insomnia) / self.num_particles)
 
     def _sleep(
         self, model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]

@@ -1,0 +1,6 @@
+"""Inference networks as Pyro guides; importing this package registers them by name."""
+
+from guides.inference import InferenceNetwork
+from guides.prior import Prior
+
+__all__ = ["InferenceNetwork", "Prior"]

@@ -1,0 +1,76 @@
+"""The inference network of the glimpse classifier: look where it pays, knowing the label."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import pyro
+import torch
+from pydantic import PositiveInt
+from pyro.nn import PyroModule
+from torch import Tensor, nn
+
+from models.digits import GlimpseClassifier
+from models.networks import Policy, SiteBaselines
+from wsram_ppl.errors import InputError
+from wsram_ppl.registry import GUIDES
+
+
+@GUIDES.register("inference")
+class InferenceNetwork(PyroModule):
+    """Proposes glimpses from the classifier's recurrent state and the true label (WS-RAM+q).
+
+    q(a_n | a_<n, y, I): a layer on [r2_{n-1}, one_hot(y)] and a policy of the classifier's form. The
+    recurrence is the classifier's own, cut off from this network's gradient.
+
+    Args:
+        model: the :class:`~models.digits.GlimpseClassifier` to propose for. It is not made a
+            submodule: its parameters stay its own.
+        hidden: units of the layer; by default as many as the classifier's.
+    """
+
+    def __init__(self, model: GlimpseClassifier, *, hidden: PositiveInt | None = None) -> None:
+        super().__init__()
+        if not isinstance(model, GlimpseClassifier):
+            raise InputError(
+                f"guide 'inference' proposes for 'glimpse-classifier', not for {type(model).__name__}: "
+                "use guide 'prior', or name a guide of your own"
+            )
+        network = model.network
+        hidden = hidden or network.hidden
+        self._model = (model,)  # in a tuple, lest nn.Module registers it
+        self.state = nn.Linear(network.hidden, hidden)
+        self.label = nn.Embedding(model.classes, hidden)  # with `state`: a layer on [r2, one_hot(y)]
+        self.policy = Policy(hidden, len(model.scales))
+        self.baselines = SiteBaselines(network.hidden, model.classes, 2 * model.num_glimpses)
+
+    @property
+    def model(self) -> GlimpseClassifier:
+        return self._model[0]
+
+    def forward(
+        self,
+        images: Tensor,
+        labels: Tensor | None = None,
+        observations: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        """The Pyro program. ``images [B, height, width]``; labels ``[B]``, or a fantasy's own.
+
+        Raises:
+            InputError: no label to infer from.
+        """
+        if observations is not None:
+            labels = observations["label"]
+        if labels is None:
+            raise InputError("guide 'inference' needs labels: to look without them, run the model")
+        model, network = self.model, self.model.network
+        label = self.label(labels)
+        pyramid, state = network.start(images)
+        with pyro.plate("images", images.shape[0], dim=-1):
+            for n in range(model.num_glimpses):
+                r2 = state.r2.detach()
+                policy = self.policy(torch.relu(self.state(r2) + label))
+                infer = model.declare_baseline(self.baselines, n, r2, labels)
+                location, scale = model.sample_glimpse(n, policy, infer)
+                if n + 1 < model.num_glimpses:  # what follows the last glimpse chooses nothing
+                    state = network.look(pyramid, location, scale, *state)

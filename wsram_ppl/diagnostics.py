@@ -1,0 +1,158 @@
+"""How good are the particles, and how noisy is the gradient? For any Pyro model and guide."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from wsram_ppl.objectives import ImportanceBound, Objective, estimators
+
+
+@dataclass(frozen=True)
+class ImportanceSample:
+    """Particles of a guide and what they say about each datum.
+
+    Args:
+        log_weights: log w~ = log p(a, y) - log q(a), ``[particle, *datum]``.
+        weights: normalised over the particles of a datum, ``[particle, *datum]``.
+        ess: effective sample size, in [1, M], ``[*datum]``.
+        bound: L_M, in nats, ``[*datum]``; rises to log p(y | I) with M in expectation.
+    """
+
+    log_weights: Tensor
+    weights: Tensor
+    ess: Tensor
+    bound: Tensor
+
+
+@torch.no_grad()
+def importance_sample(
+    model: Callable[..., Any],
+    guide: Callable[..., Any],
+    *args: Any,
+    num_particles: int,
+    max_plate_nesting: int | float = float("inf"),
+    **kwargs: Any,
+) -> ImportanceSample:
+    """Draws ``num_particles`` from the guide for each datum and weighs them, all in one run.
+
+    Example::
+
+        >>> sample = importance_sample(model, guide, images, labels, num_particles=100)
+        >>> sample.ess.mean()  # near 100 where the guide is near the posterior
+
+    Raises:
+        ValueError: what the objectives do not support.
+    """
+    objective = ImportanceBound(
+        num_particles, max_plate_nesting=max_plate_nesting, vectorize_particles=True
+    )
+    log_weights = objective.particles(model, guide, *args, **kwargs).log_weights
+    return ImportanceSample(
+        log_weights,
+        estimators.normalized_weights(log_weights),
+        estimators.effective_sample_size(log_weights),
+        estimators.multi_sample_bound(log_weights),
+    )
+
+
+@dataclass(frozen=True)
+class GradientMoments:
+    """Moments of one parameter group's gradient over repeats, on one fixed minibatch.
+
+    Args:
+        mean: squared norm of the mean gradient, less its own sampling error (may be negative when
+            the mean is lost in noise).
+        variance: total variance (sum over parameters) of a single gradient.
+        snr: signal-to-noise ratio, sqrt(max(mean, 0) / variance).
+        repeats: how many gradients were drawn.
+    """
+
+    mean: float
+    variance: float
+    snr: float
+    repeats: int
+
+
+def gradient_moments(
+    objective: Objective,
+    model: nn.Module,
+    guide: nn.Module,
+    *args: Any,
+    repeats: int,
+    groups: Mapping[str, list[nn.Parameter]] | None = None,
+    **kwargs: Any,
+) -> dict[str, GradientMoments]:
+    """Mean, variance and signal-to-noise ratio of the gradient of the loss, per parameter group.
+
+    The loss is the objective's, summed over the data plate. Running estimates stay as they are; so do
+    the parameters' ``.grad``. Uses the global random state.
+
+    Args:
+        repeats: how many gradients to draw, at least 2.
+        groups: parameters by name of the group; by default ``"model"`` and, if it has parameters
+            of its own, ``"guide"``.
+
+    Raises:
+        ValueError: fewer than 2 repeats.
+    """
+    if repeats < 2:
+        raise ValueError(f"a variance needs at least 2 repeats, not {repeats}")
+    if groups is None:
+        groups = parameter_groups(model, guide)
+    objective = copy.copy(objective)
+    objective.running = copy.deepcopy(objective.running)
+    held = objective.running.state_dict()
+    parameters = [p for group in groups.values() for p in group if p.requires_grad]
+    # Welford's update: one pass, no cancellation.
+    means = [torch.zeros_like(p) for p in parameters]
+    squares = [torch.zeros_like(p) for p in parameters]
+    for count in range(1, repeats + 1):
+        objective.running.load_state_dict(held)
+        loss = objective.differentiable_loss(model, guide, *args, **kwargs)
+        gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+        for mean, square, gradient in zip(means, squares, gradients, strict=True):
+            if gradient is not None:
+                delta = gradient - mean
+                mean += delta / count
+                square += delta * (gradient - mean)
+            else:
+                delta = -mean
+                mean += delta / count
+                square += delta * -mean
+    by_parameter = {
+        id(p): (mean.square().sum(), square.sum() / (repeats - 1))
+        for p, mean, square in zip(parameters, means, squares, strict=True)
+    }
+    moments = {}
+    for name, group in groups.items():
+        found = [by_parameter[id(p)] for p in group if id(p) in by_parameter]
+        variance = float(sum(v for _, v in found))
+        mean_square = float(sum(m for m, _ in found)) - variance / repeats
+        snr = (max(mean_square, 0.0) / variance) ** 0.5 if variance > 0 else float("inf")
+        moments[name] = GradientMoments(mean_square, variance, snr, repeats)
+    return moments
+
+
+def parameter_groups(model: nn.Module, guide: nn.Module) -> dict[str, list[nn.Parameter]]:
+    """The model's parameters, and the guide's own, by group name; a group without any is left out.
+
+    A module that declares its coefficient networks in an attribute ``baselines`` has them in neither
+    group: their gradient is that of a regression.
+    """
+    groups: dict[str, list[nn.Parameter]] = {}
+    seen: set[int] = set()
+    for name, module in (("model", model), ("guide", guide)):
+        baselines = getattr(module, "baselines", None)
+        if isinstance(baselines, nn.Module):
+            seen.update(id(p) for p in baselines.parameters())
+        own = [p for p in module.parameters() if id(p) not in seen]
+        seen.update(id(p) for p in own)
+        if own:
+            groups[name] = own
+    return groups

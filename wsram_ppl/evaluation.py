@@ -1,0 +1,82 @@
+"""Measuring a model on held-out data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pyro
+import torch
+from torch import Tensor, nn
+
+from wsram_ppl.diagnostics import importance_sample
+from wsram_ppl.errors import InputError
+
+
+@contextmanager
+def pyro_settings(*, validate: bool) -> Iterator[None]:
+    """Parameters belong to their modules; distributions are checked only if asked for.
+
+    Checks wait for the device, and a module's parameters in Pyro's global store would be shared with
+    every other module that has parameters of the same names.
+    """
+    with pyro.settings.context(module_local_params=True), pyro.validation_enabled(validate):
+        yield
+
+
+def batch_metrics(model: nn.Module, batch: tuple[Tensor, ...], samples: int) -> dict[str, Tensor]:
+    """The model's own per-datum measures ``[B]`` of a batch, if it has a method ``metrics``.
+
+    ``metrics(*batch, samples)`` may return any of them, ``error`` among them where there is one.
+    """
+    measure = getattr(model, "metrics", None)
+    return {} if measure is None else dict(measure(*batch, samples))
+
+
+@torch.no_grad()
+def evaluate(
+    model: nn.Module,
+    guide: nn.Module,
+    batches: Iterable[tuple[Tensor, ...]],
+    *,
+    samples: int,
+    particles: int,
+) -> dict[str, Any]:
+    """Means over all data of the bound, the effective sample size and the model's own measures.
+
+    Args:
+        batches: each is passed as ``model(*batch)``; the first dimension of its first tensor counts.
+        samples: glimpse sequences (or the like) per datum behind a prediction.
+        particles: M of the bound, from the guide.
+
+    Returns:
+        ``log_likelihood`` (L_M per datum in nats, a lower bound in expectation), ``ess`` (of M),
+        ``particles``, ``samples``, ``examples``, and the model's ``metrics``.
+
+    Raises:
+        InputError: no data.
+    """
+    training = model.training, guide.training
+    model.eval()
+    guide.eval()
+    nesting = getattr(model, "max_plate_nesting", float("inf"))
+    totals: dict[str, Tensor] = {}
+    examples = 0
+    try:
+        for batch in batches:
+            sample = importance_sample(
+                model, guide, *batch, num_particles=particles, max_plate_nesting=nesting
+            )
+            measures = {"log_likelihood": sample.bound, "ess": sample.ess}
+            measures |= batch_metrics(model, batch, samples)
+            for name, value in measures.items():
+                totals[name] = totals.get(name, 0.0) + value.double().sum()
+            examples += batch[0].shape[0]
+    finally:
+        model.train(training[0])
+        guide.train(training[1])
+    if examples == 0:
+        raise InputError("there is no data to evaluate on")
+    means = {name: float(total) / examples for name, total in totals.items()}
+    return means | {"particles": particles, "samples": samples, "examples": examples}

@@ -1,0 +1,235 @@
+"""Glimpses: small patches read from an image, at a chosen place and at a chosen scale.
+
+A glimpse of scale s is a k x k patch whose pixels are averages over s x s image pixels, so it shows
+a window of (s k) x (s k) pixels. :func:`build_pyramid` averages an image once for all scales;
+:func:`extract` reads any number of patches from the result. No coarse patch aliases, since it is
+interpolated between averages, not between pixels that lie s apart.
+
+Places are (x, y), x to the right and y downwards, with (0, 0) the centre of the image and -1 and +1
+its edges (the edges of the outermost pixels, as in ``grid_sample`` with ``align_corners=False``).
+Outside of the image everything is 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from wsram_ppl.errors import InputError
+
+__all__ = ["Pyramid", "build_pyramid", "extract", "window"]
+
+
+@dataclass(frozen=True)
+class Pyramid:
+    """Images at several scales, laid out so that one lookup reads patches of all of them.
+
+    Attributes:
+        buffer: [N, total], N the product of ``batch_shape``. A row holds one image's levels behind
+            each other, each with a frame of zeros one pixel wide: whatever lies outside is read
+            from there, so that a patch over the edge needs no case of its own.
+        batch_shape: leading dimensions of the images.
+        image_size: (height, width) of the images, in pixels.
+        scales: image pixels per level pixel, for each level.
+        patch: k, the side of a patch in level pixels.
+        geometry: [levels, 4], per level: half the width and half the height of the image in level
+            pixels; width and height of the level.
+        layout: [levels, 2] int64, per level: position of pixel (0, 0) in a row of ``buffer``, and
+            the distance between vertical neighbours.
+        spans: per level (position of pixel (0, 0), distance of vertical neighbours, height, width).
+    """
+
+    buffer: Tensor
+    batch_shape: torch.Size
+    image_size: tuple[int, int]
+    scales: tuple[int, ...]
+    patch: int
+    geometry: Tensor
+    layout: Tensor
+    spans: tuple[tuple[int, int, int, int], ...]
+
+    def level(self, index: int) -> Tensor:
+        """The images averaged by ``scales[index]``: [*batch_shape, ceil(H / s), ceil(W / s)]."""
+        return self._view(index).reshape(self.batch_shape + self.spans[index][2:])
+
+    def _view(self, index: int) -> Tensor:
+        start, stride, height, width = self.spans[index]
+        rows = self.buffer[:, start : start + height * stride]
+        return rows.view(len(rows), height, stride)[:, :, :width]
+
+
+def build_pyramid(images: Tensor, scales: Sequence[int], patch: int) -> Pyramid:
+    """Averages images by each of ``scales``, for :func:`extract`.
+
+    A size that a scale does not divide is filled up with zeros on the right and at the bottom.
+    Gradients flow to the images. Mixed precision leaves the pixels' type alone.
+
+    Args:
+        images: [..., H, W], floating point.
+        scales: image pixels per patch pixel, whole numbers from 1; no two alike.
+        patch: k, the side of the patches in pixels.
+
+    Raises:
+        InputError: an argument is out of range.
+    """
+    _check(images, scales, patch)
+    height, width = images.shape[-2:]
+    spans = []
+    total = 0
+    for scale in scales:
+        rows, columns = -(-height // scale), -(-width // scale)
+        # The zero on the right of a row is also the one on the left of the next.
+        stride = columns + 1
+        spans.append((total + 1 + stride, stride, rows, columns))
+        total += 1 + stride * (rows + 2)
+    # On the host: nothing here has to wait for the device.
+    geometry = torch.tensor(
+        [
+            (width / 2 / scale, height / 2 / scale, span[3], span[2])
+            for scale, span in zip(scales, spans, strict=True)
+        ],
+        dtype=torch.promote_types(images.dtype, torch.float32),
+    )
+    layout = torch.tensor([span[:2] for span in spans])
+    flat = images.reshape(-1, height, width)
+    pyramid = Pyramid(
+        buffer=flat.new_zeros(len(flat), total),
+        batch_shape=images.shape[:-2],
+        image_size=(height, width),
+        scales=tuple(scales),
+        patch=patch,
+        geometry=geometry.to(images.device, non_blocking=True),
+        layout=layout.to(images.device, non_blocking=True),
+        spans=tuple(spans),
+    )
+    for index, level in enumerate(_averages(flat, pyramid.scales)):
+        pyramid._view(index).copy_(level)
+    return pyramid
+
+
+def extract(pyramid: Pyramid, location: Tensor, scale_index: Tensor) -> Tensor:
+    """The patches of the chosen levels at the chosen places, by bilinear interpolation.
+
+    All pixels of a patch have the same offset from the pixels of its level, so a patch is read as
+    one (k + 1) x (k + 1) window, then interpolated between its rows and between its columns.
+
+    Places are not clamped: a patch far outside is all zeros (at infinity too). Where a place is
+    NaN, the patch is NaN. No gradient flows to the places, which are samples and count as
+    constants here; gradients flow to the images.
+
+    Args:
+        pyramid: of images with batch shape [..., B].
+        location: [..., B, 2], (x, y) with -1 and +1 the edges of the image.
+        scale_index: [..., B] int64, index into the pyramid's scales (not checked: that would wait
+            for the device).
+            The shapes of the images' batch, ``location`` (without its 2) and ``scale_index`` are
+            broadcast together, so either may lack the particle dimensions on the left.
+
+    Returns:
+        [..., B, k * k], row by row, in the images' type.
+
+    Example::
+
+        pyramid = build_pyramid(images, scales=(1, 2, 4), patch=12)        # images [B, 100, 100]
+        patches = extract(pyramid, location, scale_index)                  # [5, B, 144]
+    """
+    k = pyramid.patch
+    geometry = _rows(pyramid.geometry, scale_index)
+    layout = _rows(pyramid.layout, scale_index)
+    half, size = geometry[..., :2], geometry[..., 2:]
+    # Where the centre of the patch's first pixel lies, 0 being the centre of the level's first.
+    first = torch.addcmul(half - k / 2, location.detach().to(half.dtype), half)
+    # Just outside is as good as far outside, and a whole number that fits into an index.
+    first = torch.minimum(first.clamp(min=-(k + 1)), size)
+    corner = first.floor()
+    fraction = (first - corner).to(pyramid.buffer.dtype)
+
+    steps = torch.arange(k + 1, device=corner.device, dtype=corner.dtype)
+    grid = (corner.nan_to_num(nan=0.0)[..., None] + steps).clamp(min=-1.0)
+    grid = torch.minimum(grid, size[..., None]).long()  # -1 and the size: the frame of zeros
+    columns, rows = grid[..., 0, None, :], grid[..., 1, :, None]
+    count, total = pyramid.buffer.shape
+    images = (torch.arange(count, device=corner.device) * total).view(pyramid.batch_shape)
+    origin, stride = (layout[..., 0] + images)[..., None, None], layout[..., 1, None, None]
+    position = origin + rows * stride + columns
+    pixels = pyramid.buffer.view(-1).index_select(0, position.view(-1)).view(position.shape)
+
+    x, y = fraction[..., 0, None, None], fraction[..., 1, None, None]
+    pixels = torch.lerp(pixels[..., :-1, :], pixels[..., 1:, :], y)
+    pixels = torch.lerp(pixels[..., :-1], pixels[..., 1:], x)
+    return pixels.flatten(-2)
+
+
+def window(
+    location: Tensor, scale: int | Tensor, image_size: tuple[int, int], patch: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The square of the image that a glimpse shows, for drawing.
+
+    Args:
+        location: [..., 2], (x, y) with -1 and +1 the edges of the image.
+        scale: [...] or one number: image pixels per patch pixel (the scale itself, not its index).
+        image_size: (height, width) in pixels.
+        patch: k, the side of the patch in its own pixels.
+
+    Returns:
+        left, top, side: each [...], in image pixels; 0 is the left (upper) edge of the first pixel.
+        The square may reach over the image's edges.
+    """
+    height, width = image_size
+    x, y = location.detach().unbind(-1)
+    side = (torch.zeros_like(x) + scale) * patch
+    return (x + 1) * (width / 2) - side / 2, (y + 1) * (height / 2) - side / 2, side
+
+
+def _rows(table: Tensor, index: Tensor) -> Tensor:
+    """table[index], without a wait for the device: [levels, n], [...] -> [..., n]."""
+    return table.index_select(0, index.reshape(-1)).view(index.shape + table.shape[1:])
+
+
+def _averages(images: Tensor, scales: Sequence[int]) -> list[Tensor]:
+    """Images [N, H, W] averaged by each scale."""
+    found = {1: images}
+    for scale in sorted(scales):
+        # Averages of averages: the coarser levels cost next to nothing.
+        finer = max(s for s in found if scale % s == 0)
+        found[scale] = _average(found[finer], scale // finer)
+    return [found[scale] for scale in scales]
+
+
+def _average(images: Tensor, factor: int) -> Tensor:
+    """Means over factor x factor blocks: [N, H, W] -> [N, ceil(H / factor), ceil(W / factor)].
+
+    Adding strided slices is several times as fast on a CPU as ``avg_pool2d`` or a mean over
+    reshaped blocks.
+    """
+    if factor == 1:
+        return images
+    height, width = images.shape[-2:]
+    if height % factor or width % factor:
+        images = F.pad(images, (0, -width % factor, 0, -height % factor))
+    rows = images[:, ::factor]
+    for shift in range(1, factor):
+        rows = rows + images[:, shift::factor]
+    blocks = rows[:, :, ::factor]
+    for shift in range(1, factor):
+        blocks = blocks + rows[:, :, shift::factor]
+    return blocks * (1 / factor**2)
+
+
+def _check(images: Tensor, scales: Sequence[int], patch: int) -> None:
+    if images.dim() < 2 or 0 in images.shape[-2:] or not images.is_floating_point():
+        raise InputError(
+            "glimpses need floating-point images [..., height, width], not "
+            f"{images.dtype} of shape {tuple(images.shape)}"
+        )
+    whole = all(isinstance(s, int) and not isinstance(s, bool) and s >= 1 for s in scales)
+    if not scales or not whole or len(set(scales)) < len(scales):
+        raise InputError(
+            f"scales must be one or more different whole numbers from 1, not {list(scales)}"
+        )
+    if not isinstance(patch, int) or isinstance(patch, bool) or patch < 1:
+        raise InputError(f"patch must be a whole number of at least 1, not {patch!r}")

@@ -1,0 +1,255 @@
+"""The training loop: one objective, one model, one guide, one data source, any ``torch.optim``."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from wsram_ppl.checkpoints import save_checkpoint
+from wsram_ppl.errors import InputError, RunError
+from wsram_ppl.evaluation import batch_metrics, evaluate, pyro_settings
+from wsram_ppl.exploration import Exploration
+from wsram_ppl.runs import MetricsLog, RunDirectory
+from wsram_ppl.spec import Experiment, Spec, Training, build
+
+#: Streams of random numbers of a run; each has its own numbers at each step.
+_PARAMETERS, _SAMPLES, _LOGGING, _EVALUATION = range(4)
+
+#: Called after every update with its number and, when measured, the row of numbers.
+Progress = Callable[[int, Mapping[str, float] | None], None]
+
+
+def seed_for(seed: int, stream: int, step: int = 0) -> int:
+    """A 64-bit seed for one use of random numbers at one step.
+
+    Seeding by (seed, stream, step), rather than running one generator on, makes every step's draws
+    the same whether or not the run was interrupted, evaluated or logged before it.
+    """
+    return int(np.random.SeedSequence((seed, stream, step)).generate_state(1, np.uint64)[0] >> 1)
+
+
+def resolve_device(name: str) -> torch.device:
+    """The torch device of a spec's ``training.device``.
+
+    Raises:
+        InputError: it is not there.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    device = torch.device(name)
+    if device.type == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if (device.index or 0) >= count:
+            raise InputError(f"device '{name}' is not there: torch sees {count} CUDA devices; use cpu")
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise InputError("device 'mps' is not there; use cpu")
+    return device
+
+
+def _fabric(training: Training) -> Fabric:
+    device = resolve_device(training.device)
+    return Fabric(
+        accelerator=device.type,
+        devices=[device.index or 0] if device.type == "cuda" else 1,
+        precision=training.precision,
+    )
+
+
+def make_optimizer(training: Training, model: nn.Module, guide: nn.Module) -> Optimizer:
+    """The optimiser, with the model's parameters and the guide's own in two groups."""
+    known = {id(p) for p in model.parameters()}
+    own = [p for p in guide.parameters() if id(p) not in known]
+    groups: list[dict[str, Any]] = [{"params": list(model.parameters()), "name": "model"}]
+    if own:
+        groups.append({"params": own, "name": "guide"})
+    rate = training.learning_rate.initial
+    if training.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=rate, weight_decay=training.weight_decay)
+    adam = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[training.optimizer]
+    return adam(groups, lr=rate, weight_decay=training.weight_decay, fused=True)
+
+
+@dataclass
+class Trainer:
+    """One run's parts, on their device, and how far it has come.
+
+    Args:
+        spec: what to train.
+        experiment: the parts that the spec names.
+        step: updates done.
+    """
+
+    spec: Spec
+    experiment: Experiment
+    step: int = 0
+
+    def __post_init__(self) -> None:
+        self.training = self.spec.training
+        self.fabric = _fabric(self.training)
+        parts = self.experiment
+        parts.data.to(self.fabric.device)
+        self.exploration = Exploration()
+        parts.objective.regularizer = self.exploration
+        self.optimizer = make_optimizer(self.training, parts.model, parts.guide)
+        self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        self.loss, self.optimizer = self.fabric.setup(
+            parts.objective(parts.model, parts.guide), self.optimizer
+        )
+        self._buffers = {
+            (part, name): dict(getattr(parts, part).named_buffers())[name]
+            for part, name in parts.scheduled
+        }
+
+    @classmethod
+    def start(cls, spec: Spec) -> Trainer:
+        """Builds the parts of a spec with fresh parameters, fixed by its seed."""
+        if spec.training.threads:
+            torch.set_num_threads(spec.training.threads)
+        torch.manual_seed(seed_for(spec.training.seed, _PARAMETERS))
+        return cls(spec, build(spec))
+
+    def schedule(self, progress: float) -> None:
+        """Sets everything that changes over the run, for a progress in [0, 1)."""
+        training, exploration = self.training, self.spec.exploration
+        rate = training.learning_rate.value(progress)
+        guide_rate = (training.guide_learning_rate or training.learning_rate).value(progress)
+        for group in self.optimizer.param_groups:
+            group["lr"] = guide_rate if group["name"] == "guide" else rate
+        self.exploration.entropy = exploration.entropy.value(progress)
+        self.exploration.temperature = exploration.temperature.value(progress)
+        self.exploration.coverage = exploration.coverage.value(progress)
+        for key, schedule in self.experiment.scheduled.items():
+            self._buffers[key].fill_(schedule.value(progress))
+
+    def update(self) -> tuple[Tensor, ...]:
+        """One update; returns its minibatch. Nothing in here waits for the device."""
+        training = self.training
+        self.schedule(self.step / training.steps)
+        batch = self.experiment.data.training_batch(self.step, training.batch_size, training.seed)
+        torch.manual_seed(seed_for(training.seed, _SAMPLES, self.step))
+        self.optimizer.zero_grad(set_to_none=True)
+        self.fabric.backward(self.loss(*batch) / training.batch_size)
+        if training.gradient_clip:
+            nn.utils.clip_grad_norm_(self.parameters, training.gradient_clip)
+        self.optimizer.step()
+        self.step += 1
+        return batch
+
+    def measure(self, batch: tuple[Tensor, ...]) -> dict[str, float]:
+        """Numbers of the last update and its minibatch."""
+        objective, model = self.experiment.objective, self.experiment.model
+        torch.manual_seed(seed_for(self.training.seed, _LOGGING, self.step))
+        measures = batch_metrics(model, batch, objective.num_particles)
+        values = {name: value.mean() for name, value in measures.items()}
+        values = {**objective.statistics, **values}
+        numbers = {name: float(value) for name, value in values.items()}
+        bad = [name for name, value in numbers.items() if not math.isfinite(value)]
+        if bad:
+            raise RunError(
+                f"update {self.step}: {', '.join(bad)} is not finite; lower the learning rate"
+            )
+        numbers["learning_rate"] = self.optimizer.param_groups[0]["lr"]
+        numbers["entropy_weight"] = self.exploration.entropy
+        return numbers
+
+    def evaluate(self, particles: int | None = None) -> dict[str, Any]:
+        """Measures on held-out data (see :func:`wsram_ppl.evaluation.evaluate`)."""
+        training, parts = self.training, self.experiment
+        torch.manual_seed(seed_for(training.seed, _EVALUATION, self.step))
+        batches = parts.data.evaluation_batches(256, training.eval_examples)
+        return evaluate(
+            parts.model,
+            parts.guide,
+            batches,
+            samples=training.eval_samples,
+            particles=particles or parts.objective.num_particles,
+        )
+
+    def save(self, run: RunDirectory) -> None:
+        """Writes a checkpoint of everything that the run needs to go on."""
+        parts = self.experiment
+        tensors = {f"model.{k}": v for k, v in parts.model.state_dict().items()}
+        tensors |= {f"guide.{k}": v for k, v in parts.guide.state_dict().items()}
+        tensors |= {f"objective.{k}": v for k, v in parts.objective.state_dict().items()}
+        for index, state in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{index}.{k}": v for k, v in state.items() if v is not None}
+        data = {"step": self.step, "fingerprint": self.spec.fingerprint()}
+        save_checkpoint(run.checkpoint, tensors, data)
+
+
+def train(spec: Spec, run: RunDirectory, progress: Progress | None = None) -> dict[str, Any]:
+    """Trains a spec from the start and fills the run's directory.
+
+    Returns:
+        The summary: the last evaluation, updates, seconds and updates per second.
+
+    Raises:
+        InputError: the spec cannot be built here, or the directory is taken.
+        RunError: the work failed (no space, a quantity that is not finite).
+    """
+    with pyro_settings(validate=spec.training.validate_sites):
+        trainer = Trainer.start(spec)
+        run.create(spec)
+        return _loop(trainer, run, progress or (lambda step, numbers: None))
+
+
+def _due(step: int, every: int) -> bool:
+    return every > 0 and step % every == 0
+
+
+def _loop(trainer: Trainer, run: RunDirectory, progress: Progress) -> dict[str, Any]:
+    training = trainer.training
+    log: MetricsLog | None = None
+    started, measured, since = time.perf_counter(), time.perf_counter(), trainer.step
+    busy = 0.0  # seconds spent updating, without evaluations and checkpoints
+    try:
+        while trainer.step < training.steps:
+            batch = trainer.update()
+            last = trainer.step == training.steps
+            numbers = None
+            if _due(trainer.step, training.log_every) or last or log is None:
+                numbers = trainer.measure(batch)
+                now = time.perf_counter()
+                numbers["updates_per_second"] = (trainer.step - since) / (now - measured)
+                numbers["seconds"] = now - started
+                busy += now - measured
+                if log is None:
+                    log = MetricsLog(run, [*numbers, "log_likelihood"])
+                log.write(trainer.step, "train", numbers)
+                since = trainer.step
+            progress(trainer.step, numbers)
+            if _due(trainer.step, training.eval_every) and not last:
+                assert log is not None
+                log.write(trainer.step, "eval", trainer.evaluate())
+            if _due(trainer.step, training.checkpoint_every) and not last:
+                trainer.save(run)
+            if numbers is not None:
+                measured = time.perf_counter()
+        trainer.save(run)
+        evaluation = trainer.evaluate()
+        if log is not None:
+            log.write(trainer.step, "eval", evaluation)
+    finally:
+        if log is not None:
+            log.close()
+    seconds = time.perf_counter() - started
+    summary = {
+        **evaluation,
+        "updates": trainer.step,
+        "seconds": round(seconds, 3),
+        "updates_per_second": round(trainer.step / max(busy, 1e-9), 3),
+        "torch": torch.__version__,
+        "device": str(trainer.fabric.device),
+        "threads": torch.get_num_threads(),
+    }
+    run.write_summary(summary)
+    return summary
