@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import pyro
-import torch
 from pydantic import PositiveInt
 from pyro.nn import PyroModule
-from torch import Tensor, nn
+from torch import Tensor
 
 from models.digits import GlimpseClassifier
-from models.networks import Policy, SiteBaselines
+from models.networks import ProposalNetwork, SiteBaselines
 from wsram_ppl.errors import InputError
 from wsram_ppl.registry import GUIDES
 
@@ -39,9 +38,7 @@ class InferenceNetwork(PyroModule):
         network = model.network
         hidden = hidden or network.hidden
         self._model = (model,)  # in a tuple, lest nn.Module registers it
-        self.state = nn.Linear(network.hidden, hidden)
-        self.label = nn.Embedding(model.classes, hidden)  # with `state`: a layer on [r2, one_hot(y)]
-        self.policy = Policy(hidden, len(model.scales))
+        self.network = ProposalNetwork(network.hidden, hidden, model.classes, len(model.scales))
         self.baselines = SiteBaselines(network.hidden, model.classes, 2 * model.num_glimpses)
 
     @property
@@ -63,14 +60,15 @@ class InferenceNetwork(PyroModule):
             labels = observations["label"]
         if labels is None:
             raise InputError("guide 'inference' needs labels: to look without them, run the model")
-        model, network = self.model, self.model.network
-        label = self.label(labels)
+        # Read once: each read of a module's attribute is a Pyro statement for all its parameters.
+        model, proposal, baselines = self.model, self.network, self.baselines
+        network = model.network
+        label = proposal.label(labels)
         pyramid, state = network.start(images)
         with pyro.plate("images", images.shape[0], dim=-1):
             for n in range(model.num_glimpses):
                 r2 = state.r2.detach()
-                policy = self.policy(torch.relu(self.state(r2) + label))
-                infer = model.declare_baseline(self.baselines, n, r2, labels)
-                location, scale = model.sample_glimpse(n, policy, infer)
+                infer = model.declare_baseline(baselines, n, r2, labels)
+                location, scale = model.sample_glimpse(n, proposal(r2, label), infer)
                 if n + 1 < model.num_glimpses:  # what follows the last glimpse chooses nothing
                     state = network.look(pyramid, location, scale, *state)

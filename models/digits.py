@@ -15,7 +15,9 @@ from torch import Tensor
 
 from models.networks import GlimpseNetwork, SiteBaselines
 from wsram_ppl.errors import InputError
+from wsram_ppl.glimpses import extract, window
 from wsram_ppl.handlers import Mode
+from wsram_ppl.pictures import Gaze
 from wsram_ppl.registry import MODELS
 
 
@@ -75,12 +77,13 @@ class GlimpseClassifier(PyroModule):
 
     def forward(self, images: Tensor, labels: Tensor | None = None) -> Looks:
         """The Pyro program. ``images [B, height, width]`` in [0, 1], ``labels [B]`` or None."""
-        network = self.network
+        # Read once: each read of a module's attribute is a Pyro statement for all its parameters.
+        network, baselines = self.network, self.baselines
         pyramid, state = network.start(images)
         locations, scales = [], []
         with pyro.plate("images", images.shape[0], dim=-1):
             for n in range(self.num_glimpses):
-                infer = self.declare_baseline(self.baselines, n, state.r2, labels)
+                infer = self.declare_baseline(baselines, n, state.r2, labels)
                 location, scale = self.sample_glimpse(n, network.policy(state.r2), infer)
                 state = network.look(pyramid, location, scale, *state)
                 locations.append(location)
@@ -127,6 +130,34 @@ class GlimpseClassifier(PyroModule):
             looks = self(images)
         return Looks(
             *(x.expand(samples, *x.shape[-rest:]) for x, rest in zip(looks, (2, 3, 2), strict=True))
+        )
+
+    @torch.no_grad()
+    def gaze(self, images: Tensor, labels: Tensor) -> Gaze:
+        """Where the policy's modes look in each image, for a picture."""
+        looks = self.look(images)
+        pyramid, _ = self.network.start(images)
+        patches, windows = [], []
+        for n in range(self.num_glimpses):
+            location, scale = looks.locations[0, :, n], looks.scales[0, :, n]
+            seen = extract(pyramid, location, scale)
+            patches.append(seen.unflatten(-1, (self.network.patch, self.network.patch)))
+            factor = images.new_tensor(self.scales)[scale]
+            size = images.shape[-2], images.shape[-1]
+            windows.append(torch.stack(window(location, factor, size, self.network.patch), -1))
+        confidence, predicted = torch.softmax(looks.logits[0], -1).max(-1)
+        captions = [
+            f"a {label}, read as {guess} ({sure:.0%})"
+            for label, guess, sure in zip(
+                labels.tolist(), predicted.tolist(), confidence.tolist(), strict=True
+            )
+        ]
+        return Gaze(
+            images,
+            torch.stack(windows, 1),
+            torch.stack(patches, 1),
+            captions,
+            (predicted == labels).tolist(),
         )
 
     @torch.no_grad()

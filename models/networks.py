@@ -33,6 +33,21 @@ class Policy(nn.Module):
         return torch.tanh(out[..., :2]), out[..., 2:]
 
 
+class ProposalNetwork(nn.Module):
+    """The inference network: a layer on [r2, one_hot(y)] and a policy of the usual form."""
+
+    def __init__(self, inputs: int, hidden: int, classes: int, num_scales: int) -> None:
+        super().__init__()
+        self.state = nn.Linear(inputs, hidden)
+        self.label = nn.Embedding(classes, hidden)  # with `state`: a layer on [r2, one_hot(y)]
+        self.policy = Policy(hidden, num_scales)
+
+    def forward(self, r2: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
+        """A policy from ``r2 [..., B, inputs]`` and an embedded label ``[..., B, hidden]``."""
+        policy: tuple[Tensor, Tensor] = self.policy(torch.relu(self.state(r2) + label))
+        return policy
+
+
 class SiteBaselines(nn.Module):
     """One prediction per latent site from a state and the label: a baseline, or a coefficient."""
 

@@ -41,6 +41,7 @@ class Net(PyroModule):
         *,
         location_std: Schedule | float = 0.25,
         width: PositiveFloat = 1,
+        spread: PositiveFloat | Schedule = 1.0,
         scales: tuple[PositiveInt, ...] = (1, 2, 4),
         mode: Literal["soft", "hard"] = "hard",
         folder: Path | None = None,
@@ -60,7 +61,7 @@ class Net(PyroModule):
             raise KeyError("sixteen")
         self.arguments = {key: value for key, value in locals().items() if key != "self"}
         self.register_buffer("location_std", torch.tensor(float(location_std)))
-        self.register_buffer("_unrelated", torch.tensor(0))
+        self.register_buffer("spread", torch.ones(2))
 
 
 class Scheduled(PyroModule):
@@ -203,6 +204,7 @@ def test_defaults() -> None:
         "hidden": 8,
         "location_std": 0.25,
         "width": 1.0,
+        "spread": 1.0,
         "scales": [1, 2, 4],
         "mode": "hard",
         "anything": [1, 2],
@@ -321,6 +323,9 @@ def test_options_set_by_hand_are_never_dropped() -> None:
 def test_nothing_is_dropped_when_the_component_stays() -> None:
     given_tables = tables(guide={"width": 64})
     assert "unknown key guide.width" in message(parse_spec, given_tables, guide="test-proposal")
+    # Without a name in the file, its options can only be meant for the one that is chosen.
+    del given_tables["guide"]["name"]
+    assert "unknown key guide.width" in message(parse_spec, given_tables, guide="test-proposal")
 
 
 # ---------------------------------------------------------------- schedules
@@ -356,7 +361,18 @@ def test_guide_options_are_scheduled_too() -> None:
         "guide.tau cannot be scheduled: 'test-proposal' does not keep it in a 0-dim buffer of "
         "that name; give a number"
     )
-    assert "model.width cannot be scheduled" in message(build, spec("model.width={start=1,end=2}"))
+
+
+def test_what_cannot_be_scheduled() -> None:
+    no_buffer, two_numbers = (
+        spec("model.width={start=1,end=2}"),
+        spec("model.spread={start=1,end=2}"),
+    )
+    assert "model.width cannot be scheduled" in message(build, no_buffer)
+    assert "model.spread cannot be scheduled" in message(build, two_numbers)
+    # A schedule among the types must not weaken the bounds of the number.
+    assert message(spec, "model.spread=-1") == "model.spread = -1: should be greater than 0"
+    assert message(spec, "data.count={start=1,end=2}").startswith("data.count = {'start': 1")
 
 
 # ---------------------------------------------------------------- messages
@@ -370,7 +386,7 @@ STEPS = "{start=1, end=2}"
         (["modle.hidden=3"], "unknown key modle; did you mean 'model'? valid keys: data, model, "
          "guide, objective, exploration, training"),
         (["model.hiden=3"], "unknown key model.hiden; did you mean 'hidden'? valid keys: hidden, "
-         "location_std, width, scales, mode, folder, activation, anything"),
+         "location_std, width, spread, scales, mode, folder, activation, anything"),
         (["training.step=3"], "unknown key training.step; did you mean 'steps'? valid keys: "),
         (["training.validate_sites=true"], "unknown key training.validate_sites; did you mean "
          "'validate'?"),
@@ -408,7 +424,7 @@ STEPS = "{start=1, end=2}"
         (["model.width={start=1, end=0}"], "model.width.end = 0.0: should be greater than 0"),
         (["model.location_std=nan"], "model.location_std = nan: should be a string, a 64-bit"),
         (["model.anything=9223372036854775808"], "should be a string, a 64-bit integer"),
-        (["model.anything=0x" + "f" * 5000], "model.anything = an integer beyond all bounds: should"),
+        (["model.anything=0x" + "f" * 5000], "model.anything = an integer beyond all bounds"),
         (["model.anything=\udcff"], "should be valid Unicode"),
         (["model.\udcff=1"], "should be valid Unicode"),
         (["training.steps=0"], "training.steps = 0: should be greater than 0"),
@@ -460,6 +476,12 @@ def test_an_empty_spec_says_what_to_choose() -> None:
     for key in ("data.source", "model.name", "guide.name", "objective.name"):
         assert f"{key} is missing; available: " in text
     assert "test-net" in text and "or an import path package.module:Name" in text
+
+
+def test_one_problem_is_told_once() -> None:
+    assert message(spec, "training.learning_rate=inf") == (
+        "training.learning_rate = inf: should be a finite number"
+    )
 
 
 def test_long_values_are_cut() -> None:
@@ -593,6 +615,13 @@ def test_fingerprint_stays(same: str) -> None:
     assert spec(same).fingerprint() == spec().fingerprint()
 
 
+def test_fingerprint_is_of_values_not_of_how_they_are_written() -> None:
+    assert spec("model.width=2").fingerprint() == spec("model.width=2.0").fingerprint()
+    one = spec(model={"name": "test-anything", "a": 1, "b": {"c": 1, "d": 2}})
+    two = spec(model={"name": "test-anything", "b": {"d": 2, "c": 1}, "a": 1})
+    assert one.fingerprint() == two.fingerprint()
+
+
 @pytest.mark.parametrize(
     "other",
     ["training.steps=5", "training.seed=1", "training.precision=64-true", "training.validate=true",
@@ -647,6 +676,11 @@ def test_build_passes_every_option() -> None:
 def test_a_constructor_with_kwargs_gets_anything() -> None:
     found = spec(model={"name": "test-anything", "some": {"deep": [1, "a"]}, "depth": 2})
     assert build(found).model.arguments == {"depth": 2, "some": {"deep": [1, "a"]}}
+
+
+def test_true_is_not_taken_for_the_default_one() -> None:
+    (first, _) = build(spec("model.anything=[true, 2]")).model.arguments["anything"]
+    assert first is True
 
 
 @pytest.mark.parametrize(

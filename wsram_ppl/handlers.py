@@ -27,8 +27,9 @@ class ConstantSamples(Messenger):
     """
 
     def _pyro_post_sample(self, msg: dict[str, Any]) -> None:
-        if not msg["is_observed"] and isinstance(msg["value"], Tensor):
-            msg["value"] = msg["value"].detach()
+        value = msg["value"]
+        if not msg["is_observed"] and isinstance(value, Tensor) and value.requires_grad:
+            msg["value"] = value.detach()  # a constant stays the same object, as Reuse wants
 
 
 class Propose(Messenger):

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import contextlib
 import gzip
+import io
 import math
 import os
-import zipfile
 import zlib
 from importlib import resources
 from pathlib import Path
@@ -28,7 +28,6 @@ __all__ = ["DIGIT_SIZE", "NUM_CLASSES", "Digits", "read_mnist", "read_sample"]
 DIGIT_SIZE = 28
 NUM_CLASSES = 10
 MNIST_FILES = {"training": "train", "test": "t10k"}
-_DAMAGE = (OSError, EOFError, zlib.error, zipfile.BadZipFile, ValueError, KeyError)
 
 
 class Digits(NamedTuple):
@@ -56,13 +55,14 @@ def read_archive(path: Path) -> tuple[Digits, Digits]:
     """
     advice = "install wsram_ppl again, or build the file with scripts/build_sample.py"
     try:
-        with np.load(path, allow_pickle=False) as file:
+        # From memory: numpy leaves the file open when it is not what it should be.
+        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
             arrays = {
                 name: np.asarray(file[name])
                 for split in MNIST_FILES
                 for name in (f"{split}_images", f"{split}_labels")
             }
-    except _DAMAGE as error:
+    except Exception as error:  # zip, zlib and numpy each have their own
         raise InputError(f"{path} cannot be read ({one_line(error)}); {advice}") from error
     training, test = (
         _digits(arrays[f"{split}_images"], arrays[f"{split}_labels"], path, path, advice)
@@ -139,7 +139,10 @@ def _digits(
     elif labels.shape != images.shape[:1]:
         path = label_path
         fault = f"holds {labels.size:,} labels for {len(images):,} images"
-    elif labels.dtype != np.uint8 or labels.max() >= NUM_CLASSES:
+    elif labels.dtype != np.uint8:
+        path = label_path
+        fault = f"holds {labels.dtype} labels, not uint8"
+    elif labels.max() >= NUM_CLASSES:
         path = label_path
         wrong = int(np.argmax(labels >= NUM_CLASSES))
         fault = f"has label {labels[wrong]} at position {wrong:,}, outside 0..{NUM_CLASSES - 1}"

@@ -1,0 +1,56 @@
+# make demo    own environment, install, train, evaluate, draw
+# make test    own environment, install with test extras, the whole test suite
+# make check   lint, types and the wheel's contents (after make test's install)
+# make bench   speed, as ratios
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+# Updates of the demo: under five minutes on two cores.
+STEPS  := 10000
+RUN    := runs/demo-$(shell date +%Y%m%d-%H%M%S)
+
+.PHONY: demo test check lint types wheel bench clean
+
+demo: $(VENV)/.installed-cli
+	$(BIN)/python cli.py train experiments/digits.toml --set training.steps=$(STEPS) --out $(RUN)
+	$(BIN)/python cli.py glimpses $(RUN) --count 16
+	@echo "held-out digits, 20 glimpse sequences each:"
+	@$(BIN)/python cli.py evaluate $(RUN) --samples 20
+	@echo "picture: $(RUN)/glimpses.png (and .gif)"
+
+test: $(VENV)/.installed-test
+	$(BIN)/python -m pytest
+
+check: lint types wheel
+
+lint: $(VENV)/.installed-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.installed-test
+	$(BIN)/mypy
+
+wheel: $(VENV)/.installed-test
+	$(BIN)/python scripts/check_wheel.py
+
+bench: $(VENV)/.installed-test
+	$(BIN)/python benchmarks/digits.py
+
+# Installed once per environment, and again only when the requirements change.
+$(VENV)/.installed-cli: $(VENV)/.created pyproject.toml
+	$(BIN)/python -m pip install --quiet -e '.[cli]'
+	@touch $@
+
+$(VENV)/.installed-test: $(VENV)/.created pyproject.toml
+	$(BIN)/python -m pip install --quiet -e '.[test]'
+	@touch $@ $(VENV)/.installed-cli
+
+$(VENV)/.created:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Python 3.11 or later is needed; name one with: make $(MAKECMDGOALS) PYTHON=python3.11"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,284 @@
+"""Command line: train, evaluate and look at models of stochastic attention.
+
+The only place that wires models, guides and the library together.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+
+from wsram_ppl import __version__
+from wsram_ppl.errors import InputError, RunError
+
+_EXISTING_RUN = click.argument("run", type=click.Path(path_type=Path))
+
+
+class _Commands(click.Group):
+    """Turns every failure into one line and an exit code: 2 for wrong input, 1 for failed work."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (click.ClickException, click.exceptions.Exit, click.Abort):
+            raise
+        except Exception as error:
+            if os.environ.get("WSRAM_TRACEBACK"):
+                raise
+            text = " ".join(str(error).split())
+            if isinstance(error, InputError):
+                click.echo(f"error: {text}", err=True)
+                ctx.exit(2)
+            if not isinstance(error, RunError):
+                text = f"{type(error).__name__}: {text} (WSRAM_TRACEBACK=1 shows where)"
+            click.echo(f"error: {text}", err=True)
+            ctx.exit(1)
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="wsram_ppl")
+def main() -> None:
+    """Train models that choose where to look, by wake-sleep and other estimators.
+
+    Exit codes: 0, 1 for a failure at work, 2 for wrong input.
+    """
+    logging.getLogger("pyro").setLevel(logging.WARNING)
+
+
+@main.command()
+@click.argument("experiment", type=click.Path(path_type=Path))
+@click.option(
+    "--out", type=click.Path(path_type=Path), help="Run directory; by default the next free runs/NAME."
+)
+@click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="TABLE.KEY=VALUE",
+    help="Override any key of the experiment; may be given often.",
+)
+@click.option("--model", help="Shorthand for --set model.name=...")
+@click.option("--guide", help="Shorthand for --set guide.name=...")
+@click.option("--objective", help="Shorthand for --set objective.name=...")
+@click.option("--control-variate", help="Shorthand for --set objective.control_variate=...")
+@click.option("--device", help="Shorthand for --set training.device=... (auto, cpu, cuda, cuda:N, mps)")
+@click.option("--seed", type=int, help="Shorthand for --set training.seed=...")
+def train(
+    experiment: Path,
+    out: Path | None,
+    overrides: tuple[str, ...],
+    model: str | None,
+    guide: str | None,
+    objective: str | None,
+    control_variate: str | None,
+    device: str | None,
+    seed: int | None,
+) -> None:
+    """Train what the TOML file EXPERIMENT describes.
+
+    \b
+    Examples:
+      python cli.py train experiments/digits.toml --set training.steps=20000 --out runs/a
+      python cli.py train experiments/digits.toml --objective variational --guide prior
+    """
+    _register()
+    from wsram_ppl import training
+    from wsram_ppl.runs import RunDirectory
+    from wsram_ppl.spec import load_spec
+
+    spec = load_spec(
+        experiment,
+        overrides,
+        model=model,
+        guide=guide,
+        objective=objective,
+        control_variate=control_variate,
+        device=device,
+        seed=seed,
+    )
+    for note in spec.notes:
+        click.echo(f"note: {note}", err=True)
+    run = RunDirectory(out or _free_directory(experiment.stem))
+    with _Bar(spec.training.steps) as bar:
+        summary = training.train(spec, run, bar.update)
+    click.echo(
+        f"{run}: {summary['updates']} updates in {summary['seconds']:.0f} s "
+        f"({summary['updates_per_second']:.1f} per second)"
+    )
+    _print_measures(summary)
+
+
+@main.command()
+@_EXISTING_RUN
+@click.option(
+    "--samples",
+    type=click.IntRange(min=1),
+    default=20,
+    show_default=True,
+    help="Glimpse sequences behind each prediction.",
+)
+@click.option(
+    "--particles",
+    type=click.IntRange(min=1),
+    default=100,
+    show_default=True,
+    help="Particles of the log-likelihood bound.",
+)
+@click.option("--examples", type=click.IntRange(min=1), help="Held-out examples; by default all.")
+@click.option("--batch-size", type=click.IntRange(min=1), default=100, show_default=True)
+@click.option(
+    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the samples drawn."
+)
+@click.option("--device", default="cpu", show_default=True, help="auto, cpu, cuda, cuda:N or mps.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def evaluate(
+    run: Path,
+    samples: int,
+    particles: int,
+    examples: int | None,
+    batch_size: int,
+    seed: int,
+    device: str,
+    as_json: bool,
+) -> None:
+    """Measure the trained RUN on held-out data.
+
+    log_likelihood is the importance bound with many particles of the run's guide, in nats per example;
+    ess is that sample's effective size.
+    """
+    _register()
+    import torch
+
+    from wsram_ppl import evaluation
+    from wsram_ppl.runs import RunDirectory
+    from wsram_ppl.training import resolve_device
+
+    with evaluation.pyro_settings(validate=False):
+        _, parts, step = RunDirectory(run).load(resolve_device(device))
+        torch.manual_seed(seed)
+        batches = parts.data.evaluation_batches(batch_size, examples)
+        result = evaluation.evaluate(
+            parts.model, parts.guide, batches, samples=samples, particles=particles
+        )
+    result["updates"] = step
+    if as_json:
+        click.echo(json.dumps(result))
+    else:
+        _print_measures(result)
+
+
+@main.command()
+@_EXISTING_RUN
+@click.option(
+    "--count", type=click.IntRange(min=1), default=16, show_default=True, help="Held-out images to draw."
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="The PNG to write (the GIF goes beside it); by default RUN/glimpses.png.",
+)
+def glimpses(run: Path, count: int, out: Path | None) -> None:
+    """Draw where the trained RUN looks: a PNG with all glimpses, and a GIF of their order.
+
+    Frames are glimpses at the most probable choices, numbered in order; their size is the scale.
+    """
+    _register()
+    from wsram_ppl import evaluation, pictures
+    from wsram_ppl.runs import RunDirectory
+
+    out = out or run / "glimpses.png"
+    if out.suffix.lower() != ".png":
+        raise InputError(f"--out {out}: should end in .png")
+    with evaluation.pyro_settings(validate=False):
+        spec, parts, _ = RunDirectory(run).load()
+        draw = getattr(parts.model, "gaze", None)
+        if draw is None:
+            raise InputError(f"model '{spec.model.name}' has no method 'gaze' to draw its glimpses from")
+        batch = next(iter(parts.data.evaluation_batches(count, count)))
+        try:
+            files = pictures.draw_gaze(draw(*batch), out)
+        except OSError as error:
+            raise RunError(f"cannot write {out}: {error.strerror or error}") from error
+    click.echo("drew " + " and ".join(str(file) for file in files))
+
+
+@main.command("list")
+def list_parts() -> None:
+    """List every model, guide, objective and data source, one line each."""
+    _register()
+    from wsram_ppl.registry import DATA_SOURCES, GUIDES, MODELS, OBJECTIVES
+
+    for registry in (MODELS, GUIDES, OBJECTIVES, DATA_SOURCES):
+        for name, summary in registry.describe().items():
+            click.echo(f"{registry.kind:<12} {name:<20} {summary}")
+
+
+def _register() -> None:
+    """Imports what registers itself by name. Here, not above: importing torch takes seconds."""
+    import guides  # noqa: F401
+    import models  # noqa: F401
+    import wsram_ppl.data
+    import wsram_ppl.objectives  # noqa: F401
+
+
+def _free_directory(name: str) -> Path:
+    """runs/NAME, or the first of runs/NAME-2, runs/NAME-3, ... that is not there."""
+    path, count = Path("runs") / name, 1
+    while path.exists():
+        count += 1
+        path = Path("runs") / f"{name}-{count}"
+    return path
+
+
+def _print_measures(measures: Mapping[str, Any]) -> None:
+    """The measures that a reader looks for first, then the model's others."""
+    lines = {}
+    if "error" in measures:
+        lines["error"] = f"{measures['error']:.2%} of {measures['examples']} held-out examples"
+    lines["bound"] = (
+        f"{measures['log_likelihood']:.4f} nats per example ({measures['particles']} particles)"
+    )
+    lines["ess"] = f"{measures['ess']:.2f} of {measures['particles']}"
+    shown = {"error", "log_likelihood", "ess", "samples", "particles", "examples"}
+    shown |= {"updates", "seconds", "updates_per_second", "torch", "device", "threads"}
+    for name, value in measures.items():
+        if name not in shown:
+            lines[name] = f"{value:.4g}"
+    for name, text in lines.items():
+        click.echo(f"  {name:<12} {text}")
+
+
+class _Bar:
+    """A progress bar on standard error, silent where that is not a terminal."""
+
+    def __init__(self, steps: int) -> None:
+        from tqdm import tqdm
+
+        self._bar = tqdm(total=steps, unit="update", disable=None, dynamic_ncols=True)
+
+    def __enter__(self) -> _Bar:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._bar.close()
+
+    def update(self, step: int, numbers: Mapping[str, float] | None) -> None:
+        self._bar.update(step - self._bar.n)
+        if numbers is not None:
+            shown = {
+                "error": f"{numbers['error']:.0%}" if "error" in numbers else None,
+                "bound": f"{numbers['bound']:.3f}",
+                "ess": f"{numbers['ess']:.2f}",
+            }
+            self._bar.set_postfix({k: v for k, v in shown.items() if v is not None})
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,113 @@
+"""Pictures of where a model looked: a still and an animation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+#: One colour per glimpse, in order; repeated after the last. Readable on black and on white.
+COLOURS = ["#ffd400", "#ff8c1a", "#ff4d6d", "#c77dff", "#4cc9f0", "#52e3a4"]
+_INK, _PAPER, _GOOD, _BAD = "#202124", "#ffffff", "#1a7f37", "#cf222e"
+_GAP = 10
+
+
+@dataclass(frozen=True)
+class Gaze:
+    """Where a model looked in each of B images, and what it then said.
+
+    Args:
+        images: ``[B, height, width]`` in [0, 1].
+        windows: ``[B, N, 3]``: left, top and side of each glimpse's window, in pixels of the image.
+        patches: ``[B, N, k, k]``: what the glimpses saw.
+        captions: what to write under each image.
+        correct: whether the answer was right, per image.
+    """
+
+    images: Tensor
+    windows: Tensor
+    patches: Tensor
+    captions: Sequence[str]
+    correct: Sequence[bool]
+
+
+def draw_gaze(gaze: Gaze, path: Path, columns: int = 4, zoom: int = 2) -> list[Path]:
+    """Writes ``path`` (PNG: all glimpses, numbered) and the same with ``.gif`` (one after the other).
+
+    Under each image stand the patches as the model saw them, framed in the colour of their glimpse.
+
+    Args:
+        columns: images in a row.
+        zoom: picture pixels per image pixel.
+
+    Returns:
+        The two files written.
+    """
+    glimpses = gaze.windows.shape[1]
+    still = _page(gaze, glimpses, columns, zoom)
+    still.save(path)
+    frames = [_page(gaze, shown, columns, zoom) for shown in range(glimpses + 1)]
+    moving = path.with_suffix(".gif")
+    frames[0].save(
+        moving,
+        save_all=True,
+        append_images=[*frames[1:], frames[-1]],
+        duration=700,
+        loop=0,
+    )
+    return [path, moving]
+
+
+def _page(gaze: Gaze, shown: int, columns: int, zoom: int) -> Image.Image:
+    """All images with their first ``shown`` glimpses, in a grid."""
+    cells = [_cell(gaze, index, shown, zoom) for index in range(len(gaze.captions))]
+    columns = min(columns, len(cells))
+    rows = -(-len(cells) // columns)
+    width, height = cells[0].width + _GAP, cells[0].height + _GAP
+    page = Image.new("RGB", (columns * width + _GAP, rows * height + _GAP), _PAPER)
+    for index, cell in enumerate(cells):
+        page.paste(cell, (_GAP + index % columns * width, _GAP + index // columns * height))
+    return page
+
+
+def _cell(gaze: Gaze, index: int, shown: int, zoom: int) -> Image.Image:
+    """One image with its windows, the patches below, and the caption."""
+    picture = _picture(gaze.images[index], zoom)
+    draw = ImageDraw.Draw(picture)
+    font = ImageFont.load_default(size=13)
+    windows = gaze.windows[index].tolist()
+    for n, (left, top, side) in enumerate(windows[:shown]):
+        colour = COLOURS[n % len(COLOURS)]
+        box = [zoom * left, zoom * top, zoom * (left + side), zoom * (top + side)]
+        draw.rectangle(box, outline=colour, width=2 if n + 1 == shown else 1)
+        # The number stays readable where the window reaches over the edge.
+        at = (min(max(box[0] + 3, 1), picture.width - 10), min(max(box[1] + 1, 0), picture.height - 15))
+        draw.text(at, str(n + 1), fill=colour, font=font)
+    count = len(windows)
+    side = (picture.width - (count - 1) * 4) // count
+    cell = Image.new("RGB", (picture.width, picture.height + side + 28), _PAPER)
+    cell.paste(picture, (0, 0))
+    pen = ImageDraw.Draw(cell)
+    for n in range(count):
+        left, top = n * (side + 4), picture.height + 4
+        if n < shown:
+            patch = _picture(gaze.patches[index, n], 1).resize((side, side), Image.Resampling.NEAREST)
+            cell.paste(patch, (left, top))
+        outline = COLOURS[n % len(COLOURS)] if n < shown else "#d0d7de"
+        pen.rectangle([left, top, left + side - 1, top + side - 1], outline=outline, width=2)
+    finished = shown == count
+    colour = (_GOOD if gaze.correct[index] else _BAD) if finished else _INK
+    text = gaze.captions[index] if finished else gaze.captions[index].split(",")[0]
+    pen.text((0, picture.height + side + 8), text, fill=colour, font=font)
+    return cell
+
+
+def _picture(image: Tensor, zoom: int) -> Image.Image:
+    grey: NDArray[np.uint8] = (image.clamp(0, 1) * 255).round().byte().cpu().numpy()
+    picture = Image.fromarray(grey).convert("RGB")
+    return picture.resize((picture.width * zoom, picture.height * zoom), Image.Resampling.NEAREST)
