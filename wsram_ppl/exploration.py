@@ -156,7 +156,8 @@ def _cell_probabilities(fn: Any, site: str) -> Tensor:
     while isinstance(fn, (ExpandedDistribution, MaskedDistribution)):
         fn = fn.base_dist
     if isinstance(fn, (torch.distributions.Categorical, torch.distributions.OneHotCategorical)):
-        return fn.probs
+        probs: Tensor = fn.probs
+        return probs
     if isinstance(fn, torch.distributions.Bernoulli):
         return torch.stack([1 - fn.probs, fn.probs], -1)
     if isinstance(fn, torch.distributions.Independent) and isinstance(

@@ -126,7 +126,7 @@ class MetricsLog:
         self._file = open(run.path / METRICS, "w", newline="", encoding="utf-8")  # noqa: SIM115
         self._rows = csv.DictWriter(self._file, self._columns)
         self._rows.writeheader()
-        self._events = SummaryWriter(str(run.path / "tensorboard"))  # type: ignore[no-untyped-call]
+        self._events = SummaryWriter(str(run.path / "tensorboard"))
 
     def write(self, step: int, split: str, values: Mapping[str, float]) -> None:
         """Adds a row; numbers are written with six significant digits."""
@@ -135,8 +135,8 @@ class MetricsLog:
         self._file.flush()
         for name, value in values.items():
             if math.isfinite(value):
-                self._events.add_scalar(f"{split}/{name}", value, step)  # type: ignore[no-untyped-call]
+                self._events.add_scalar(f"{split}/{name}", value, step)
 
     def close(self) -> None:
         self._file.close()
-        self._events.close()  # type: ignore[no-untyped-call]
+        self._events.close()

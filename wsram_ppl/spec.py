@@ -51,13 +51,11 @@ from pydantic import (
     ValidationError,
     create_model,
 )
-from pyro.infer import ELBO
 from torch import Tensor, nn
 
-import wsram_ppl.data
-import wsram_ppl.objectives  # noqa: F401  (importing them registers what they define)
 from wsram_ppl.data import DataSource
 from wsram_ppl.errors import InputError, RunError
+from wsram_ppl.objectives import Objective
 from wsram_ppl.registry import (
     DATA_SOURCES,
     GUIDES,
@@ -90,7 +88,7 @@ _KINDS: Final[dict[str, type[Any]]] = {
     "data": DataSource,
     "model": nn.Module,
     "guide": nn.Module,
-    "objective": ELBO,
+    "objective": Objective,
 }
 _SECTIONS: Final = (*_COMPONENTS, "exploration", "training")
 _SCHEDULED: Final = ("model", "guide")
@@ -358,7 +356,7 @@ class Experiment:
 
     model: nn.Module
     guide: nn.Module
-    objective: ELBO
+    objective: Objective
     data: DataSource
     scheduled: dict[tuple[Literal["model", "guide"], str], Schedule]
 

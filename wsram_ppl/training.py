@@ -74,7 +74,7 @@ def make_optimizer(training: Training, model: nn.Module, guide: nn.Module) -> Op
     rate = training.learning_rate.initial
     if training.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=rate, weight_decay=training.weight_decay)
-    adam = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[training.optimizer]
+    adam = torch.optim.Adam if training.optimizer == "adam" else torch.optim.AdamW
     return adam(groups, lr=rate, weight_decay=training.weight_decay, fused=True)
 
 

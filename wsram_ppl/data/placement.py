@@ -43,17 +43,17 @@ def place(images: Tensor, placements: Tensor, canvas: int) -> Tensor:
     of the resized image are 0.
 
     Args:
-        images: [B, h, w], uint8 (0..255) or float (0..1).
+        images: [B, h, w], uint8 (0..255) or, in 0..1, the type of ``placements``.
         placements: [3, B]: factor, left, top, in canvas pixels; see :func:`draw_placements`.
         canvas: side of the square canvas, in pixels.
 
     Returns:
-        [B, canvas, canvas] float32 in [0, 1].
+        [B, canvas, canvas] in [0, 1], in the type of ``placements``.
     """
     # Mixed precision has no business in the pixels, and would change their type.
     with torch.autocast(images.device.type, enabled=False):
         if images.dtype == torch.uint8:
-            images = images.float().mul_(1 / 255)
+            images = images.to(placements.dtype).mul_(1 / 255)
         factor, left, top = placements
         columns = _weights(factor, left, images.shape[-1], canvas)
         rows = _weights(factor, top, images.shape[-2], canvas)

@@ -1,0 +1,166 @@
+"""The prior as proposal: guide and model share theta, and each objective says what theta then gets.
+
+A naive sum of the terms for theta and for eta would be wrong in both directions: it would count the
+proposal's own gradient where it does not belong (wake-sleep), or lose it (the bounds).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from guides import Prior
+from wsram_ppl.objectives import ImportanceBound, Objective, VariationalBound, WakeSleep
+
+from .enumeration import (
+    Gradients,
+    Problem,
+    StateNetwork,
+    TableModel,
+    Tables,
+    Tuples,
+    arbitrary_running_state,
+    assert_equal,
+    cases,
+    estimates,
+    examples,
+    expected_bound,
+    gradient,
+    weighted_scores,
+    weights,
+)
+
+#: Problems whose guide tables are the prior's own.
+prior_cases = cases(least=2, any_order=False, share=st.just(0.0), noisy=False)
+Case = tuple[Problem, int]
+
+
+def estimate(objective: Objective, tuples: Tuples, baselines: bool, seed: int) -> Gradients:
+    """The estimates of all tuples with ``Prior(model)`` as guide, at arbitrary running estimates."""
+    network = StateNetwork(tuples.problem.names, seed)
+    model = TableModel(tuples.problem, tuples.rows, network.declare if baselines else None)
+
+    def run() -> Gradients:
+        return estimates(objective, model, Prior(model), tuples.values)
+
+    arbitrary_running_state(objective, run, seed)
+    return run()
+
+
+def bound_under_prior(tuples: Tuples, kind: str) -> Any:
+    """E_p[F] or E_p[L_M]: the bound where the proposal *is* the prior, a function of theta alone."""
+    count = len(tuples.problem.prior)
+    bound = expected_bound(tuples, kind)
+
+    def function(theta: Tables, eta: Tables) -> torch.Tensor:
+        return bound(theta, theta[:count])
+
+    return function
+
+
+@pytest.mark.parametrize("baseline", ["none", "leave-one-out", "site"])
+@given(case=prior_cases, vectorized=st.booleans(), declared=st.booleans(), seed=st.integers(0, 999))
+@examples(40)
+def test_variational_bound_is_unbiased(
+    baseline: Any, case: Case, vectorized: bool, declared: bool, seed: int
+) -> None:
+    """VariationalBound: the gradient of E_p[log p(y|a)], with every baseline."""
+    tuples = Tuples(*case)
+    objective = VariationalBound(baseline, case[1], vectorize_particles=vectorized)
+    found = estimate(objective, tuples, declared, seed).map(tuples.mean)
+    assert_equal(found.theta, gradient(bound_under_prior(tuples, "F"), case[0]).theta)
+
+
+@given(case=prior_cases, vectorized=st.booleans())
+@examples(40)
+def test_variational_bound_is_equation_5(case: Case, vectorized: bool) -> None:
+    """VariationalBound("none") is eq. 5 tuple by tuple: d log p(y|a) + log p(y|a) d log p(a)."""
+    problem, particles = case
+    tuples = Tuples(problem, particles)
+    objective = VariationalBound("none", particles, vectorize_particles=vectorized)
+    found = estimate(objective, tuples, False, 0).map(tuples.mean)
+    log_likelihood = tuples.of(problem.log_likelihood(problem.theta))
+    each = torch.ones_like(log_likelihood) / particles
+    direct = weighted_scores(tuples, each, lambda theta, eta: problem.log_likelihood(theta))
+    score = weighted_scores(
+        tuples, log_likelihood / particles, lambda theta, eta: problem.log_prior(theta)
+    )
+    equation_5 = gradient(lambda theta, eta: direct(theta, eta) + score(theta, eta), problem)
+    assert_equal(found.theta, equation_5.theta)
+    for row in range(0, tuples.rows, 7):
+        one = Tuples(problem, particles)
+        one.__dict__["index"] = tuples.index[row : row + 1]
+        one.__dict__["probability"] = torch.ones(1, dtype=torch.float64)
+        direct = weighted_scores(one, each[:1], lambda theta, eta: problem.log_likelihood(theta))
+        score = weighted_scores(
+            one,
+            log_likelihood[row : row + 1] / particles,
+            lambda theta, eta: problem.log_prior(theta),
+        )
+        expected = gradient(lambda theta, eta: direct(theta, eta) + score(theta, eta), problem).theta  # noqa: B023
+        assert_equal(estimate(objective, one, False, 0).map(lambda g: g[0]).theta, expected)
+
+
+@given(case=prior_cases, vectorized=st.booleans(), declared=st.booleans())
+@examples(40)
+def test_importance_bound_is_unbiased(case: Case, vectorized: bool, declared: bool) -> None:
+    """ImportanceBound: the exact gradient of E_p[L_M], score term included."""
+    tuples = Tuples(*case)
+    objective = ImportanceBound(case[1], vectorize_particles=vectorized)
+    found = estimate(objective, tuples, declared, 0).map(tuples.mean)
+    assert_equal(found.theta, gradient(bound_under_prior(tuples, "L"), case[0]).theta)
+
+
+@pytest.mark.parametrize(
+    "control_variate", ["none", "self-normalized", "unnormalized", "adaptive", "learned"]
+)
+@given(case=prior_cases, vectorized=st.booleans(), declared=st.booleans(), seed=st.integers(0, 999))
+@examples(30)
+def test_wake_sleep_has_no_second_gradient(
+    control_variate: Any, case: Case, vectorized: bool, declared: bool, seed: int
+) -> None:
+    """WakeSleep: the expectation of eq. 8, sum_m w_m d log p(y, a^m), under the prior; nothing more.
+
+    r = 1, so that all five share it. It is not the gradient of E_p[L_M], which has a score term.
+    """
+    problem, particles = case
+    tuples = Tuples(problem, particles)
+    objective = WakeSleep(
+        control_variate, num_particles=particles, vectorize_particles=vectorized, decay=0.5
+    )
+    found = estimate(objective, tuples, declared, seed).map(tuples.mean)
+    target = weighted_scores(
+        tuples,
+        weights(tuples),
+        lambda theta, eta: problem.log_prior(theta) + problem.log_likelihood(theta),
+    )
+    assert_equal(found.theta, gradient(target, problem).theta)
+
+
+@pytest.mark.parametrize("control_variate", ["self-normalized", "unnormalized"])
+@given(case=prior_cases, vectorized=st.booleans())
+@examples(20)
+def test_wake_sleep_is_equation_16_with_r_equal_to_1(
+    control_variate: Any, case: Case, vectorized: bool
+) -> None:
+    """Tuple by tuple: sum_m w_m d log p(y|a^m) + (w_m - 1/M) d log p(a^m)."""
+    problem, particles = case
+    tuples = Tuples(problem, particles)
+    objective = WakeSleep(control_variate, num_particles=particles, vectorize_particles=vectorized)
+    found = estimate(objective, tuples, False, 0).theta
+    w = weights(tuples)
+
+    def jacobian(function: Any) -> list[torch.Tensor]:
+        """d ``[A]`` / d theta, ``[A, *table]`` per table."""
+        return list(torch.autograd.functional.jacobian(lambda *t: function(t), tuple(problem.theta)))
+
+    likelihood, prior = jacobian(problem.log_likelihood), jacobian(problem.log_prior)
+    for f, d_likelihood, d_prior in zip(found, likelihood, prior, strict=True):
+        expected = torch.einsum("tm,tm...->t...", w, d_likelihood[tuples.index]) + torch.einsum(
+            "tm,tm...->t...", w - 1 / particles, d_prior[tuples.index]
+        )
+        assert_equal([f], [expected])
