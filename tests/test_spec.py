@@ -17,11 +17,11 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import PositiveFloat, PositiveInt
-from pyro.infer import Trace_ELBO
 from pyro.nn import PyroModule
 from torch import Tensor, nn
 
 from wsram_ppl.errors import InputError, RunError
+from wsram_ppl.objectives import ImportanceBound
 from wsram_ppl.registry import DATA_SOURCES, GUIDES, MODELS, OBJECTIVES
 from wsram_ppl.schedules import Schedule
 from wsram_ppl.spec import Exploration, Spec, Training, build, load_spec, parse_spec
@@ -112,7 +112,7 @@ class Alone(nn.Module):
         super().__init__()
 
 
-class Bound(Trace_ELBO):
+class Bound(ImportanceBound):
     """An objective."""
 
     def __init__(
@@ -130,7 +130,7 @@ class Bound(Trace_ELBO):
         self.control_variate = control_variate
 
 
-class Plain(Trace_ELBO):
+class Plain(ImportanceBound):
     """An objective without options."""
 
     def __init__(self) -> None:
@@ -405,7 +405,8 @@ STEPS = "{start=1, end=2}"
         (["model=test-net"], "model = 'test-net': should be a table [model]"),
         (["training=3"], "training = 3: should be a table [training]"),
         (["model.name=builtins:int"], "model.name: 'builtins:int' is not a torch.nn"),
-        (["objective.name=torch.nn:Linear"], "'torch.nn:Linear' is not a pyro.infer.elbo.ELBO"),
+        (["objective.name=pyro.infer:Trace_ELBO"], "'pyro.infer:Trace_ELBO' is not a "
+         "wsram_ppl.objectives"),
         (["data.source=torch.nn:Linear"], "'torch.nn:Linear' lacks methods of wsram_ppl.data"),
         (["guide.name=test-alone"], "Alone': its constructor should take the model as first"),
         (["model.name=test-required"], "model.vocabulary is missing"),

@@ -40,7 +40,7 @@ def examples(count: int) -> settings:
 
 
 def chain(tables: Tables) -> Tensor:
-    """Joint log-probabilities of a chain: tables ``[K_1, ..., K_n]`` of logits -> ``[K_1, ..., K_N]``."""
+    """Joint log-probabilities ``[K_1, ..., K_N]`` of a chain given by logits ``[K_1, ..., K_n]``."""
     joint = tables[0].new_zeros(())
     for table in tables:
         joint = joint.unsqueeze(-1) + torch.log_softmax(table, -1)
@@ -89,6 +89,16 @@ class Problem:
     def eta(self) -> list[Tensor]:
         """All tables of the guide."""
         return list(self.proposal)
+
+    @property
+    def count(self) -> int:
+        """A, the number of joint values."""
+        return self.prior[-1].numel()
+
+    def values(self, index: Tensor) -> dict[str, Tensor]:
+        """What each latent takes at flat joint values: ``[M, T] -> [M, T]`` per site."""
+        parts = torch.unravel_index(index.contiguous(), self.sizes)
+        return dict(zip(self.names, parts, strict=True))
 
     @property
     def orders_agree(self) -> bool:
@@ -213,12 +223,12 @@ def cases(
 class Tuples:
     """Every tuple of M joint values: ``index`` is ``[T, M]`` into the flat joint values."""
 
-    problem: Problem
+    problem: Any
     particles: int
 
     @cached_property
     def index(self) -> Tensor:
-        values = torch.arange(self.problem.prior[-1].numel())
+        values = torch.arange(self.problem.count)
         return torch.cartesian_prod(*[values] * self.particles).reshape(-1, self.particles)
 
     @property
@@ -228,8 +238,7 @@ class Tuples:
     @cached_property
     def values(self) -> dict[str, Tensor]:
         """What each latent takes in each tuple, ``[M, T]``."""
-        parts = torch.unravel_index(self.index.T.contiguous(), self.problem.sizes)
-        return dict(zip(self.problem.names, parts, strict=True))
+        return self.problem.values(self.index.T)
 
     def log_probability(self, log_proposal: Tensor) -> Tensor:
         """Of each tuple, when particles are drawn independently: ``[A] -> [T]``."""
@@ -264,7 +273,7 @@ def gradient(function: Callable[[list[Tensor], list[Tensor]], Tensor], problem: 
 
 @dataclass(frozen=True)
 class Gradients:
-    """One tensor per table: ``[*table]`` for a target, ``[T, *table]`` for the estimates of all tuples."""
+    """One tensor per table: ``[*table]`` for a target, ``[T, *table]`` for the estimates of tuples."""
 
     theta: list[Tensor]
     eta: list[Tensor]
@@ -291,7 +300,7 @@ Declare = Callable[[str, Tensor], dict[str, Any]]
 
 
 def _pick(table: Tensor, history: Sequence[Tensor]) -> Tensor:
-    """``[rows, K_0, ..., K_n]`` at the values drawn so far (``[..., rows]`` each) -> ``[..., rows, K_n]``."""
+    """``[rows, K_0, ..., K_n]`` at the values so far (``[..., rows]`` each) -> ``[..., rows, K_n]``."""
     if not history:
         return table
     return table[(torch.arange(table.shape[0]), *history)]
@@ -376,20 +385,16 @@ def estimates(
     model: Program,
     guide: nn.Module,
     values: Mapping[str, Tensor],
-    retain: bool = False,
 ) -> Gradients:
     """The objective's gradient estimate (ascent) for every row, through the public API.
 
     Args:
         values: the latent values of all particles, ``[M, rows]`` per site.
-        retain: keep gradients of other parameters (baseline networks) in their ``.grad``.
     """
     theta = list(model.tables)
     eta = list(guide.tables) if isinstance(guide, Program) else []
     with force(values, objective.vectorize_particles):
         loss = objective(model, guide)()
-    if retain:
-        loss.backward(retain_graph=True)
     found = torch.autograd.grad(-loss, [*theta, *eta], allow_unused=True)
     full = [
         torch.zeros_like(table) if g is None else g
@@ -449,6 +454,30 @@ def weighted_scores(
         return (tuples.probability * each).sum()
 
     return function
+
+
+def combined_scores(
+    tuples: Tuples, *terms: tuple[Tensor, Callable[[Tables], Tensor]]
+) -> list[Tensor]:
+    """What each tuple's estimate of theta should be: a sum of coefficient_m d log-density(a^m).
+
+    Args:
+        terms: pairs of a coefficient ``[T, M]`` and a log-density theta -> ``[A]``.
+
+    Returns:
+        ``[T, *table]`` for each of theta's tables.
+    """
+    theta = tuple(tuples.problem.theta)
+    total = [torch.zeros(tuples.rows, *table.shape, dtype=table.dtype) for table in theta]
+    for coefficient, log_density in terms:
+
+        def function(*tables: Tensor, log_density: Callable[[Tables], Tensor] = log_density) -> Tensor:
+            return log_density(tables)
+
+        scores = torch.autograd.functional.jacobian(function, theta, vectorize=True)
+        for sum_, score in zip(total, scores, strict=True):
+            sum_ += torch.einsum("tm,tm...->t...", coefficient, score[tuples.index])
+    return total
 
 
 # Baselines and coefficients that depend on the state.

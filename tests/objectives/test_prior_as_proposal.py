@@ -26,6 +26,7 @@ from .enumeration import (
     arbitrary_running_state,
     assert_equal,
     cases,
+    combined_scores,
     estimates,
     examples,
     expected_bound,
@@ -82,27 +83,13 @@ def test_variational_bound_is_equation_5(case: Case, vectorized: bool) -> None:
     problem, particles = case
     tuples = Tuples(problem, particles)
     objective = VariationalBound("none", particles, vectorize_particles=vectorized)
-    found = estimate(objective, tuples, False, 0).map(tuples.mean)
     log_likelihood = tuples.of(problem.log_likelihood(problem.theta))
-    each = torch.ones_like(log_likelihood) / particles
-    direct = weighted_scores(tuples, each, lambda theta, eta: problem.log_likelihood(theta))
-    score = weighted_scores(
-        tuples, log_likelihood / particles, lambda theta, eta: problem.log_prior(theta)
+    expected = combined_scores(
+        tuples,
+        (torch.ones_like(log_likelihood) / particles, problem.log_likelihood),
+        (log_likelihood / particles, problem.log_prior),
     )
-    equation_5 = gradient(lambda theta, eta: direct(theta, eta) + score(theta, eta), problem)
-    assert_equal(found.theta, equation_5.theta)
-    for row in range(0, tuples.rows, 7):
-        one = Tuples(problem, particles)
-        one.__dict__["index"] = tuples.index[row : row + 1]
-        one.__dict__["probability"] = torch.ones(1, dtype=torch.float64)
-        direct = weighted_scores(one, each[:1], lambda theta, eta: problem.log_likelihood(theta))
-        score = weighted_scores(
-            one,
-            log_likelihood[row : row + 1] / particles,
-            lambda theta, eta: problem.log_prior(theta),
-        )
-        expected = gradient(lambda theta, eta: direct(theta, eta) + score(theta, eta), problem).theta  # noqa: B023
-        assert_equal(estimate(objective, one, False, 0).map(lambda g: g[0]).theta, expected)
+    assert_equal(estimate(objective, tuples, False, 0).theta, expected)
 
 
 @given(case=prior_cases, vectorized=st.booleans(), declared=st.booleans())
@@ -151,16 +138,8 @@ def test_wake_sleep_is_equation_16_with_r_equal_to_1(
     problem, particles = case
     tuples = Tuples(problem, particles)
     objective = WakeSleep(control_variate, num_particles=particles, vectorize_particles=vectorized)
-    found = estimate(objective, tuples, False, 0).theta
     w = weights(tuples)
-
-    def jacobian(function: Any) -> list[torch.Tensor]:
-        """d ``[A]`` / d theta, ``[A, *table]`` per table."""
-        return list(torch.autograd.functional.jacobian(lambda *t: function(t), tuple(problem.theta)))
-
-    likelihood, prior = jacobian(problem.log_likelihood), jacobian(problem.log_prior)
-    for f, d_likelihood, d_prior in zip(found, likelihood, prior, strict=True):
-        expected = torch.einsum("tm,tm...->t...", w, d_likelihood[tuples.index]) + torch.einsum(
-            "tm,tm...->t...", w - 1 / particles, d_prior[tuples.index]
-        )
-        assert_equal([f], [expected])
+    expected = combined_scores(
+        tuples, (w, problem.log_likelihood), (w - 1 / particles, problem.log_prior)
+    )
+    assert_equal(estimate(objective, tuples, False, 0).theta, expected)
