@@ -49,7 +49,6 @@ def main() -> None:
 
     Exit codes: 0, 1 for a failure at work, 2 for wrong input.
     """
-    logging.getLogger("pyro").setLevel(logging.WARNING)
 
 
 @main.command()
@@ -93,6 +92,7 @@ def train(
     from wsram_ppl.runs import RunDirectory
     from wsram_ppl.spec import load_spec
 
+    _quieten("lightning_fabric")
     spec = load_spec(
         experiment,
         overrides,
@@ -209,6 +209,91 @@ def glimpses(run: Path, count: int, out: Path | None) -> None:
     click.echo("drew " + " and ".join(str(file) for file in files))
 
 
+@main.command()
+@_EXISTING_RUN
+@click.option(
+    "--repeats", type=click.IntRange(min=2), default=200, show_default=True, help="Gradients drawn."
+)
+@click.option(
+    "--fit",
+    type=click.IntRange(min=0),
+    default=200,
+    show_default=True,
+    help="Minibatches on which each estimator first fits its coefficients; weights stay as they are.",
+)
+@click.option("--batch-size", type=click.IntRange(min=1), default=64, show_default=True)
+@click.option("--particles", type=click.IntRange(min=2), help="By default as many as in the run.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def variance(
+    run: Path, repeats: int, fit: int, batch_size: int, particles: int | None, seed: int, as_json: bool
+) -> None:
+    """Compare the gradient noise of all estimators at RUN's checkpoint.
+
+    Total variance of the gradient of the loss per example, on one fixed minibatch of training data, for
+    the model's parameters and the guide's own (coefficient networks left out), with the signal-to-noise
+    ratio |mean| / standard deviation, and the time of one gradient.
+    """
+    _register()
+    import torch
+
+    from wsram_ppl import diagnostics, evaluation
+    from wsram_ppl.runs import RunDirectory
+
+    with evaluation.pyro_settings(validate=False):
+        spec, parts, step = RunDirectory(run).load()
+        particles = particles or max(2, parts.objective.num_particles)
+        torch.manual_seed(seed)
+        batches = [parts.data.training_batch(step + i, batch_size, seed) for i in range(fit + 1)]
+        found = diagnostics.compare_estimators(
+            _estimators(particles, getattr(parts.model, "max_plate_nesting", float("inf"))),
+            parts.model,
+            parts.guide,
+            batches[0],
+            repeats=repeats,
+            fit_batches=batches[1:],
+        )
+    rows = {
+        name: {
+            group: {"variance": m.variance / batch_size**2, "snr": m.snr}
+            for group, m in row.moments.items()
+        }
+        | {"milliseconds": row.milliseconds}
+        for name, row in found.items()
+    }
+    result = {"updates": step, "guide": spec.guide.name, "particles": particles, "repeats": repeats}
+    if as_json:
+        click.echo(json.dumps({**result, "estimators": rows}))
+        return
+    click.echo(", ".join(f"{key} {value}" for key, value in result.items()))
+    groups = list(next(iter(found.values())).moments)
+    head = "".join(f"{group + ' variance':>18}{'snr':>8}" for group in groups)
+    click.echo(f"{'estimator':<32}{head}{'ms':>8}")
+    for name, row in rows.items():
+        cells = "".join(f"{row[group]['variance']:>18.4g}{row[group]['snr']:>8.3f}" for group in groups)
+        click.echo(f"{name:<32}{cells}{row['milliseconds']:>8.1f}")
+
+
+def _estimators(particles: int, nesting: int | float) -> dict[str, Any]:
+    """Every objective with every choice of control variate or baseline."""
+    from wsram_ppl.objectives import ImportanceBound, VariationalBound, WakeSleep
+    from wsram_ppl.objectives.wake_sleep import CONTROL_VARIATES
+
+    common = {
+        "num_particles": particles,
+        "vectorize_particles": True,
+        "max_plate_nesting": nesting,
+    }
+    found: dict[str, Any] = {
+        f"variational, {name}": VariationalBound(name, **common)
+        for name in ("none", "leave-one-out", "site")
+    }
+    found["importance (VIMCO)"] = ImportanceBound(**common)
+    for name in CONTROL_VARIATES:
+        found[f"wake-sleep, {name}"] = WakeSleep(name, **common)
+    return found
+
+
 @main.command("list")
 def list_parts() -> None:
     """List every model, guide, objective and data source, one line each."""
@@ -226,6 +311,13 @@ def _register() -> None:
     import models  # noqa: F401
     import wsram_ppl.data
     import wsram_ppl.objectives  # noqa: F401
+
+    _quieten("pyro")
+
+
+def _quieten(library: str) -> None:
+    """No notes from a library that is imported by now (its import sets its own level)."""
+    logging.getLogger(library).setLevel(logging.WARNING)
 
 
 def _free_directory(name: str) -> Path:

@@ -29,7 +29,8 @@ class InferenceNetwork(PyroModule):
     """
 
     def __init__(self, model: GlimpseClassifier, *, hidden: PositiveInt | None = None) -> None:
-        super().__init__()
+        # The name keeps its parameters apart from the model's in Pyro's global parameter store.
+        super().__init__("guide")
         if not isinstance(model, GlimpseClassifier):
             raise InputError(
                 f"guide 'inference' proposes for 'glimpse-classifier', not for {type(model).__name__}: "

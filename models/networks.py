@@ -29,8 +29,8 @@ class Policy(nn.Module):
 
     def forward(self, state: Tensor) -> tuple[Tensor, Tensor]:
         """``[..., hidden] -> [..., 2], [..., num_scales]``."""
-        out = self.linear(state)
-        return torch.tanh(out[..., :2]), out[..., 2:]
+        mean, logits = self.linear(state).split([2, self.linear.out_features - 2], -1)
+        return torch.tanh(mean), logits
 
 
 class ProposalNetwork(nn.Module):
@@ -62,7 +62,7 @@ class SiteBaselines(nn.Module):
     def forward(self, state: Tensor, labels: Tensor, site: int) -> Tensor:
         """``[..., hidden], [...] -> [...]`` for the site of that index."""
         features = torch.relu(self.state(state) + self.label(labels))
-        return F.linear(features, self.out.weight[site], self.out.bias[site])
+        return features @ self.out.weight[site] + self.out.bias[site]
 
 
 class State(NamedTuple):

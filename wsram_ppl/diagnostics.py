@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+import statistics
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -137,6 +139,90 @@ def gradient_moments(
         snr = (max(mean_square, 0.0) / variance) ** 0.5 if variance > 0 else float("inf")
         moments[name] = GradientMoments(mean_square, variance, snr, repeats)
     return moments
+
+
+def fit_coefficients(
+    objective: Objective,
+    model: nn.Module,
+    guide: nn.Module,
+    batches: Iterable[tuple[Any, ...]],
+    learning_rate: float = 3e-3,
+) -> None:
+    """Fits what an objective learns beside model and guide, and leaves these as they are.
+
+    That is its running estimates, and the networks in an attribute ``baselines`` of model or guide,
+    by Adam on the least-squares terms of the objective's own loss.
+
+    Args:
+        batches: one update each.
+    """
+    modules = (getattr(part, "baselines", None) for part in (model, guide))
+    networks = [p for module in modules if isinstance(module, nn.Module) for p in module.parameters()]
+    optimizer = torch.optim.Adam(networks, lr=learning_rate) if networks else None
+    for batch in batches:
+        loss = objective.differentiable_loss(model, guide, *batch)
+        if optimizer is not None:
+            gradients = torch.autograd.grad(loss, networks, allow_unused=True)
+            for parameter, gradient in zip(networks, gradients, strict=True):
+                parameter.grad = gradient
+            optimizer.step()
+    for parameter in networks:
+        parameter.grad = None
+
+
+@dataclass(frozen=True)
+class EstimatorMoments:
+    """One estimator's gradient at a checkpoint.
+
+    Args:
+        moments: per parameter group.
+        milliseconds: of one evaluation with its gradient (median).
+    """
+
+    moments: dict[str, GradientMoments]
+    milliseconds: float
+
+
+def compare_estimators(
+    estimators: Mapping[str, Objective],
+    model: nn.Module,
+    guide: nn.Module,
+    batch: tuple[Any, ...],
+    *,
+    repeats: int,
+    fit_batches: Sequence[tuple[Any, ...]] = (),
+) -> dict[str, EstimatorMoments]:
+    """Gradient moments of several estimators at the same parameters, on the same minibatch.
+
+    Args:
+        estimators: objectives by name. Each starts from copies of model and guide.
+        repeats: gradients drawn from each.
+        fit_batches: minibatches on which each first fits its own coefficients and baselines
+            (:func:`fit_coefficients`); without any, they are what the checkpoint holds.
+    """
+    found = {}
+    for name, objective in estimators.items():
+        # Together, so that the copied guide belongs to the copied model.
+        model_copy, guide_copy = copy.deepcopy((model, guide))
+        fit_coefficients(objective, model_copy, guide_copy, fit_batches)
+        moments = gradient_moments(objective, model_copy, guide_copy, *batch, repeats=repeats)
+        found[name] = EstimatorMoments(moments, _milliseconds(objective, model_copy, guide_copy, batch))
+    return found
+
+
+def _milliseconds(
+    objective: Objective, model: nn.Module, guide: nn.Module, batch: tuple[Any, ...], repeats: int = 15
+) -> float:
+    parameters = [p for p in (*model.parameters(), *guide.parameters()) if p.requires_grad]
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        loss = objective.differentiable_loss(model, guide, *batch)
+        torch.autograd.grad(loss, parameters, allow_unused=True)
+        if loss.device.type == "cuda":
+            torch.cuda.synchronize(loss.device)
+        times.append(time.perf_counter() - start)
+    return 1e3 * statistics.median(times)
 
 
 def parameter_groups(model: nn.Module, guide: nn.Module) -> dict[str, list[nn.Parameter]]:

@@ -167,7 +167,7 @@ def _cell_probabilities(fn: Any, site: str) -> Tensor:
         edges = torch.linspace(-1, 1, GRID + 1, device=normal.loc.device, dtype=normal.loc.dtype)
         below = torch.special.ndtr((edges - normal.loc.unsqueeze(-1)) / normal.scale.unsqueeze(-1))
         along = below.diff(dim=-1)  # [*batch, dimensions, GRID]
-        cells = along[..., 0, :]
+        cells: Tensor = along[..., 0, :]
         for d in range(1, along.shape[-2]):
             cells = (cells.unsqueeze(-1) * along[..., d, :].unsqueeze(-2)).flatten(-2)
         return cells

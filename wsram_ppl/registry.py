@@ -93,9 +93,7 @@ class Registry:
     def _import(self, path: str) -> type[Any]:
         module_name, _, attribute = path.partition(":")
         if not all(part.isidentifier() for part in (*module_name.split("."), attribute)):
-            raise InputError(
-                f"{self.kind} {path!r} is not an import path; write package.module:Name"
-            )
+            raise InputError(f"{self.kind} {path!r} is not an import path; write package.module:Name")
         module = self._import_module(module_name, path)
         try:
             found: object = getattr(module, attribute)
@@ -103,15 +101,12 @@ class Registry:
             classes = [key for key, value in vars(module).items() if isinstance(value, type)]
             raise InputError(
                 f"{self.kind} {path!r}: the module {module_name!r} has no {attribute!r};"
-                f"{nearest(attribute, classes)} it has "
-                + (", ".join(sorted(classes)) or "no classes")
+                f"{nearest(attribute, classes)} it has " + (", ".join(sorted(classes)) or "no classes")
             ) from None
         except Exception as error:
             raise InputError(f"{self.kind} {path!r}: {one_line(error)}") from error
         if not isinstance(found, type):
-            raise InputError(
-                f"{self.kind} {path!r} is a {type(found).__name__}, but a class is needed"
-            )
+            raise InputError(f"{self.kind} {path!r} is a {type(found).__name__}, but a class is needed")
         return found
 
     def _import_module(self, module_name: str, path: str) -> ModuleType:

@@ -181,9 +181,7 @@ class Training(BaseModel):
     steps: PositiveInt = 20_000
     batch_size: PositiveInt = 64
     learning_rate: NonNegativeSchedule = Schedule(start=3e-3, end=3e-5, shape="cosine")
-    guide_learning_rate: Annotated[NonNegativeSchedule | None, BeforeValidator(_none_if_unset)] = (
-        None
-    )
+    guide_learning_rate: Annotated[NonNegativeSchedule | None, BeforeValidator(_none_if_unset)] = None
     optimizer: Literal["adam", "adamw", "sgd"] = "adam"
     weight_decay: Annotated[float, Field(ge=0.0, allow_inf_nan=False)] = 0.0
     gradient_clip: Annotated[
@@ -593,9 +591,7 @@ def _constructor_options(section: str, cls: type[Any]) -> _Options:
     for parameter in parameters:
         if parameter.kind in (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD):
             continue
-        if parameter.kind is inspect.Parameter.POSITIONAL_ONLY or (
-            parameter.name == _name_key(section)
-        ):
+        if parameter.kind is inspect.Parameter.POSITIONAL_ONLY or (parameter.name == _name_key(section)):
             if parameter.default is inspect.Parameter.empty:
                 raise InputError(f"{what}: a spec cannot set its parameter {parameter.name!r}")
             continue

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -117,8 +118,21 @@ class Trainer:
         torch.manual_seed(seed_for(spec.training.seed, _PARAMETERS))
         return cls(spec, build(spec))
 
+    def _seed(self, stream: int) -> None:
+        """Seeds the device in use alone: ``torch.manual_seed`` looks for all others every time."""
+        seed = seed_for(self.training.seed, stream, self.step)
+        torch.default_generator.manual_seed(seed)
+        if self.fabric.device.type != "cpu":
+            getattr(torch, self.fabric.device.type).manual_seed(seed)
+
+    def _cast(self, batch: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """The batch in double precision where the model is."""
+        if self.training.precision != "64-true":
+            return batch
+        return tuple(x.double() if x.is_floating_point() else x for x in batch)
+
     def schedule(self, progress: float) -> None:
-        """Sets everything that changes over the run, for a progress in [0, 1)."""
+        """Sets everything that changes over the run, for a progress in [0, 1]."""
         training, exploration = self.training, self.spec.exploration
         rate = training.learning_rate.value(progress)
         guide_rate = (training.guide_learning_rate or training.learning_rate).value(progress)
@@ -133,9 +147,11 @@ class Trainer:
     def update(self) -> tuple[Tensor, ...]:
         """One update; returns its minibatch. Nothing in here waits for the device."""
         training = self.training
-        self.schedule(self.step / training.steps)
-        batch = self.experiment.data.training_batch(self.step, training.batch_size, training.seed)
-        torch.manual_seed(seed_for(training.seed, _SAMPLES, self.step))
+        self.schedule(self.step / max(training.steps - 1, 1))  # the last update is at the end
+        batch = self._cast(
+            self.experiment.data.training_batch(self.step, training.batch_size, training.seed)
+        )
+        self._seed(_SAMPLES)
         self.optimizer.zero_grad(set_to_none=True)
         self.fabric.backward(self.loss(*batch) / training.batch_size)
         if training.gradient_clip:
@@ -147,7 +163,7 @@ class Trainer:
     def measure(self, batch: tuple[Tensor, ...]) -> dict[str, float]:
         """Numbers of the last update and its minibatch."""
         objective, model = self.experiment.objective, self.experiment.model
-        torch.manual_seed(seed_for(self.training.seed, _LOGGING, self.step))
+        self._seed(_LOGGING)
         measures = batch_metrics(model, batch, objective.num_particles)
         values = {name: value.mean() for name, value in measures.items()}
         values = {**objective.statistics, **values}
@@ -164,8 +180,8 @@ class Trainer:
     def evaluate(self, particles: int | None = None) -> dict[str, Any]:
         """Measures on held-out data (see :func:`wsram_ppl.evaluation.evaluate`)."""
         training, parts = self.training, self.experiment
-        torch.manual_seed(seed_for(training.seed, _EVALUATION, self.step))
-        batches = parts.data.evaluation_batches(256, training.eval_examples)
+        self._seed(_EVALUATION)
+        batches = map(self._cast, parts.data.evaluation_batches(256, training.eval_examples))
         return evaluate(
             parts.model,
             parts.guide,
@@ -206,6 +222,19 @@ def _due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
 
 
+@contextmanager
+def _divergence_explained(trainer: Trainer) -> Iterator[None]:
+    """Once weights are not finite, or so large that densities are not, sampling fails first."""
+    try:
+        yield
+    except (RuntimeError, ValueError) as error:
+        if isinstance(error, (RunError, InputError)) or "nan" not in str(error):
+            raise
+        raise RunError(
+            f"update {trainer.step}: a distribution's parameters are not finite; lower the learning rate"
+        ) from error
+
+
 def _loop(trainer: Trainer, run: RunDirectory, progress: Progress) -> dict[str, Any]:
     training = trainer.training
     log: MetricsLog | None = None
@@ -213,11 +242,13 @@ def _loop(trainer: Trainer, run: RunDirectory, progress: Progress) -> dict[str, 
     busy = 0.0  # seconds spent updating, without evaluations and checkpoints
     try:
         while trainer.step < training.steps:
-            batch = trainer.update()
+            with _divergence_explained(trainer):
+                batch = trainer.update()
             last = trainer.step == training.steps
             numbers = None
             if _due(trainer.step, training.log_every) or last or log is None:
-                numbers = trainer.measure(batch)
+                with _divergence_explained(trainer):
+                    numbers = trainer.measure(batch)
                 now = time.perf_counter()
                 numbers["updates_per_second"] = (trainer.step - since) / (now - measured)
                 numbers["seconds"] = now - started
@@ -225,15 +256,15 @@ def _loop(trainer: Trainer, run: RunDirectory, progress: Progress) -> dict[str, 
                 if log is None:
                     log = MetricsLog(run, [*numbers, "log_likelihood"])
                 log.write(trainer.step, "train", numbers)
-                since = trainer.step
+                since, measured = trainer.step, now
             progress(trainer.step, numbers)
+            pause = time.perf_counter()
             if _due(trainer.step, training.eval_every) and not last:
                 assert log is not None
                 log.write(trainer.step, "eval", trainer.evaluate())
             if _due(trainer.step, training.checkpoint_every) and not last:
                 trainer.save(run)
-            if numbers is not None:
-                measured = time.perf_counter()
+            measured += time.perf_counter() - pause
         trainer.save(run)
         evaluation = trainer.evaluate()
         if log is not None:

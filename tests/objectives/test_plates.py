@@ -110,7 +110,7 @@ def nested_problem(z_first: bool, keep: tuple[bool, ...], seed: int) -> NestedPr
 
 
 class _Nested(Program):
-    """Both programs: ``nesting`` puts the plate of parts left of the data plate, or right of it."""
+    """What both programs share: masks and baselines whose outputs broadcast in different ways."""
 
     def __init__(self, problem: NestedProblem, tables: Tables, rows: int, shape: str | None) -> None:
         super().__init__(tables, rows)

@@ -159,7 +159,7 @@ class Objective(ELBO):
         if asleep is not None:
             surrogate = surrogate + asleep
         surrogate = particles.scale * surrogate
-        return -(value + surrogate - surrogate.detach())
+        return -(value + (surrogate - surrogate.detach()))
 
     def loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
         """Minus the bound as a number, without gradients and without touching running estimates."""

@@ -57,12 +57,12 @@ class Baseline:
             )
         return baseline
 
-    def predict(self, like: Tensor, arrange: Callable[[Tensor], Tensor]) -> Tensor | None:
+    def predict(self, batch_shape: torch.Size, arrange: Callable[[Tensor], Tensor]) -> Tensor | None:
         """The network's (or the given) value as ``[particle, *datum, inner]``; None without one.
 
         Args:
-            like: the site's log-density, ``[particle, *datum, inner]``.
-            arrange: from the site's batch dimensions to that shape.
+            batch_shape: the site's.
+            arrange: from the site's batch dimensions to ``[particle, *datum, inner]``.
 
         Raises:
             ValueError: the prediction does not broadcast to the site's batch shape.
@@ -74,14 +74,11 @@ class Baseline:
         else:
             return None
         try:
-            arranged = arrange(value)
-            fits = torch.broadcast_shapes(arranged.shape, like.shape) == like.shape
-        except (RuntimeError, IndexError):
-            fits = False
-        if not fits:
+            value = value.expand(batch_shape)
+        except RuntimeError:
             raise ValueError(
-                f"Expected baseline at site '{self.site}' to have the batch shape of the site "
-                f"(as [particle, datum, rest]: {list(like.shape)}) instead got {list(value.shape)}: "
-                "squeeze a trailing dimension of size 1 off the network's output"
-            )
-        return arranged
+                f"Expected baseline at site '{self.site}' to have the batch shape of the site, "
+                f"{list(batch_shape)}, instead got {list(value.shape)}: squeeze a trailing dimension of "
+                "size 1 off the network's output"
+            ) from None
+        return arrange(value)

@@ -61,8 +61,11 @@ def weighted(coefficient: Tensor, log_density: Tensor) -> Tensor:
 
 
 def squared_error(residual: Tensor, mask: Tensor | None) -> Tensor:
-    """sum residual^2 where the mask is true, to be differentiated."""
-    squared = residual.square()
+    """sum residual^2 where the mask is true, to be differentiated; its own value is 0.
+
+    The square itself would overflow float32 from 1e19 on, although its gradient does not.
+    """
+    squared = 2 * residual.detach() * (residual - residual.detach())
     return squared.sum() if mask is None else (squared * mask).sum()
 
 

@@ -57,10 +57,21 @@ class Layout:
         depth = max((-d for d in self.kept), default=0)
         if x.dim() < depth:
             x = x.reshape((1,) * (depth - x.dim()) + x.shape)
-        if self.kept != tuple(range(-x.dim(), 0)):
+        if not self._plain(x):
             x = x.movedim([x.dim() + d for d in self.kept], list(range(len(self.kept))))
         x = x.reshape(*x.shape[: len(self.kept)], -1)
         return x if self.vectorized else x.unsqueeze(0)
+
+    def total(self, x: Tensor) -> Tensor:
+        """``[batch dimensions of a site] -> [particle, *datum]``, the rest summed out."""
+        if self.vectorized and self._plain(x):
+            return x  # the common case, spared the views
+        arranged = self.arrange(x)
+        return arranged.squeeze(-1) if arranged.shape[-1] == 1 else arranged.sum(-1)
+
+    def _plain(self, x: Tensor) -> bool:
+        """Whether the dimensions of ``x`` are those kept, in order."""
+        return self.kept == tuple(range(-x.dim(), 0))
 
     @classmethod
     def of(cls, sites: Sequence[_Site]) -> Layout:
@@ -108,13 +119,15 @@ class Term:
     """One log-density and how much of the guide must have run before it is known.
 
     Args:
-        elements: ``[particle, *datum, inner]``, masked, not scaled, in float32 or better.
-        mask: where the site counts, broadcastable to ``elements``; None for everywhere.
+        log_prob: in the site's batch dimensions, masked, not scaled, in float32 or better.
+        site_mask: where the site counts, broadcastable to ``log_prob``; None for everywhere.
+        layout: of these dimensions.
         frontier: position, in the guide's order, of the last latent it may depend on; -1 for none.
     """
 
-    elements: Tensor
-    mask: Tensor | None
+    log_prob: Tensor
+    site_mask: Tensor | None
+    layout: Layout
     frontier: int
 
     @classmethod
@@ -124,16 +137,27 @@ class Term:
         if value.dtype in (torch.float16, torch.bfloat16):
             value = value.float()
         mask = site["mask"]
-        elements = layout.arrange(scale_and_mask(value, 1.0, mask))
+        value = scale_and_mask(value, 1.0, mask)
         if isinstance(mask, bool):
             mask = None if mask else torch.zeros_like(value, dtype=torch.bool)
-        return cls(elements, None if mask is None else layout.arrange(mask), frontier)
+        return cls(value, mask, layout, frontier)
+
+    @cached_property
+    def elements(self) -> Tensor:
+        """``[particle, *datum, inner]``."""
+        return self.layout.arrange(self.log_prob)
+
+    @cached_property
+    def mask(self) -> Tensor | None:
+        """Of the shape of ``elements``."""
+        if self.site_mask is None:
+            return None
+        return self.layout.arrange(self.site_mask.expand(self.log_prob.shape))
 
     @cached_property
     def total(self) -> Tensor:
         """``[particle, *datum]``."""
-        x = self.elements
-        return x.squeeze(-1) if x.shape[-1] == 1 else x.sum(-1)
+        return self.layout.total(self.log_prob)
 
 
 @dataclass(frozen=True)

@@ -92,15 +92,15 @@ class VariationalBound(Objective):
         return (direct + score) / particles.num_particles
 
     def _score_per_site(self, particles: Particles) -> Tensor:
-        terms, averages = [], _Averages()
+        total, averages = particles.log_weights.new_zeros(()), _Averages()
         for draw in particles.draws:
             signals = downstream_signals(draw)
             for site in draw.latents:
                 signal = signals[site.proposal.frontier].unsqueeze(-1)
                 baseline, loss = self._baseline(site, draw, signal, averages)
-                terms.append(weighted(signal - baseline, site.proposal.elements) - loss)
+                total = total + weighted(signal - baseline, site.proposal.elements) - loss
         averages.commit(self)
-        return torch.stack(terms).sum()
+        return total
 
     def _baseline(
         self, site: Latent, draw: Draw, signal: Tensor, averages: _Averages
@@ -119,7 +119,7 @@ class VariationalBound(Objective):
             name = f"baseline/{site.name}"
             baseline = self.running.get(name, zero)
             averages.add(name, signal.mean(), declared.baseline_beta)
-        predicted = declared.predict(site.proposal.elements, draw.layout.arrange)
+        predicted = declared.predict(site.proposal.log_prob.shape, draw.layout.arrange)
         if predicted is not None:
             baseline = baseline + predicted
             error = (signal - baseline).expand(site.proposal.elements.shape)

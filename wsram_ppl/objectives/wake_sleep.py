@@ -228,7 +228,7 @@ def _plus_network(constant: Tensor, baseline: Baseline | None, term: Term, draw:
     """constant + the network declared on the site, if any."""
     if baseline is None:
         return constant
-    predicted = baseline.predict(term.elements, draw.layout.arrange)
+    predicted = baseline.predict(term.log_prob.shape, draw.layout.arrange)
     return constant if predicted is None else constant + predicted
 
 
