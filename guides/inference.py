@@ -10,7 +10,7 @@ from pyro.nn import PyroModule
 from torch import Tensor
 
 from models.digits import GlimpseClassifier
-from models.networks import ProposalNetwork, SiteBaselines
+from models.networks import ProposalNetwork, SiteBaselines, submodule
 from wsram_ppl.errors import InputError
 from wsram_ppl.registry import GUIDES
 
@@ -61,15 +61,14 @@ class InferenceNetwork(PyroModule):
             labels = observations["label"]
         if labels is None:
             raise InputError("guide 'inference' needs labels: to look without them, run the model")
-        # Read once: each read of a module's attribute is a Pyro statement for all its parameters.
-        model, proposal, baselines = self.model, self.network, self.baselines
-        network = model.network
+        proposal, baselines = submodule(self, "network"), submodule(self, "baselines")
+        model, network = self.model, self.model.network
         label = proposal.label(labels)
-        pyramid, state = network.start(images)
+        pyramid, r1, r2 = network.start(images)
         with pyro.plate("images", images.shape[0], dim=-1):
             for n in range(model.num_glimpses):
-                r2 = state.r2.detach()
-                infer = model.declare_baseline(baselines, n, r2, labels)
-                location, scale = model.sample_glimpse(n, proposal(r2, label), infer)
+                infer = model.declare_baseline(baselines, n, r2.detach(), labels)
+                location, scale = model.sample_glimpse(n, proposal(r2.detach(), label), infer)
                 if n + 1 < model.num_glimpses:  # what follows the last glimpse chooses nothing
-                    state = network.look(pyramid, location, scale, *state)
+                    r1 = network.look(pyramid, location, scale, r1)
+                    r2 = network.decide(r1, r2)

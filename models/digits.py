@@ -13,7 +13,7 @@ from pyro.nn import PyroModule
 from pyro.poutine.runtime import InferDict
 from torch import Tensor
 
-from models.networks import GlimpseNetwork, SiteBaselines
+from models.networks import GlimpseNetwork, SiteBaselines, submodule
 from wsram_ppl.errors import InputError
 from wsram_ppl.glimpses import extract, window
 from wsram_ppl.handlers import Mode
@@ -77,18 +77,18 @@ class GlimpseClassifier(PyroModule):
 
     def forward(self, images: Tensor, labels: Tensor | None = None) -> Looks:
         """The Pyro program. ``images [B, height, width]`` in [0, 1], ``labels [B]`` or None."""
-        # Read once: each read of a module's attribute is a Pyro statement for all its parameters.
-        network, baselines = self.network, self.baselines
-        pyramid, state = network.start(images)
+        network, baselines = submodule(self, "network"), submodule(self, "baselines")
+        pyramid, r1, r2 = network.start(images)
         locations, scales = [], []
         with pyro.plate("images", images.shape[0], dim=-1):
             for n in range(self.num_glimpses):
-                infer = self.declare_baseline(baselines, n, state.r2, labels)
-                location, scale = self.sample_glimpse(n, network.policy(state.r2), infer)
-                state = network.look(pyramid, location, scale, *state)
+                r2 = network.decide(r1, r2) if n else r2
+                infer = self.declare_baseline(baselines, n, r2, labels)
+                location, scale = self.sample_glimpse(n, network.policy(r2), infer)
+                r1 = network.look(pyramid, location, scale, r1)
                 locations.append(location)
                 scales.append(scale)
-            logits = network.classify(state).to(self.location_std)
+            logits = network.classify(r1).to(self.location_std)
             pyro.sample("label", dist.Categorical(logits=logits), obs=labels)
         return Looks(logits, torch.stack(locations, -2), torch.stack(scales, -1))
 
@@ -136,7 +136,7 @@ class GlimpseClassifier(PyroModule):
     def gaze(self, images: Tensor, labels: Tensor) -> Gaze:
         """Where the policy's modes look in each image, for a picture."""
         looks = self.look(images)
-        pyramid, _ = self.network.start(images)
+        pyramid, *_ = self.network.start(images)
         patches, windows = [], []
         for n in range(self.num_glimpses):
             location, scale = looks.locations[0, :, n], looks.scales[0, :, n]

@@ -1,10 +1,12 @@
-"""Plain ``torch.nn`` pieces of the attention models: no Pyro in here, so that they can be compiled."""
+"""Plain ``torch.nn`` pieces of the attention models, without Pyro's effects: they can be compiled."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any
 
+import pyro
 import torch
+from pyro.nn import PyroModule
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -12,12 +14,35 @@ from wsram_ppl.glimpses import Pyramid, build_pyramid, extract
 from wsram_ppl.handlers import shared
 
 
-def recurrent_linear(inputs: int, hidden: int, memory: float = 0.9) -> nn.Linear:
-    """A layer on [input, own state] whose recurrent part starts as ``memory`` times the identity."""
-    layer = nn.Linear(inputs + hidden, hidden)
-    with torch.no_grad():
-        layer.weight[:, inputs:] = memory * torch.eye(hidden)
-    return layer
+class RecurrentLayer(nn.Module):
+    """relu(W [input, state]), the recurrent part of W starting as ``memory`` times the identity.
+
+    The two parts are two products, not one on joined inputs: the state before the first glimpse is
+    shared by all particles, and so is its product.
+    """
+
+    def __init__(self, inputs: int, hidden: int, memory: float = 0.9) -> None:
+        super().__init__()
+        self.input = nn.Linear(inputs, hidden)
+        self.recurrent = nn.Linear(hidden, hidden, bias=False)
+        with torch.no_grad():
+            self.recurrent.weight.copy_(memory * torch.eye(hidden))
+
+    def forward(self, new: Tensor, state: Tensor) -> Tensor:
+        """``[..., inputs], [..., hidden] -> [..., hidden]``, with broadcasting."""
+        return torch.relu(self.input(new) + self.recurrent(state))
+
+
+def submodule(module: PyroModule, name: str) -> Any:
+    """A submodule of a Pyro program, for use while the program runs.
+
+    Reading it as an attribute is a Pyro statement for each of its parameters, which is how SVI finds
+    them. Where parameters are local to their modules nobody asks, and the statements would cost
+    several percent of an update.
+    """
+    if pyro.settings.get("module_local_params"):
+        return module._modules[name]
+    return getattr(module, name)
 
 
 class Policy(nn.Module):
@@ -65,17 +90,11 @@ class SiteBaselines(nn.Module):
         return features @ self.out.weight[site] + self.out.bias[site]
 
 
-class State(NamedTuple):
-    """Both recurrent layers, ``[..., images, hidden]``: r1 predicts, r2 decides where to look."""
-
-    r1: Tensor
-    r2: Tensor
-
-
 class GlimpseNetwork(nn.Module):
     """The recurrent attention network of Ba et al. (2015), section 3.
 
-    A glimpse updates r1, r1 updates r2, and r2 chooses the next glimpse. The low-resolution context
+    A glimpse updates r1, r1 updates r2, and r2 chooses the next glimpse; both are ``[..., B, hidden]``,
+    and r1 is zero before the first. The low-resolution context
     starts r2 alone, so it reaches the label only through where it makes the network look.
 
     Args:
@@ -98,35 +117,35 @@ class GlimpseNetwork(nn.Module):
         self.where = nn.Linear(2, hidden)
         self.which = nn.Embedding(len(scales), hidden)  # with `where`: a layer on [location, one_hot]
         self.glimpse = nn.Linear(hidden, hidden)
-        self.layer1 = recurrent_linear(hidden, hidden)
-        self.layer2 = recurrent_linear(hidden, hidden)
+        self.layer1 = RecurrentLayer(hidden, hidden)
+        self.layer2 = RecurrentLayer(hidden, hidden)
         self.policy = Policy(hidden, len(scales))
         self.label = nn.Linear(hidden, classes)
 
     @shared
-    def start(self, images: Tensor) -> tuple[Pyramid, State]:
-        """``images [B, height, width]`` -> what glimpses are read from, and the state before any."""
+    def start(self, images: Tensor) -> tuple[Pyramid, Tensor, Tensor]:
+        """``images [B, height, width]`` -> what glimpses are read from, and r1, r2 before any."""
         small = F.adaptive_avg_pool2d(images.unsqueeze(1), self.context).flatten(1)
         r2 = self.context_layers(small)
-        return build_pyramid(images, self.scales, self.patch), State(torch.zeros_like(r2), r2)
+        return build_pyramid(images, self.scales, self.patch), torch.zeros_like(r2), r2
 
     @shared
-    def look(self, pyramid: Pyramid, location: Tensor, scale: Tensor, r1: Tensor, r2: Tensor) -> State:
-        """The state after a glimpse at ``location [..., B, 2]`` and ``scale [..., B]`` (an index)."""
+    def look(self, pyramid: Pyramid, location: Tensor, scale: Tensor, r1: Tensor) -> Tensor:
+        """r1 after a glimpse at ``location [..., B, 2]`` and ``scale [..., B]`` (an index)."""
         patch = extract(pyramid, location, scale)
         what = torch.relu(self.what(patch))
         where = torch.relu(self.where(location) + self.which(scale))
         g = torch.relu(self.glimpse(what * where))
-        r1 = torch.relu(self.layer1(_join(g, r1)))
-        r2 = torch.relu(self.layer2(_join(r1, r2)))
-        return State(r1, r2)
+        new: Tensor = self.layer1(g, r1)
+        return new
 
-    def classify(self, state: State) -> Tensor:
+    @shared
+    def decide(self, r1: Tensor, r2: Tensor) -> Tensor:
+        """r2 after r1, from which the next glimpse is chosen."""
+        new: Tensor = self.layer2(r1, r2)
+        return new
+
+    def classify(self, r1: Tensor) -> Tensor:
         """Label logits ``[..., B, classes]``, from r1 alone."""
-        logits: Tensor = self.label(state.r1)
+        logits: Tensor = self.label(r1)
         return logits
-
-
-def _join(new: Tensor, old: Tensor) -> Tensor:
-    """Concatenates features; the state before the first glimpse has no particle dimension yet."""
-    return torch.cat([new, old.expand_as(new)], -1)

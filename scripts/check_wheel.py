@@ -16,8 +16,8 @@ LARGEST = 4 * 2**20
 def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         # Not isolated: the build needs only setuptools, which the test extras bring.
-        command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", folder, str(ROOT)]
-        built = subprocess.run(command, capture_output=True, text=True)
+        command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", folder]
+        built = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
         if built.returncode:
             print(built.stdout + built.stderr, file=sys.stderr)
             return 1

@@ -74,8 +74,11 @@ __all__ = [
     "Spec",
     "Training",
     "build",
+    "check_table",
     "load_spec",
     "parse_spec",
+    "read_toml",
+    "read_value",
 ]
 
 _COMPONENTS: Final[dict[str, Registry]] = {
@@ -109,6 +112,8 @@ _IMMATERIAL: Final = (
     "eval_examples",
     "eval_samples",
     "checkpoint_every",
+    "probe_every",
+    "probe_repeats",
 )
 _STEP_KEYS: Final = ("start", "end", "shape", "from", "until")
 _DEEPEST: Final = 16
@@ -168,6 +173,9 @@ class Training(BaseModel):
         eval_examples: held-out examples in each; None (in TOML 0): all.
         eval_samples: particles per example in each.
         checkpoint_every: updates between checkpoints; 0: only at the end.
+        probe_every: updates between measurements of the gradient's variance on a fixed minibatch
+            (:meth:`wsram_ppl.training.Trainer.probe`); 0: never.
+        probe_repeats: gradients drawn in each, at least 2.
         device: auto, cpu, cuda, cuda:N or mps.
         precision: of the arithmetic, as in Lightning Fabric.
         threads: of one operation on the CPU; 0: torch's default.
@@ -200,6 +208,8 @@ class Training(BaseModel):
     ] = None
     eval_samples: PositiveInt = 5
     checkpoint_every: NonNegativeInt = 1000
+    probe_every: NonNegativeInt = 0
+    probe_repeats: Annotated[int, Field(ge=2)] = 20
     device: Annotated[str, AfterValidator(_device)] = "cpu"
     precision: Literal["32-true", "64-true", "bf16-mixed"] = "32-true"
     threads: NonNegativeInt = 0
@@ -277,6 +287,15 @@ def load_spec(
         InputError: also for a file that is not there, cannot be read or is not TOML (the message
             names the line).
     """
+    return parse_spec(read_toml(path), overrides, **shorthands)
+
+
+def read_toml(path: str | PathLike[str]) -> dict[str, Any]:
+    """The tables of a TOML file, unchecked.
+
+    Raises:
+        InputError: not there, not readable or not TOML (the message names the line).
+    """
     try:
         text = Path(path).read_bytes().decode("utf-8-sig")
     except FileNotFoundError:
@@ -286,13 +305,12 @@ def load_spec(
     except ValueError as error:  # not UTF-8, or a path that no file can have
         raise InputError(f"cannot read {str(path)!r}: {one_line(error)}") from None
     try:
-        tables = tomllib.loads(text)
+        return tomllib.loads(text)
     except RecursionError:
         raise InputError(f"{path}: nested too deeply") from None
     except ValueError as error:
         where = str(error).replace("end of document", f"line {len(text.splitlines())}, the last")
         raise InputError(f"{path}: not valid TOML: {where}") from None
-    return parse_spec(tables, overrides, **shorthands)
 
 
 def parse_spec(
@@ -332,7 +350,7 @@ def parse_spec(
                 parts[section] = _component(section, table, names[section], set_by_hand, notes)
             else:
                 settings = Exploration if section == "exploration" else Training
-                parts[section] = _settings(settings, section, table)
+                parts[section] = check_table(settings, section, table)
         except InputError as error:
             problems.append(str(error))
     if problems:
@@ -652,7 +670,16 @@ _ScheduleOption = _checker(Schedule)
 # ---------------------------------------------------------------- checks and their messages
 
 
-def _settings(cls: type[_Settings], section: str, table: dict[str, Any]) -> _Settings:
+def check_table(cls: type[_Settings], section: str, table: dict[str, Any]) -> _Settings:
+    """A table of fixed keys as an instance of a pydantic model.
+
+    Args:
+        section: the name of the table, in messages; "" for a file's top level.
+
+    Raises:
+        InputError: unknown keys, wrong or missing values; all that is wrong, in one line.
+    """
+    table = _plain(table, section or "the file")
     keys = [info.alias or name for name, info in cls.model_fields.items()]
     problems = [_unknown(section, key, keys) for key in table if key not in keys]
     known = {key: value for key, value in table.items() if key in keys}
@@ -683,13 +710,14 @@ def _explain(error: ValidationError, key: str, value: Any, skip: int) -> list[st
         location = item["loc"][skip:]
         for step in location:
             if isinstance(here, dict) and step in here:
-                path, here = f"{path}.{_key(str(step))}", here[step]
+                path = f"{path}.{_key(str(step))}" if path else _key(str(step))
+                here = here[step]
             elif isinstance(here, list) and isinstance(step, int) and step < len(here):
                 path, here = f"{path}[{step}]", here[step]
             else:
                 break  # the rest names members of a union, or a key that is missing
         if item["type"] == "missing":
-            lines.setdefault(f"{path}.{location[-1]} is missing", [])
+            lines.setdefault(f"{path}.{location[-1]} is missing".lstrip("."), [])
             continue
         if item["type"] == "extra_forbidden":
             above = path.rpartition(".")[0]
@@ -744,7 +772,7 @@ def _override(
         path = tuple(part.strip() for part in key.split("."))
         if not equals or not all(path):
             raise InputError(f"--set {text!r}: write table.key=value, as in training.steps=1000")
-        chosen[path] = _toml_value(value.strip())
+        chosen[path] = read_value(value.strip())
         _assign(tables, path, chosen[path])
     for name, short in shorthands.items():
         if name not in _SHORTHANDS:
@@ -772,7 +800,7 @@ def _assign(tables: dict[str, Any], path: tuple[str, ...], value: Any) -> None:
     here[path[-1]] = value
 
 
-def _toml_value(text: str) -> Any:
+def read_value(text: str) -> Any:
     """A value in TOML's notation; what is none (and a date) is a plain string."""
     try:
         parsed = tomllib.loads(f"value = {text}")

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from wsram_ppl.checkpoints import save_checkpoint
+from wsram_ppl.diagnostics import gradient_moments, parameter_groups
 from wsram_ppl.errors import InputError, RunError
 from wsram_ppl.evaluation import batch_metrics, evaluate, pyro_settings
 from wsram_ppl.exploration import Exploration
@@ -23,7 +24,10 @@ from wsram_ppl.runs import MetricsLog, RunDirectory
 from wsram_ppl.spec import Experiment, Spec, Training, build
 
 #: Streams of random numbers of a run; each has its own numbers at each step.
-_PARAMETERS, _SAMPLES, _LOGGING, _EVALUATION = range(4)
+_PARAMETERS, _SAMPLES, _LOGGING, _EVALUATION, _PROBE = range(5)
+
+#: The probe's minibatch is that of a step which no training reaches.
+_PROBE_STEP = 2**40
 
 #: Called after every update with its number and, when measured, the row of numbers.
 Progress = Callable[[int, Mapping[str, float] | None], None]
@@ -190,6 +194,31 @@ class Trainer:
             particles=particles or parts.objective.num_particles,
         )
 
+    def probe(self) -> dict[str, float]:
+        """How noisy the gradient is now: its moments on a fixed minibatch, of the mean loss per datum.
+
+        The minibatch depends on the run's seed alone, so runs of one seed can be compared. The gradient
+        is that of the model's parameters, coefficient networks left out, drawn ``probe_repeats`` times:
+        ``variance`` is summed over parameters, ``mean`` is the squared norm of the mean, ``snr`` their
+        signal-to-noise ratio (:class:`~wsram_ppl.diagnostics.GradientMoments`). Training goes on as
+        if there had been no probe.
+        """
+        training, parts = self.training, self.experiment
+        batch = parts.data.training_batch(_PROBE_STEP, training.batch_size, training.seed)
+        torch.manual_seed(seed_for(training.seed, _PROBE, self.step))
+        groups = {"model": parameter_groups(parts.model, parts.guide)["model"]}
+        with self.fabric.autocast():
+            moments = gradient_moments(
+                parts.objective,
+                parts.model,
+                parts.guide,
+                *batch,
+                repeats=training.probe_repeats,
+                groups=groups,
+            )["model"]
+        data = training.batch_size**2  # from the loss summed over data to its mean
+        return {"variance": moments.variance / data, "mean": moments.mean / data, "snr": moments.snr}
+
     def save(self, run: RunDirectory) -> None:
         """Writes a checkpoint of everything that the run needs to go on."""
         parts = self.experiment
@@ -254,7 +283,8 @@ def _loop(trainer: Trainer, run: RunDirectory, progress: Progress) -> dict[str, 
                 numbers["seconds"] = now - started
                 busy += now - measured
                 if log is None:
-                    log = MetricsLog(run, [*numbers, "log_likelihood"])
+                    probed = ("variance", "mean", "snr") if training.probe_every else ()
+                    log = MetricsLog(run, [*numbers, "log_likelihood", *probed])
                 log.write(trainer.step, "train", numbers)
                 since, measured = trainer.step, now
             progress(trainer.step, numbers)
@@ -262,6 +292,9 @@ def _loop(trainer: Trainer, run: RunDirectory, progress: Progress) -> dict[str, 
             if _due(trainer.step, training.eval_every) and not last:
                 assert log is not None
                 log.write(trainer.step, "eval", trainer.evaluate())
+            if _due(trainer.step, training.probe_every):
+                assert log is not None
+                log.write(trainer.step, "probe", trainer.probe())
             if _due(trainer.step, training.checkpoint_every) and not last:
                 trainer.save(run)
             measured += time.perf_counter() - pause

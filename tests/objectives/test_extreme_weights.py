@@ -37,13 +37,9 @@ class Extreme(nn.Module):
         generator = torch.Generator().manual_seed(int(is_guide))
         dtype, data = likelihood.dtype, len(likelihood)
 
-        def normal(*shape: int) -> nn.Parameter:
-            return nn.Parameter(torch.randn(shape, generator=generator).to(dtype))
-
-        self.first, self.second = normal(3).expand(data, 3), normal(3, 3).expand(data, 3, 3)
-        self.first = nn.Parameter(self.first.detach().clone())
-        self.second = nn.Parameter(self.second.detach().clone())
-        self.network = normal(3)
+        self.first = nn.Parameter(torch.randn(3, generator=generator).to(dtype).repeat(data, 1))
+        self.second = nn.Parameter(torch.randn(3, 3, generator=generator).to(dtype).repeat(data, 1, 1))
+        self.network = nn.Parameter(torch.randn(3, generator=generator).to(dtype))
         self.likelihood, self.is_guide = likelihood, is_guide
         self.barrier = torch.zeros(3, dtype=dtype)
         if ruled_out and not is_guide:
@@ -126,8 +122,8 @@ def test_a_datum_without_any_weight_leaves_the_others_alone(name: str, seed: int
         objective = OBJECTIVES[name](num_particles=PARTICLES, vectorize_particles=True)
         loss, gradients = evaluate(objective, programs, {s: v[:, keep] for s, v in values.items()})
         assert loss.isinf() == (keep.start == 0)
-        tables = [g for g, p in zip(gradients, ("f", "s", "n", "f", "s", "n"), strict=True) if p != "n"]
-        per_datum.append([g[-DATA + 1 :] for g in tables])
+        first, second, _, guide_first, guide_second, _ = gradients  # the networks are shared
+        per_datum.append([g[1 - DATA :] for g in (first, second, guide_first, guide_second)])
     for one, other in zip(*per_datum, strict=True):
         torch.testing.assert_close(one, other)
 
@@ -159,14 +155,15 @@ def test_leave_one_out_scans_equal_the_definition(values: list[float]) -> None:
     others = [torch.cat([x[:m], x[m + 1 :]]) for m in range(len(x))]
     means = torch.stack([o.mean() for o in others])
     expected = torch.where(means.isfinite(), means, 0.0)
-    torch.testing.assert_close(e.leave_one_out_mean(x), expected, rtol=1e-9, atol=1e-9)
+    rounding = 1e-9 + 1e-14 * float(x[x.isfinite()].abs().max() if x.isfinite().any() else 0.0)
+    torch.testing.assert_close(e.leave_one_out_mean(x), expected, rtol=1e-9, atol=rounding)
 
     bound = torch.logsumexp(x, 0) - math.log(len(x))
     if bound.isfinite():
         stand_ins = [torch.cat([o, o.mean().reshape(1)]) for o in others]
         without = torch.stack([torch.logsumexp(s, 0) for s in stand_ins]) - math.log(len(x))
         expected = bound - torch.where(without.isfinite(), without, 0.0)
-        torch.testing.assert_close(e.vimco_signal(x), expected, rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(e.vimco_signal(x), expected, rtol=1e-9, atol=rounding)
     else:
         assert (e.vimco_signal(x) == 0).all()
 
@@ -183,7 +180,7 @@ def test_ratios_saturate_instead_of_overflowing() -> None:
     """r stops at the fourth root of the largest float: its square still has room to be averaged."""
     for dtype in (torch.float32, torch.float64):
         r = e.ratio(torch.tensor([1e30, 0.0, -math.inf], dtype=dtype))
-        assert r.square().square().isfinite().all()
+        assert 1e9 < r[0] and r[0].square() < 1e-15 * torch.finfo(dtype).max
         assert r[1:].tolist() == [1.0, 0.0]
 
 

@@ -1,0 +1,23 @@
+"""What every test starts from: one thread, and nothing left over in Pyro's parameter store."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pyro
+import pytest
+import torch
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_thread() -> Iterator[None]:
+    """Tiny tensor operations: several threads on busy cores make them many times slower."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(autouse=True)
+def empty_parameter_store() -> None:
+    pyro.clear_param_store()

@@ -1,0 +1,144 @@
+"""Stochastic control flow: traces of different structure, one particle after the other, exactly.
+
+``a`` decides what else exists: nothing, one more latent ``b``, or two (``b`` and ``c``). All tuples of
+traces are run one by one and weighted by their probabilities.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from guides import Prior
+from wsram_ppl.handlers import ForceSamples
+from wsram_ppl.objectives import WakeSleep
+
+from .enumeration import assert_equal, examples
+from .test_plates import OBJECTIVES
+
+PARTICLES = 2
+
+
+class Branching(nn.Module):
+    """p or q: a in {0, 1, 2}; b in {0, 1} where a >= 1; c in {0, 1} where a = 2; y after all."""
+
+    def __init__(self, seed: int, is_guide: bool, declared: bool) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(2 * seed + is_guide)
+
+        def normal(*shape: int) -> nn.Parameter:
+            return nn.Parameter(torch.randn(shape, generator=generator, dtype=torch.float64))
+
+        self.a, self.b, self.c, self.y = normal(3), normal(3, 2), normal(2, 2), normal(3, 2, 2)
+        self.is_guide, self.declared = is_guide, declared
+        if is_guide:
+            del self.y
+
+    def infer(self, value: float) -> dict[str, Any]:
+        known = torch.tensor(value, dtype=torch.float64)
+        return {"baseline": {"nn_baseline": torch.sin, "nn_baseline_input": known}} if self.declared else {}
+
+    def forward(self) -> None:
+        a = pyro.sample("a", dist.Categorical(logits=self.a), infer=self.infer(1.0))
+        b = c = torch.tensor(0)
+        if a >= 1:
+            b = pyro.sample("b", dist.Categorical(logits=self.b[a]), infer=self.infer(2.0 + int(a)))
+        if a == 2:
+            c = pyro.sample("c", dist.Categorical(logits=self.c[b]), infer=self.infer(5.0 + int(b)))
+        if not self.is_guide:
+            y = dist.Bernoulli(logits=self.y[a, b, c])
+            pyro.sample("y", y, obs=torch.tensor(1.0, dtype=torch.float64))
+
+
+TRACES: list[tuple[int, ...]] = [(0,), (1, 0), (1, 1), *((2, b, c) for b in (0, 1) for c in (0, 1))]
+
+
+def log_density(program: Branching) -> Tensor:
+    """Over all traces, from the tables: ``[A]``."""
+    a, b, c = program.a.log_softmax(-1), program.b.log_softmax(-1), program.c.log_softmax(-1)
+    each = []
+    for trace in TRACES:
+        total = a[trace[0]]
+        if trace[0] >= 1:
+            total = total + b[trace[0], trace[1]]
+        if trace[0] == 2:
+            total = total + c[trace[1], trace[2]]
+        each.append(total)
+    return torch.stack(each)
+
+
+def log_likelihood(program: Branching) -> Tensor:
+    padded = [(*trace, 0, 0)[:3] for trace in TRACES]
+    return torch.stack([-torch.nn.functional.softplus(-program.y[index]) for index in padded])
+
+
+def forced(traces: tuple[tuple[int, ...], ...]) -> ForceSamples:
+    """Particle after particle takes the next trace's values."""
+
+    def values(position: int) -> Iterator[Tensor]:
+        return iter([torch.tensor(t[position]) for t in traces if len(t) > position])
+
+    iterators = {site: values(n) for n, site in enumerate("abc")}
+    return ForceSamples({site: lambda fn, i=i: next(i) for site, i in iterators.items()})
+
+
+def gradients_of(loss: Tensor, parameters: list[Tensor]) -> list[Tensor]:
+    found = torch.autograd.grad(loss, parameters, allow_unused=True)
+    return [torch.zeros_like(p) if g is None else g for g, p in zip(found, parameters, strict=True)]
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+@given(seed=st.integers(0, 999), prior=st.booleans(), declared=st.booleans())
+@examples(3)
+def test_traces_of_different_structure(name: str, seed: int, prior: bool, declared: bool) -> None:
+    """Every objective keeps its expectation where the latents of a trace depend on other latents."""
+    model = Branching(seed, False, declared)
+    guide: nn.Module = Prior(model) if prior else Branching(seed, True, declared)
+    eta = list(guide.parameters())
+    parameters = [*model.parameters(), *eta]
+    objective = OBJECTIVES[name](num_particles=PARTICLES)
+    with forced((TRACES[6], TRACES[1])):
+        objective(model, guide)().backward()
+    state = objective.state_dict()
+
+    def log_q() -> Tensor:
+        return log_density(model) if prior else log_density(guide)  # type: ignore[arg-type]
+
+    index = torch.tensor(list(itertools.product(range(len(TRACES)), repeat=PARTICLES)))
+    probability = log_q().detach()[index].sum(1).exp()
+    total = [torch.zeros_like(p) for p in parameters]
+    for row, weight in zip(index.tolist(), probability, strict=True):
+        objective.load_state_dict(state)
+        with forced(tuple(TRACES[i] for i in row)):
+            found = gradients_of(-objective(model, guide)(), parameters)
+        total = [t + weight * g for t, g in zip(total, found, strict=True)]
+
+    log_p, log_w = log_density(model), log_density(model) + log_likelihood(model) - log_q()
+    if isinstance(objective, WakeSleep):
+        w = log_w.detach()[index].softmax(1)
+        coefficient = w
+        if name == "self-normalized":
+            coefficient = w - (log_p - log_q()).detach()[index].softmax(1)
+        wake_p = (w * log_likelihood(model)[index] + coefficient * log_p[index]).sum(1)
+        target = (probability * wake_p).sum()
+        if not prior:
+            target = target + (probability * (w * log_q()[index]).sum(1)).sum()
+    elif name.startswith("variational"):
+        target = (log_q().exp() * log_w).sum()
+    else:
+        bound = torch.logsumexp(log_w[index], 1)
+        target = (log_q()[index].sum(1).exp() * bound).sum()
+    expected = gradients_of(target, parameters)
+    if prior and isinstance(objective, WakeSleep):  # r = 1: the paper's choice is unbiased too
+        unbiased = (probability * (w * (log_likelihood(model) + log_p)[index]).sum(1)).sum()
+        assert_equal(expected, gradients_of(unbiased, parameters))
+    assert_equal(total, expected)
