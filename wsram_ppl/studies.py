@@ -34,7 +34,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveInt
 
@@ -65,6 +65,12 @@ def _file_name(name: str) -> str:
     return name
 
 
+def _fraction(value: float) -> float:
+    if not 0.0 <= value <= 1.0:
+        raise ValueError("should be a fraction in [0, 1], as 0.0162 for 1.62%")
+    return value
+
+
 def _distinct(values: list[Any]) -> list[Any]:
     twice = [value for place, value in enumerate(values) if value in values[:place]]
     if twice:
@@ -73,6 +79,7 @@ def _distinct(values: list[Any]) -> list[Any]:
 
 
 _FileName = Annotated[str, AfterValidator(_file_name)]
+_Layer = TypeVar("_Layer", bound="_Overrides")
 _Seed = Annotated[int, Field(ge=0, lt=2**32)]
 
 
@@ -105,7 +112,7 @@ class Variant(_Overrides):
 
     name: _FileName
     label: str = ""
-    paper: Annotated[float, Field(ge=0.0, le=1.0)] | None = None
+    paper: Annotated[float, AfterValidator(_fraction)] | None = None
 
     @property
     def title(self) -> str:
@@ -238,11 +245,15 @@ def load_study(path: str | PathLike[str], overrides: Sequence[str] = ()) -> Stud
     for_runs = _set_own_keys(tables, overrides)
     file = check_table(_File, "", tables)
     base = read_toml(path.parent / file.base)
-    common = check_table(_Overrides, "set", _overrides("set", file.set))
-    variants = [
-        check_table(Variant, f"variant[{place}]", _overrides(f"variant[{place}]", table))
-        for place, table in enumerate(file.variant)
-    ]
+    try:
+        parse_spec(base)
+    except InputError as error:
+        raise InputError(f"base {file.base!r}: {error}") from error
+    common = _layer(_Overrides, "set", file.set)
+    variants = []
+    for place, table in enumerate(file.variant):
+        where = f"variant {table['name']!r}" if "name" in table else f"variant[{place}]"
+        variants.append(_layer(Variant, where, table))
     _check_distinct("variant", variants)
     study = Study(
         path=path,
@@ -263,10 +274,6 @@ def load_study(path: str | PathLike[str], overrides: Sequence[str] = ()) -> Stud
 
 
 def _check_specs(study: Study) -> None:
-    try:
-        parse_spec(study.base)
-    except InputError as error:
-        raise InputError(f"base = {study.path.parent / 'x'}: {error}") from error
     for variant in study.variants:
         try:
             if study.search is None:
@@ -291,10 +298,7 @@ def _search(table: dict[str, Any]) -> Search:
     else:
         tables = [{"name": str(place), **table} for place, table in enumerate(read.candidates, 1)]
         where = "search.candidates"
-    candidates = [
-        check_table(Candidate, f"{where}[{place}]", _overrides(f"{where}[{place}]", table))
-        for place, table in enumerate(tables)
-    ]
+    candidates = [_layer(Candidate, f"{where}[{place}]", table) for place, table in enumerate(tables)]
     _check_distinct(where, candidates)
     return Search(tuple(candidates), read.steps, read.seed, read.metric)
 
@@ -346,16 +350,19 @@ def _set_own_keys(tables: dict[str, Any], overrides: Sequence[str]) -> list[str]
     return others
 
 
-def _overrides(where: str, table: Mapping[str, Any]) -> dict[str, Any]:
-    """A table of overrides with its dotted keys taken apart, and nothing in it that the study sets."""
+def _layer(cls: type[_Layer], where: str, table: Mapping[str, Any]) -> _Layer:
+    """A checked table of overrides: dotted keys taken apart, and nothing in it that the study sets."""
     plain: dict[str, Any] = {}
     for key, value in table.items():
         _put(plain, key.split("."), value)
-    for (section, key), why in _RESERVED.items():
-        inner = plain.get(section)
-        if isinstance(inner, dict) and key in inner:
-            raise InputError(f"{where}.{section}.{key}: {why}")
-    return plain
+    layer = check_table(cls, where, plain)
+    for section, inner in layer.tables().items():
+        for key in inner:
+            if (section, key) in _RESERVED:
+                raise InputError(f"{where}.{section}.{key}: {_RESERVED[section, key]}")
+            if not re.fullmatch(r"[A-Za-z0-9_-]+", key):
+                raise InputError(f"{where}.{section}.{key!r} cannot be set: not a plain key")
+    return layer
 
 
 def _put(tables: dict[str, Any], path: Sequence[str], value: Any) -> None:

@@ -352,6 +352,10 @@ class TableModel(Program):
                     pyro.sample(f"y{n}", dist.Categorical(logits=logits), obs=y)
                 if n < count:
                     history.append(self.latent(f"a{n}", self.tables[n], history))
+            self.in_plate()
+
+    def in_plate(self) -> None:
+        """What a subclass adds at the end."""
 
 
 class TableGuide(Program):

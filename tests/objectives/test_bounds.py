@@ -47,7 +47,7 @@ def bounds(objective: Objective, tuples: Tuples) -> Tensor:
 
 
 @given(cases(most=1), st.booleans())
-@examples(100)
+@examples(50)
 def test_bounds_are_ordered(case: Case, vectorized: bool) -> None:
     """E[F] = E[L_1] <= E[L_2] <= E[L_3] <= log p(y), exactly, each by enumeration."""
     problem, _ = case
@@ -98,14 +98,12 @@ class Shifted(TableModel):
 
     shift = 0.0
 
-    def forward(self) -> None:
-        super().forward()
-        with pyro.plate("data", self.rows):
-            pyro.factor("shift", torch.full((self.rows,), self.shift, dtype=torch.float64))
+    def in_plate(self) -> None:
+        pyro.factor("shift", torch.full((self.rows,), self.shift, dtype=torch.float64))
 
 
 @every_objective
-@given(cases(least=2), st.floats(-30, 30), st.booleans())
+@given(case=cases(least=2), shift=st.floats(-30, 30), vectorized=st.booleans())
 @examples(20)
 def test_a_constant_shifts_the_bound_and_leaves_gradients_alone(
     name: str, case: Case, shift: float, vectorized: bool
@@ -136,7 +134,12 @@ def test_a_constant_shifts_the_bound_and_leaves_gradients_alone(
 
 
 @every_objective
-@given(cases(least=2), st.randoms(use_true_random=False), st.booleans(), st.booleans())
+@given(
+    case=cases(least=2),
+    random=st.randoms(use_true_random=False),
+    vectorized=st.booleans(),
+    declared=st.booleans(),
+)
 @examples(20)
 def test_the_order_of_particles_does_nothing(
     name: str, case: Case, random: object, vectorized: bool, declared: bool
@@ -166,7 +169,12 @@ def test_the_order_of_particles_does_nothing(
 
 
 @every_objective
-@given(cases(least=2), st.integers(0, 999), st.booleans(), st.booleans())
+@given(
+    case=cases(least=2),
+    seed=st.integers(0, 999),
+    vectorized=st.booleans(),
+    declared=st.booleans(),
+)
 @examples(20)
 def test_data_do_not_see_each_other(
     name: str, case: Case, seed: int, vectorized: bool, declared: bool

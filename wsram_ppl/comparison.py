@@ -1,0 +1,305 @@
+"""Running a study: what is missing is run, what is finished is left alone, what fails is noted.
+
+The folder of a study holds::
+
+    runs/VARIANT/seed-N/            run directories (:mod:`wsram_ppl.runs`)
+    search/VARIANT/CANDIDATE/       those of the search's trials
+    specs/, logs/                   what each run was started from, and what it printed, by the same names
+    interrupted/                    runs that were not finished, before they were started again
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from wsram_ppl.checkpoints import write_atomically
+from wsram_ppl.errors import InputError, RunError
+from wsram_ppl.jobs import Job, Stopped, Watcher, run_jobs
+from wsram_ppl.results import read_summary
+from wsram_ppl.runs import SPEC, SUMMARY, RunDirectory
+from wsram_ppl.spec import Spec
+from wsram_ppl.studies import Candidate, Search, Study, Variant
+
+__all__ = ["Comparison", "Trial", "VariantRun", "compare"]
+
+#: Makes the command that trains the spec in the first path into the second.
+TrainCommand = Callable[[Path, Path], Sequence[str]]
+
+
+@dataclass
+class VariantRun:
+    """One run of a study and how it ended.
+
+    Attributes:
+        place: its name and, under the study's folder, its path: ``runs/VARIANT/seed-N``.
+        spec: what to train; None where the search found nothing to train with.
+        failure: why there is no result; None: finished, or not run yet.
+        finished: whether there is a result.
+        command: that trained it, or would.
+    """
+
+    variant: Variant
+    place: str
+    spec: Spec | None
+    failure: str | None = None
+    finished: bool = False
+    command: tuple[str, ...] = ()
+
+
+@dataclass
+class Trial(VariantRun):
+    """A run of the search.
+
+    Attributes:
+        candidate: what it tried.
+        value: the search's metric; None where it failed.
+        chosen: whether its variant is run with it.
+    """
+
+    candidate: Candidate = field(kw_only=True)
+    value: float | None = None
+    chosen: bool = False
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """All runs of a study, as far as they have been run."""
+
+    study: Study
+    folder: Path
+    runs: Sequence[VariantRun]
+    trials: Sequence[Trial]
+    notes: Sequence[str]
+
+    @property
+    def failed(self) -> list[VariantRun]:
+        return [run for run in (*self.trials, *self.runs) if run.failure is not None]
+
+    def of(self, variant: Variant) -> list[VariantRun]:
+        return [run for run in self.runs if run.variant is variant]
+
+
+def compare(
+    study: Study,
+    folder: Path,
+    command: TrainCommand,
+    watcher: Watcher,
+    *,
+    jobs: int = 1,
+    run_missing: bool = True,
+) -> Comparison:
+    """Runs what a study lacks, and says how every run ended.
+
+    Args:
+        folder: where everything is, or will be.
+        jobs: processes at once.
+        run_missing: False: only look at what is there.
+
+    Raises:
+        InputError: a finished run of another spec is in the way, or something that is no run.
+        Stopped: the work was stopped; calling again goes on.
+        RunError: the folder cannot be written, or another process is at work in it.
+    """
+    if not run_missing:
+        return _Work(study, folder, command, watcher, jobs, None).all()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(f"cannot create {folder}: {error.strerror}") from error
+    with _locked(folder) as lock:
+        write_atomically(folder / "study.toml", study.path.read_bytes())
+        return _Work(study, folder, command, watcher, jobs, lock).all()
+
+
+@dataclass
+class _Work:
+    study: Study
+    folder: Path
+    command: TrainCommand
+    watcher: Watcher
+    jobs: int
+    lock: int | None  # None: nothing is run
+    notes: list[str] = field(default_factory=list)
+
+    def all(self) -> Comparison:
+        study = self.study
+        trials: list[Trial] = []
+        chosen: dict[str, Candidate | None] = {variant.name: None for variant in study.variants}
+        if study.search is not None:
+            trials = [
+                Trial(
+                    variant,
+                    f"search/{variant.name}/{candidate.name}",
+                    study.trial(variant, candidate),
+                    candidate=candidate,
+                )
+                for variant in study.variants
+                for candidate in study.search.candidates
+            ]
+            self.finish(trials)
+            chosen = {v.name: self.best(study.search, v, trials) for v in study.variants}
+        runs = []
+        for variant in study.variants:
+            candidate = chosen[variant.name]
+            for seed in study.seeds:
+                run = VariantRun(variant, f"runs/{variant.name}/seed-{seed}", None)
+                if study.search is None or candidate is not None:
+                    run.spec = study.spec(variant, seed, candidate)
+                elif self.lock is not None:
+                    run.failure = "no candidate of its search could be trained"
+                runs.append(run)
+        self.finish(runs)
+        return Comparison(study, self.folder, runs, trials, self.notes)
+
+    def best(self, search: Search, variant: Variant, trials: Sequence[Trial]) -> Candidate | None:
+        best: tuple[float, Trial] | None = None
+        for trial in trials:
+            if trial.variant is not variant or not trial.finished:
+                continue
+            value = read_summary(self.folder / trial.place).get(search.metric)
+            if not isinstance(value, int | float) or not math.isfinite(value):
+                trial.finished = False
+                trial.failure = f"its summary has no finite {search.metric!r}"
+                continue
+            trial.value = float(value)
+            score = -trial.value if search.metric == "error" else trial.value
+            if best is None or score > best[0]:
+                best = score, trial
+        # Trials that have not been run could still win.
+        if best is None or any(t.variant is variant and not t.finished and not t.failure for t in trials):
+            return None
+        best[1].chosen = True
+        return best[1].candidate
+
+    def finish(self, runs: Sequence[VariantRun]) -> None:
+        """Runs those that are missing; notes on each whether it is finished, or why not."""
+        missing = []
+        for run in runs:
+            if run.spec is None:
+                continue
+            self.notes += [f"{run.variant.name}: {n}" for n in run.spec.notes]
+            run.finished = self.is_finished(run, run.spec)
+            run.command = tuple(self.command(self.spec_file(run), self.folder / run.place))
+            if not run.finished:
+                missing.append(run)
+        self.notes[:] = dict.fromkeys(self.notes)
+        if not missing or self.lock is None:
+            return
+        jobs = [self.prepare(run, run.spec) for run in missing if run.spec is not None]
+        try:
+            failures = run_jobs(jobs, self.jobs, self.watcher, [self.lock] if self.lock >= 0 else [])
+        except Stopped as error:
+            done = sum((self.folder / run.place / SUMMARY).is_file() for run in runs)
+            raise Stopped(
+                f"stopped; {done} of {len(runs)} runs are finished, and the same command does the others"
+            ) from error
+        for run in missing:
+            run.failure = failures.get(run.place)
+            run.finished = run.failure is None
+
+    def spec_file(self, run: VariantRun) -> Path:
+        return self.folder / "specs" / f"{run.place}.toml"
+
+    def prepare(self, run: VariantRun, spec: Spec) -> Job:
+        path = self.folder / run.place
+        if path.exists() and any(path.iterdir()):
+            aside = self.folder / "interrupted" / run.place
+            self.notes.append(f"{run.place} was not finished: started again, the old is in {aside}")
+            _move(path, aside)
+        file = self.spec_file(run)
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RunError(f"cannot create {file.parent}: {error.strerror}") from error
+        write_atomically(file, spec.to_toml().encode())
+        log = self.folder / "logs" / f"{run.place}.log"
+        return Job(run.place, run.command, path, log, spec.training.steps)
+
+    def is_finished(self, run: VariantRun, spec: Spec) -> bool:
+        """Whether its directory holds the result of this very spec.
+
+        Raises:
+            InputError: the result of another spec, or something else.
+        """
+        path = self.folder / run.place
+        if not path.exists() or (path.is_dir() and not any(path.iterdir())):
+            return False
+        if not (path / SPEC).is_file():
+            raise InputError(f"{path} is in the way: it is no run; move it, or choose another --out")
+        if not (path / SUMMARY).is_file():
+            return False
+        read_summary(path)
+        found = RunDirectory(path).spec()
+        if found.fingerprint() != spec.fingerprint():
+            raise InputError(
+                f"{path} is a finished run of another spec ({_difference(found, spec)}): choose another "
+                "--out, or remove it"
+            )
+        others = _difference(found, spec, ignored=("device", "threads"))
+        if others:
+            self.notes.append(f"{run.place} is kept, though it was run with {others}")
+        return True
+
+
+def _difference(found: Spec, wanted: Spec, ignored: Sequence[str] = ()) -> str:
+    """The keys in which two specs differ, with both values."""
+    a, b = (_flat(spec.tables()) for spec in (found, wanted))
+    keys = [k for k in {**a, **b} if a.get(k) != b.get(k) and k.rpartition(".")[2] not in ignored]
+    lines = [f"{key} {a.get(key, 'unset')}, not {b.get(key, 'unset')}" for key in keys]
+    return "; ".join(lines[:3]) + (f"; and {len(lines) - 3} more" if len(lines) > 3 else "")
+
+
+def _flat(tables: Mapping[str, Any], above: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tables.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{above}{key}.")
+        else:
+            flat[above + key] = value
+    return flat
+
+
+def _move(path: Path, aside: Path) -> None:
+    try:
+        if aside.exists():
+            shutil.rmtree(aside)
+        aside.parent.mkdir(parents=True, exist_ok=True)
+        path.rename(aside)
+    except OSError as error:
+        raise RunError(f"cannot move {path} to {aside}: {error.strerror}") from error
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[int]:
+    """Keeps others out of the folder until this process *and all its children* have ended.
+
+    The children inherit the lock: should this process be killed, they go on, and nobody may move their
+    directories. Yields its file descriptor, -1 where the system has no such locks.
+    """
+    if sys.platform == "win32":
+        yield -1
+        return
+    import fcntl
+
+    try:
+        lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o666)
+    except OSError as error:
+        raise RunError(f"cannot write to {folder}: {error.strerror}") from error
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise RunError(
+                f"another compare, or a run that one has left behind, is at work in {folder}"
+            ) from None
+        yield lock
+    finally:
+        os.close(lock)
