@@ -153,14 +153,14 @@ def test_exploration_waits_for_nothing(guide_name: str) -> None:
     assert objective.differentiable_loss(model, guide, *batch).device == CUDA
 
 
-@pytest.mark.parametrize(("make", "guide_name"), COMBINATIONS)
+@pytest.mark.parametrize(
+    ("make", "guide_name"), [case for case in COMBINATIONS if case.values[1] == "inference"]
+)
 def test_backward_waits_for_no_value(make: Any, guide_name: str) -> None:
     model, guide, batch = make_parts(guide_name, CPU)
     objective = make(num_particles=3, vectorize_particles=True, max_plate_nesting=1)
     objective(model, guide)(*batch).backward()
-    trained = [*model.network.parameters()]
-    if guide_name == "inference":
-        trained += guide.network.parameters()
+    trained = [*model.network.parameters(), *guide.network.parameters()]
     assert all(isinstance(p.grad, FakeTensor) and p.grad.shape == p.shape for p in trained)
 
 

@@ -4,7 +4,7 @@ The folder of a study holds::
 
     runs/VARIANT/seed-N/            run directories (:mod:`wsram_ppl.runs`)
     search/VARIANT/CANDIDATE/       those of the search's trials
-    specs/, logs/                   what each run was started from, and what it printed, by the same names
+    specs/, logs/                   what each run was started from and what it printed, by the same names
     interrupted/                    runs that were not finished, before they were started again
 """
 
@@ -25,7 +25,7 @@ from wsram_ppl.errors import InputError, RunError
 from wsram_ppl.jobs import Job, Stopped, Watcher, run_jobs
 from wsram_ppl.results import read_summary
 from wsram_ppl.runs import SPEC, SUMMARY, RunDirectory
-from wsram_ppl.spec import Spec
+from wsram_ppl.spec import IMMATERIAL, Spec
 from wsram_ppl.studies import Candidate, Search, Study, Variant
 
 __all__ = ["Comparison", "Trial", "VariantRun", "compare"]
@@ -173,9 +173,9 @@ class _Work:
             score = -trial.value if search.metric == "error" else trial.value
             if best is None or score > best[0]:
                 best = score, trial
-        # Trials that have not been run could still win.
-        if best is None or any(t.variant is variant and not t.finished and not t.failure for t in trials):
-            return None
+        mine = [trial for trial in trials if trial.variant is variant]
+        if best is None or any(not t.finished and not t.failure for t in mine):
+            return None  # what has not been run yet could win
         best[1].chosen = True
         return best[1].candidate
 
@@ -240,19 +240,20 @@ class _Work:
         found = RunDirectory(path).spec()
         if found.fingerprint() != spec.fingerprint():
             raise InputError(
-                f"{path} is a finished run of another spec ({_difference(found, spec)}): choose another "
-                "--out, or remove it"
+                f"{path} is a finished run of another spec ({_difference(found, spec, IMMATERIAL)}): "
+                "choose another --out, or remove it"
             )
-        others = _difference(found, spec, ignored=("device", "threads"))
+        others = _difference(found, spec, ("device", "threads"))
         if others:
             self.notes.append(f"{run.place} is kept, though it was run with {others}")
         return True
 
 
-def _difference(found: Spec, wanted: Spec, ignored: Sequence[str] = ()) -> str:
-    """The keys in which two specs differ, with both values."""
+def _difference(found: Spec, wanted: Spec, ignored: Sequence[str]) -> str:
+    """The keys in which two specs differ, but for these of ``[training]``, with both values."""
     a, b = (_flat(spec.tables()) for spec in (found, wanted))
-    keys = [k for k in {**a, **b} if a.get(k) != b.get(k) and k.rpartition(".")[2] not in ignored]
+    skipped = {f"training.{key}" for key in ignored}
+    keys = [key for key in {**a, **b} if a.get(key) != b.get(key) and key not in skipped]
     lines = [f"{key} {a.get(key, 'unset')}, not {b.get(key, 'unset')}" for key in keys]
     return "; ".join(lines[:3]) + (f"; and {len(lines) - 3} more" if len(lines) > 3 else "")
 

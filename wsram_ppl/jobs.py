@@ -50,6 +50,8 @@ class Job:
 class Watcher(Protocol):
     """Is told how the jobs are getting on."""
 
+    def planned(self, jobs: Sequence[Job]) -> None: ...
+
     def started(self, job: Job) -> None: ...
 
     def progressed(self, job: Job, step: int, numbers: Mapping[str, float]) -> None:
@@ -87,6 +89,7 @@ def run_jobs(
     if workers > 1:
         environment.update(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1")
     waiting, running, failures = list(jobs), list[_Child](), dict[str, str]()
+    watcher.planned(jobs)
     with _terminable():
         try:
             while waiting or running:
@@ -112,7 +115,9 @@ def run_jobs(
     return failures
 
 
-def _start(job: Job, environment: Mapping[str, str], keep_open: Sequence[int]) -> subprocess.Popen[bytes]:
+def _start(
+    job: Job, environment: Mapping[str, str], keep_open: Sequence[int]
+) -> subprocess.Popen[bytes]:
     try:
         job.log.parent.mkdir(parents=True, exist_ok=True)
         with open(job.log, "wb") as log:

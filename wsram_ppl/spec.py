@@ -68,6 +68,7 @@ from wsram_ppl.registry import (
 from wsram_ppl.schedules import NonNegativeSchedule, PositiveSchedule, Schedule
 
 __all__ = [
+    "IMMATERIAL",
     "Component",
     "Experiment",
     "Exploration",
@@ -103,8 +104,8 @@ _SHORTHANDS: Final = {
     "device": ("training", "device"),
     "seed": ("training", "seed"),
 }
-# What does not change the trained weights: where and how often to look.
-_IMMATERIAL: Final = (
+#: Keys of ``[training]`` that do not change the trained weights: where and how often to look.
+IMMATERIAL: Final = (
     "device",
     "threads",
     "log_every",
@@ -273,7 +274,7 @@ class Spec:
         Left out are the device, the threads, and how often to log, evaluate and save.
         """
         tables = self.tables()
-        for key in _IMMATERIAL:
+        for key in IMMATERIAL:
             tables["training"].pop(key, None)
         return hashlib.sha256(json.dumps(tables, sort_keys=True).encode()).hexdigest()
 

@@ -293,7 +293,9 @@ def _search(table: dict[str, Any]) -> Search:
         parts = read.key.split(".")
         if len(parts) < 2 or not all(parts):
             raise InputError(f"search.key = {read.key!r}: write table.key, as in training.weight_decay")
-        tables = [{"name": _named(value, place), read.key: value} for place, value in enumerate(read.values)]
+        tables = [
+            {"name": _named(value, place), read.key: value} for place, value in enumerate(read.values)
+        ]
         where = "search.values"
     else:
         tables = [{"name": str(place), **table} for place, table in enumerate(read.candidates, 1)]
@@ -335,7 +337,9 @@ def _set_own_keys(tables: dict[str, Any], overrides: Sequence[str]) -> list[str]
         key, equals, value = text.partition("=")
         path = [part.strip() for part in key.split(".")]
         if not equals or not all(path):
-            raise InputError(f"--set {text!r}: write key=value, as in training.batch_size=32 or steps=1000")
+            raise InputError(
+                f"--set {text!r}: write key=value, as in training.batch_size=32 or steps=1000"
+            )
         if tuple(path[:2]) in _RESERVED:
             raise InputError(f"--set {text!r}: {_RESERVED[path[0], path[1]]}")
         if path[0] in _Overrides.model_fields:
@@ -344,8 +348,8 @@ def _set_own_keys(tables: dict[str, Any], overrides: Sequence[str]) -> list[str]
             _put(tables, path, read_value(value.strip()))
         else:
             raise InputError(
-                f"--set {text!r}: no such table; there are {', '.join(_Overrides.model_fields)}, and the "
-                "study's own keys (steps, seeds, search.steps, ...)"
+                f"--set {text!r}: no such table; there are {', '.join(_Overrides.model_fields)}, and "
+                "the study's own keys (steps, seeds, search.steps, ...)"
             )
     return others
 

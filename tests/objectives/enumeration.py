@@ -389,16 +389,18 @@ def estimates(
     model: Program,
     guide: nn.Module,
     values: Mapping[str, Tensor],
+    *args: Any,
 ) -> Gradients:
     """The objective's gradient estimate (ascent) for every row, through the public API.
 
     Args:
         values: the latent values of all particles, ``[M, rows]`` per site.
+        args: of model and guide.
     """
     theta = list(model.tables)
     eta = list(guide.tables) if isinstance(guide, Program) else []
     with force(values, objective.vectorize_particles):
-        loss = objective(model, guide)()
+        loss = objective(model, guide)(*args)
     found = torch.autograd.grad(-loss, [*theta, *eta], allow_unused=True)
     full = [
         torch.zeros_like(table) if g is None else g

@@ -42,7 +42,9 @@ def values_of(trace: Trace) -> dict[str, Any]:
     return {
         name: site["value"]
         for name, site in trace.nodes.items()
-        if site["type"] == "sample" and not site["is_observed"]
+        if site["type"] == "sample"
+        and not site["is_observed"]
+        and not (site["infer"] or {}).get("_deterministic")  # unconditioned, it looks latent
     }
 
 

@@ -1,0 +1,176 @@
+"""How fast is training, as ratios measured in one run: ``make bench``.
+
+Each row times its contestants in turn, round after round, and compares medians, so that whatever else
+the machine does falls on all of them alike. One thread, unless ``--threads`` says otherwise.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyro
+import torch
+from plain import PlainLoop, by_hand
+from pyro import poutine
+from pyro.infer import ELBO, ReweightedWakeSleep, TraceGraph_ELBO
+from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import guides  # noqa: F401
+import models  # noqa: F401
+from wsram_ppl.data.digit_files import read_sample
+from wsram_ppl.evaluation import pyro_settings
+from wsram_ppl.objectives import VariationalBound, WakeSleep
+from wsram_ppl.spec import load_spec
+from wsram_ppl.training import Trainer
+
+EXPERIMENT = Path(__file__).resolve().parent.parent / "experiments" / "digits.toml"
+Contestants = dict[str, Callable[[], object]]
+
+
+def medians(contestants: Contestants, rounds: int) -> dict[str, float]:
+    """Median milliseconds of each, measured in turns after a few rounds to warm up."""
+    times: dict[str, list[float]] = {name: [] for name in contestants}
+    for turn in range(rounds + 5):
+        for name, work in contestants.items():
+            start = time.perf_counter()
+            work()
+            if turn >= 5:
+                times[name].append(1e3 * (time.perf_counter() - start))
+    return {name: statistics.median(found) for name, found in times.items()}
+
+
+def backward(loss: Callable[[], Tensor], trainer: Trainer) -> Callable[[], None]:
+    """One evaluation of a loss and its gradient."""
+    parameters = [*trainer.experiment.model.parameters(), *trainer.experiment.guide.parameters()]
+
+    def step() -> None:
+        for parameter in parameters:
+            parameter.grad = None
+        loss().backward()
+
+    return step
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=60, help="measurements of each (default: 60)")
+    parser.add_argument("--threads", type=int, default=1, help="threads of torch (default: 1)")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    logging.getLogger("pyro").setLevel(logging.WARNING)
+    versions = f"torch {torch.__version__}, pyro {pyro.__version__}, {platform.machine()}"
+    print(f"{versions}, {options.threads} thread(s), {options.rounds} rounds\n")
+    print("| what | milliseconds | against | milliseconds | ratio |")
+    print("| --- | --- | --- | --- | --- |")
+    with pyro_settings(validate=False):
+        _whole_update(options.rounds)
+        _objective_alone(options.rounds)
+        _pyro_objectives(options.rounds)
+        _particles(options.rounds)
+
+
+def _row(what: str, ours: float, against: str, theirs: float) -> None:
+    print(f"| {what} | {ours:.1f} | {against} | {theirs:.1f} | {theirs / ours:.2f} |", flush=True)
+
+
+def _whole_update(rounds: int) -> None:
+    trainer = Trainer.start(load_spec(EXPERIMENT))
+    digits, _ = read_sample()
+    plain = PlainLoop(digits.images.float() / 255, digits.labels)
+    data = trainer.experiment.data
+    found = medians(
+        {
+            "ours": trainer.update,
+            "plain": plain.update,
+            "data": lambda: data.training_batch(trainer.step, 64, 0),
+            "plain data": lambda: plain.batch(64),
+        },
+        rounds,
+    )
+    _row("one update of `cli.py train`", found["ours"], "a plain PyTorch loop", found["plain"])
+    _row("its minibatch", found["data"], "by affine_grid, grid_sample", found["plain data"])
+    print(f"\ndata preparation: {found['data'] / found['ours']:.1%} of an update\n")
+
+
+def _objective_alone(rounds: int) -> None:
+    trainer = Trainer.start(load_spec(EXPERIMENT, ["exploration.entropy=0"]))
+    model, guide = trainer.experiment.model, trainer.experiment.guide
+    batch = trainer.experiment.data.training_batch(0, 64, 0)
+    objective = WakeSleep(num_particles=5, vectorize_particles=True, max_plate_nesting=1)
+    found = medians(
+        {
+            "ours": backward(lambda: objective.differentiable_loss(model, guide, *batch), trainer),
+            "hand": backward(lambda: by_hand(model, guide, *batch, 5), trainer),
+        },
+        rounds,
+    )
+    _row("WakeSleep step (guide, model, backward)", found["ours"], "the same by hand", found["hand"])
+
+
+def _pyro_objectives(rounds: int) -> None:
+    trainer = Trainer.start(load_spec(EXPERIMENT, ["exploration.entropy=0"]))
+    model, guide = trainer.experiment.model, trainer.experiment.guide
+    batch = trainer.experiment.data.training_batch(0, 64, 0)
+    common = {"num_particles": 5, "vectorize_particles": True, "max_plate_nesting": 1}
+    ours = {"wake": WakeSleep("none", **common), "site": VariationalBound("site", **common)}
+    graph, rws = TraceGraph_ELBO(**common), ReweightedWakeSleep(**common)
+
+    def full_shape(site: dict[str, Any]) -> dict[str, Any]:
+        """TraceGraph_ELBO wants every baseline in the full shape, the first glimpse included."""
+        declared = site["infer"].get("baseline")
+        if declared is None:
+            return {}
+        network = declared["nn_baseline"]
+        return {"baseline": {**declared, "nn_baseline": lambda x: network(x).expand(5, 64)}}
+
+    guide_of_graph = poutine.infer_config(guide, full_shape)
+
+    def by_pyro(objective: ELBO) -> Callable[[], object]:
+        proposal = guide_of_graph if objective is graph else guide
+        return lambda: objective.loss_and_grads(model, proposal, *batch)
+
+    found = medians(
+        {
+            name: backward(lambda o=objective: o.differentiable_loss(model, guide, *batch), trainer)
+            for name, objective in ours.items()
+        }
+        | {"rws": by_pyro(rws), "graph": by_pyro(graph)},
+        max(rounds // 2, 10),
+    )
+    _row("WakeSleep('none') step", found["wake"], "pyro ReweightedWakeSleep", found["rws"])
+    _row(
+        "VariationalBound('site') step", found["site"], "pyro TraceGraph_ELBO, baseline", found["graph"]
+    )
+
+
+def _particles(rounds: int) -> None:
+    trainer = Trainer.start(load_spec(EXPERIMENT, ["exploration.entropy=0"]))
+    model, guide = trainer.experiment.model, trainer.experiment.guide
+    batch = trainer.experiment.data.training_batch(0, 64, 0)
+    counts = (2, 5, 20, 50)
+    steps = {}
+    for m in counts:
+        objective = WakeSleep(num_particles=m, vectorize_particles=True, max_plate_nesting=1)
+        steps[str(m)] = backward(
+            lambda o=objective: o.differentiable_loss(model, guide, *batch), trainer
+        )
+    found = medians(steps, max(rounds // 4, 8))
+    slope = (found["50"] - found["5"]) / 45
+    print("\n| particles | milliseconds | per particle |\n| --- | --- | --- |")
+    for m in counts:
+        print(f"| {m} | {found[str(m)]:.1f} | {found[str(m)] / m:.2f} |")
+    print(f"\nslope from 5 to 50: {slope:.2f} ms a particle")
+
+
+if __name__ == "__main__":
+    main()
