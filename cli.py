@@ -8,15 +8,22 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shlex
 import sys
-from collections.abc import Mapping
+import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from wsram_ppl import __version__
 from wsram_ppl.errors import InputError, RunError
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
+
+    from wsram_ppl.jobs import Job
 
 _EXISTING_RUN = click.argument("run", type=click.Path(path_type=Path))
 
@@ -27,6 +34,9 @@ class _Commands(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
+        except click.UsageError as error:  # click's own report takes three lines
+            click.echo(f"error: {' '.join(error.format_message().split())}", err=True)
+            ctx.exit(error.exit_code)
         except (click.ClickException, click.exceptions.Exit, click.Abort):
             raise
         except Exception as error:
@@ -294,6 +304,69 @@ def _estimators(particles: int, nesting: int | float) -> dict[str, Any]:
     return found
 
 
+@main.command()
+@click.argument("study", type=click.Path(path_type=Path))
+@click.option(
+    "--out", type=click.Path(path_type=Path), help="Folder of the study; by default studies/NAME."
+)
+@click.option(
+    "--jobs",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="Runs at once, each in a process; with several, each on one thread.",
+)
+@click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Override a key of the study (steps=2000) or of every run (data.root=DIR); may be given often.",
+)
+@click.option("--report-only", is_flag=True, help="Run nothing: report on what has been run.")
+def compare(
+    study: Path, out: Path | None, jobs: int, overrides: tuple[str, ...], report_only: bool
+) -> None:
+    """Run what the TOML file STUDY compares, and report on it.
+
+    \b
+    Each variant and seed is an ordinary run, under OUT/runs. Finished runs are not repeated: call again
+    after an interruption, or after adding variants and seeds. A run that failed is tried again.
+    Writes OUT/report.html, table.csv, table.md and figures; exits with 1 if any run failed.
+
+    \b
+    Example:
+      python cli.py compare experiments/table1.toml --out studies/table1 --jobs 2
+    """
+    _register()
+    from wsram_ppl.comparison import compare as run_study
+    from wsram_ppl.report import write_report
+    from wsram_ppl.studies import load_study
+
+    _quieten("matplotlib")
+
+    def train_command(spec: Path, run: Path) -> list[str]:
+        command = [sys.executable, str(Path(__file__).resolve()), "train", str(spec), "--out", str(run)]
+        return command if jobs == 1 else [*command, "--set", "training.threads=1"]
+
+    loaded = load_study(study, overrides)
+    folder = out or Path("studies") / study.stem
+    call = shlex.join(["python", *sys.argv])
+    with _StudyBars() as bars:
+        result = run_study(
+            loaded, folder, train_command, bars, jobs=jobs, run_missing=not report_only, call=call
+        )
+    written = write_report(result)
+    widths = [max(map(len, column)) for column in zip(written.head, *written.body, strict=True)]
+    for line in (written.head, *written.body):
+        click.echo(
+            "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+        )
+    click.echo(f"report: {written.page}")
+    if result.failed:
+        raise RunError(f"{len(result.failed)} of {len(result.runs) + len(result.trials)} runs failed")
+
+
 @main.command("list")
 def list_parts() -> None:
     """List every model, guide, objective and data source, one line each."""
@@ -370,6 +443,77 @@ class _Bar:
                 "ess": f"{numbers['ess']:.2f}",
             }
             self._bar.set_postfix({k: v for k, v in shown.items() if v is not None})
+
+
+class _StudyBars:
+    """A bar for each run at work and one for all; one line for each run that has ended.
+
+    The bars are silent where standard error is not a terminal.
+    """
+
+    def __init__(self) -> None:
+        self._bars: dict[str, tqdm[Any]] = {}
+        self._all: tqdm[Any] | None = None
+        self._begun: dict[str, float] = {}
+        self._count, self._total = 0, 0
+
+    def __enter__(self) -> _StudyBars:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for bar in (*self._bars.values(), self._all):
+            if bar is not None:
+                bar.close()
+
+    def noted(self, text: str) -> None:
+        from tqdm import tqdm
+
+        tqdm.write(f"note: {text}", file=sys.stderr)
+
+    def planned(self, jobs: Sequence[Job]) -> None:
+        if self._all is not None:
+            self._all.close()
+        self._count, self._total = 0, len(jobs)
+        self._all = self._bar("all", sum(job.steps for job in jobs), position=0)
+
+    def started(self, job: Job) -> None:
+        taken = {bar.pos for bar in self._bars.values()}
+        position = next(n for n in range(1, len(taken) + 2) if -n not in taken)
+        self._bars[job.name] = self._bar(job.name, job.steps, position)
+        self._begun[job.name] = time.monotonic()
+
+    def progressed(self, job: Job, step: int, numbers: Mapping[str, float]) -> None:
+        bar = self._bars[job.name]
+        assert self._all is not None
+        self._all.update(step - bar.n)
+        bar.update(step - bar.n)
+        if "error" in numbers:
+            bar.set_postfix_str(f"error {numbers['error']:.0%}")
+
+    def ended(self, job: Job, failure: str | None) -> None:
+        from tqdm import tqdm
+
+        bar = self._bars.pop(job.name)
+        assert self._all is not None
+        self._all.update(job.steps - bar.n)
+        bar.close()
+        self._count += 1
+        seconds = time.monotonic() - self._begun.pop(job.name)
+        end = f"finished in {seconds:.0f} s" if failure is None else f"failed: {failure}"
+        tqdm.write(f"[{self._count}/{self._total}] {job.name} {end}")
+
+    def _bar(self, name: str, steps: int, position: int) -> tqdm[Any]:
+        from tqdm import tqdm
+
+        return tqdm(
+            total=steps,
+            desc=name,
+            unit="update",
+            position=position,
+            leave=False,
+            disable=None,
+            dynamic_ncols=True,
+        )
 
 
 if __name__ == "__main__":

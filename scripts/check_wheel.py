@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -9,15 +10,31 @@ import zipfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-NEEDED = ["wsram_ppl/py.typed", "wsram_ppl/objectives/wake_sleep.py", "wsram_ppl/data/digits.npz"]
+NEEDED = [
+    "wsram_ppl/py.typed",
+    "wsram_ppl/objectives/wake_sleep.py",
+    "wsram_ppl/report.html.jinja",
+    "wsram_ppl/data/digits.npz",
+]
 LARGEST = 4 * 2**20
+
+
+def _left_behind(folder: str, names: list[str]) -> set[str]:
+    """What is no source: environments, runs, data and earlier builds at the top, caches anywhere."""
+    left = {name for name in names if name == "__pycache__" or name.endswith(".egg-info")}
+    if Path(folder) == ROOT:
+        left |= {name for name in names if name.startswith(".")}
+        left |= {"build", "dist", "runs", "studies", "data"} & set(names)
+    return left
 
 
 def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
+        # From a copy: a build leaves files behind, which would get into the wheel of the next.
+        source = shutil.copytree(ROOT, Path(folder) / "source", ignore=_left_behind)
         # Not isolated: the build needs only setuptools, which the test extras bring.
         command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", folder]
-        built = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        built = subprocess.run(command, cwd=source, capture_output=True, text=True)
         if built.returncode:
             print(built.stdout + built.stderr, file=sys.stderr)
             return 1

@@ -26,14 +26,18 @@ from wsram_ppl.spec import parse_spec
 from wsram_ppl.training import train
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.int64, torch.uint8, torch.bool]
-names = st.text(st.characters(codec="ascii", categories=["L", "N"], include_characters="._/"), min_size=1)
+names = st.text(
+    st.characters(codec="ascii", categories=["L", "N"], include_characters="._/"), min_size=1
+)
 shapes = st.lists(st.integers(0, 3), max_size=3).map(tuple)
 
 
 @st.composite
 def tensors(draw: st.DrawFn) -> Tensor:
     shape, dtype = draw(shapes), draw(st.sampled_from(DTYPES))
-    values = torch.randint(0, 2**8, shape, generator=torch.Generator().manual_seed(draw(st.integers(0, 99))))
+    values = torch.randint(
+        0, 2**8, shape, generator=torch.Generator().manual_seed(draw(st.integers(0, 99)))
+    )
     tensor = values.to(dtype)
     return tensor.mT if draw(st.booleans()) and tensor.dim() > 1 else tensor  # not contiguous
 

@@ -130,7 +130,9 @@ def test_particles_are_the_same_program_with_and_without_vectorisation() -> None
             one = trace_of(model, images, labels)
         one.compute_log_prob()
         for name in [*values, "label"]:
-            torch.testing.assert_close(one.nodes[name]["log_prob"], both.nodes[name]["log_prob"][particle])
+            torch.testing.assert_close(
+                one.nodes[name]["log_prob"], both.nodes[name]["log_prob"][particle]
+            )
 
 
 def test_without_labels_the_label_is_sampled() -> None:
@@ -266,7 +268,11 @@ def test_the_label_has_no_gradient_in_context_or_policy() -> None:
         trace = trace_of(model, images, labels)
     net = model.network
     logits = trace.nodes["_RETURN"]["value"].logits
-    where_to_look = [*net.context_layers.parameters(), *net.policy.parameters(), *net.layer2.parameters()]
+    where_to_look = [
+        *net.context_layers.parameters(),
+        *net.policy.parameters(),
+        *net.layer2.parameters(),
+    ]
     found = torch.autograd.grad(logits.sum(), where_to_look, retain_graph=True, allow_unused=True)
     assert found == (None,) * len(where_to_look)
     policy = trace.nodes["location_3"]["fn"].base_dist.loc.sum()

@@ -6,29 +6,34 @@ The folder of a study holds::
     search/VARIANT/CANDIDATE/       those of the search's trials
     specs/, logs/                   what each run was started from and what it printed, by the same names
     interrupted/                    runs that were not finished, before they were started again
+    calls.json                      when and how the study was worked on
 """
 
 from __future__ import annotations
 
+import json
 import math
 import os
+import shlex
 import shutil
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from wsram_ppl.checkpoints import write_atomically
 from wsram_ppl.errors import InputError, RunError
-from wsram_ppl.jobs import Job, Stopped, Watcher, run_jobs
+from wsram_ppl.jobs import Job, Stopped, Watcher, last_line, run_jobs
 from wsram_ppl.results import read_summary
 from wsram_ppl.runs import SPEC, SUMMARY, RunDirectory
 from wsram_ppl.spec import IMMATERIAL, Spec
 from wsram_ppl.studies import Candidate, Search, Study, Variant
 
-__all__ = ["Comparison", "Trial", "VariantRun", "compare"]
+__all__ = ["Call", "Comparison", "Trial", "VariantRun", "compare"]
 
 #: Makes the command that trains the spec in the first path into the second.
 TrainCommand = Callable[[Path, Path], Sequence[str]]
@@ -51,7 +56,7 @@ class VariantRun:
     spec: Spec | None
     failure: str | None = None
     finished: bool = False
-    command: tuple[str, ...] = ()
+    command: str = ""
 
 
 @dataclass
@@ -70,6 +75,25 @@ class Trial(VariantRun):
 
 
 @dataclass(frozen=True)
+class Call:
+    """One time that the study was worked on.
+
+    Attributes:
+        command: the command line.
+        started: in ISO 8601, UTC.
+        seconds: wall time.
+        jobs: processes at once.
+        trained: runs that were finished in it.
+    """
+
+    command: str
+    started: str
+    seconds: float
+    jobs: int
+    trained: int
+
+
+@dataclass(frozen=True)
 class Comparison:
     """All runs of a study, as far as they have been run."""
 
@@ -78,6 +102,7 @@ class Comparison:
     runs: Sequence[VariantRun]
     trials: Sequence[Trial]
     notes: Sequence[str]
+    calls: Sequence[Call]
 
     @property
     def failed(self) -> list[VariantRun]:
@@ -95,6 +120,7 @@ def compare(
     *,
     jobs: int = 1,
     run_missing: bool = True,
+    call: str = "",
 ) -> Comparison:
     """Runs what a study lacks, and says how every run ended.
 
@@ -102,21 +128,35 @@ def compare(
         folder: where everything is, or will be.
         jobs: processes at once.
         run_missing: False: only look at what is there.
+        call: the command line, for the record.
 
     Raises:
         InputError: a finished run of another spec is in the way, or something that is no run.
         Stopped: the work was stopped; calling again goes on.
         RunError: the folder cannot be written, or another process is at work in it.
     """
+    work = _Work(study, folder, command, watcher, jobs, None)
     if not run_missing:
-        return _Work(study, folder, command, watcher, jobs, None).all()
+        if not folder.is_dir():
+            raise InputError(f"there is no folder {folder} to report on")
+        return work.all()
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RunError(f"cannot create {folder}: {error.strerror}") from error
     with _locked(folder) as lock:
+        work.lock = lock
         write_atomically(folder / "study.toml", study.path.read_bytes())
-        return _Work(study, folder, command, watcher, jobs, lock).all()
+        started, clock = datetime.now(UTC).isoformat(timespec="seconds"), time.monotonic()
+        try:
+            comparison = work.all()
+        finally:
+            if work.trained or work.started:
+                seconds = round(time.monotonic() - clock, 1)
+                calls = [*_calls(folder), Call(call, started, seconds, jobs, work.trained)]
+                text = json.dumps([asdict(each) for each in calls], indent=2)
+                write_atomically(folder / "calls.json", text.encode())
+        return replace(comparison, calls=_calls(folder))
 
 
 @dataclass
@@ -128,6 +168,8 @@ class _Work:
     jobs: int
     lock: int | None  # None: nothing is run
     notes: list[str] = field(default_factory=list)
+    started: bool = False  # whether any run was
+    trained: int = 0
 
     def all(self) -> Comparison:
         study = self.study
@@ -157,7 +199,7 @@ class _Work:
                     run.failure = "no candidate of its search could be trained"
                 runs.append(run)
         self.finish(runs)
-        return Comparison(study, self.folder, runs, trials, self.notes)
+        return Comparison(study, self.folder, runs, trials, self.notes, _calls(self.folder))
 
     def best(self, search: Search, variant: Variant, trials: Sequence[Trial]) -> Candidate | None:
         best: tuple[float, Trial] | None = None
@@ -185,15 +227,21 @@ class _Work:
         for run in runs:
             if run.spec is None:
                 continue
-            self.notes += [f"{run.variant.name}: {n}" for n in run.spec.notes]
+            for note in run.spec.notes:
+                self.note(f"{run.variant.name}: {note}")
             run.finished = self.is_finished(run, run.spec)
-            run.command = tuple(self.command(self.spec_file(run), self.folder / run.place))
+            run.command = self.command_of(run)
             if not run.finished:
                 missing.append(run)
-        self.notes[:] = dict.fromkeys(self.notes)
-        if not missing or self.lock is None:
+        if self.lock is None:
+            for run in missing:
+                last = last_line(self.log_file(run))
+                run.failure = last.removeprefix("error: ") if last.startswith("error: ") else None
+            return
+        if not missing:
             return
         jobs = [self.prepare(run, run.spec) for run in missing if run.spec is not None]
+        self.started = True
         try:
             failures = run_jobs(jobs, self.jobs, self.watcher, [self.lock] if self.lock >= 0 else [])
         except Stopped as error:
@@ -201,27 +249,46 @@ class _Work:
             raise Stopped(
                 f"stopped; {done} of {len(runs)} runs are finished, and the same command does the others"
             ) from error
+        finally:
+            self.trained += sum((job.run / SUMMARY).is_file() for job in jobs)
         for run in missing:
             run.failure = failures.get(run.place)
             run.finished = run.failure is None
 
+    def note(self, text: str) -> None:
+        if text not in self.notes:
+            self.notes.append(text)
+            self.watcher.noted(text)
+
     def spec_file(self, run: VariantRun) -> Path:
         return self.folder / "specs" / f"{run.place}.toml"
+
+    def log_file(self, run: VariantRun) -> Path:
+        return self.folder / "logs" / f"{run.place}.log"
+
+    def command_of(self, run: VariantRun) -> str:
+        """The command that trained a finished run, which stands above its spec, or would train it."""
+        file = self.spec_file(run)
+        if run.finished and file.is_file():
+            first = file.read_text(encoding="utf-8").partition("\n")[0]
+            if first.startswith("# "):
+                return first.removeprefix("# ")
+        return shlex.join(self.command(file, self.folder / run.place))
 
     def prepare(self, run: VariantRun, spec: Spec) -> Job:
         path = self.folder / run.place
         if path.exists() and any(path.iterdir()):
             aside = self.folder / "interrupted" / run.place
-            self.notes.append(f"{run.place} was not finished: started again, the old is in {aside}")
+            self.note(f"{run.place} was not finished: it starts again, and the old one is in {aside}")
             _move(path, aside)
         file = self.spec_file(run)
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise RunError(f"cannot create {file.parent}: {error.strerror}") from error
-        write_atomically(file, spec.to_toml().encode())
-        log = self.folder / "logs" / f"{run.place}.log"
-        return Job(run.place, run.command, path, log, spec.training.steps)
+        write_atomically(file, f"# {run.command}\n\n{spec.to_toml()}".encode())
+        command = self.command(file, path)
+        return Job(run.place, command, path, self.log_file(run), spec.training.steps)
 
     def is_finished(self, run: VariantRun, spec: Spec) -> bool:
         """Whether its directory holds the result of this very spec.
@@ -245,7 +312,7 @@ class _Work:
             )
         others = _difference(found, spec, ("device", "threads"))
         if others:
-            self.notes.append(f"{run.place} is kept, though it was run with {others}")
+            self.note(f"{run.place} is kept, though it was run with {others}")
         return True
 
 
@@ -266,6 +333,16 @@ def _flat(tables: Mapping[str, Any], above: str = "") -> dict[str, Any]:
         else:
             flat[above + key] = value
     return flat
+
+
+def _calls(folder: Path) -> list[Call]:
+    path = folder / "calls.json"
+    if not path.is_file():
+        return []
+    try:
+        return [Call(**call) for call in json.loads(path.read_bytes())]
+    except (OSError, ValueError, TypeError) as error:
+        raise InputError(f"{path} is damaged: remove it") from error
 
 
 def _move(path: Path, aside: Path) -> None:

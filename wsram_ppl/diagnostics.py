@@ -136,7 +136,8 @@ def gradient_moments(
         found = [by_parameter[id(p)] for p in group if id(p) in by_parameter]
         variance = float(sum(v for _, v in found))
         mean_square = float(sum(m for m, _ in found)) - variance / repeats
-        snr = (max(mean_square, 0.0) / variance) ** 0.5 if variance > 0 else float("inf")
+        signal = max(mean_square, 0.0)
+        snr = (signal / variance) ** 0.5 if variance > 0 else float("inf") if signal > 0 else 0.0
         moments[name] = GradientMoments(mean_square, variance, snr, repeats)
     return moments
 

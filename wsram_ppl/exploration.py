@@ -141,10 +141,8 @@ def _distance_from_uniform(trace: Trace, draw: Draw) -> Tensor:
         if not site["is_observed"]:
             probs = _cell_probabilities(site["fn"], name)
             if site["mask"] is not None:
-                probs = probs[
-                    torch.as_tensor(site["mask"], device=probs.device).expand(probs.shape[:-1])
-                ]
-            marginal = probs.flatten(0, -2).mean(0)
+                probs = _where(site["mask"], probs)
+            marginal = probs.reshape(-1, probs.shape[-1]).sum(0)
             marginal = marginal / marginal.sum().clamp_min(1e-12)
             log_ratio = marginal.clamp_min(1e-12).log() + math.log(marginal.shape[0])
             total = total + (marginal * log_ratio).sum()
@@ -153,15 +151,20 @@ def _distance_from_uniform(trace: Trace, draw: Draw) -> Tensor:
 
 def _cell_probabilities(fn: Any, site: str) -> Tensor:
     """``[*batch, cells]``: the probability of each choice; for a location, of each grid cell."""
-    while isinstance(fn, (ExpandedDistribution, MaskedDistribution)):
-        fn = fn.base_dist
+    if isinstance(fn, ExpandedDistribution):
+        probs: Tensor = _cell_probabilities(fn.base_dist, site)
+        return probs.expand(*fn.batch_shape, probs.shape[-1])
+    if isinstance(fn, MaskedDistribution):
+        return _where(fn._mask, _cell_probabilities(fn.base_dist, site))
     if isinstance(fn, (torch.distributions.Categorical, torch.distributions.OneHotCategorical)):
-        probs: Tensor = fn.probs
+        probs = fn.probs
         return probs
     if isinstance(fn, torch.distributions.Bernoulli):
         return torch.stack([1 - fn.probs, fn.probs], -1)
-    if isinstance(fn, torch.distributions.Independent) and isinstance(
-        fn.base_dist, torch.distributions.Normal
+    if (
+        isinstance(fn, torch.distributions.Independent)
+        and isinstance(fn.base_dist, torch.distributions.Normal)
+        and fn.reinterpreted_batch_ndims == 1
     ):
         normal = fn.base_dist
         edges = torch.linspace(-1, 1, GRID + 1, device=normal.loc.device, dtype=normal.loc.dtype)
@@ -175,3 +178,11 @@ def _cell_probabilities(fn: Any, site: str) -> Tensor:
         f"exploration.coverage has no rule for the {type(fn).__name__} of site '{site}': use 0, or a "
         "Categorical, OneHotCategorical, Bernoulli, or Normal(...).to_event(1) in [-1, 1]^d"
     )
+
+
+def _where(mask: Any, probs: Tensor) -> Tensor:
+    """``probs [*batch, cells]`` with 0 where the mask (a truth value, or ``[*batch]``) is not true."""
+    if isinstance(mask, bool):
+        return probs if mask else torch.zeros_like(probs)
+    counted: Tensor = mask.unsqueeze(-1)
+    return probs * counted

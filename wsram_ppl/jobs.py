@@ -18,7 +18,7 @@ from typing import Any, Protocol
 from wsram_ppl.errors import RunError
 from wsram_ppl.runs import METRICS, SUMMARY
 
-__all__ = ["Job", "Stopped", "Watcher", "run_jobs"]
+__all__ = ["Job", "Stopped", "Watcher", "last_line", "run_jobs"]
 
 #: Seconds between looks at the children, and what they are given to end when told to.
 _POLL, _GRACE = 0.2, 10.0
@@ -49,6 +49,9 @@ class Job:
 
 class Watcher(Protocol):
     """Is told how the jobs are getting on."""
+
+    def noted(self, text: str) -> None:
+        """Something that the user should know."""
 
     def planned(self, jobs: Sequence[Job]) -> None: ...
 

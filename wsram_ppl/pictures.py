@@ -15,6 +15,8 @@ from torch import Tensor
 COLOURS = ["#ffd400", "#ff8c1a", "#ff4d6d", "#c77dff", "#4cc9f0", "#52e3a4"]
 _INK, _PAPER, _GOOD, _BAD = "#202124", "#ffffff", "#1a7f37", "#cf222e"
 _GAP = 10
+_WIDTH = 200  # of one image in the picture, about
+_LEAST = 12  # side of a patch in the picture
 
 
 @dataclass(frozen=True)
@@ -36,19 +38,20 @@ class Gaze:
     correct: Sequence[bool]
 
 
-def draw_gaze(gaze: Gaze, path: Path, columns: int = 4, zoom: int = 2) -> list[Path]:
+def draw_gaze(gaze: Gaze, path: Path, columns: int = 4, zoom: int | None = None) -> list[Path]:
     """Writes ``path`` (PNG: all glimpses, numbered) and the same with ``.gif`` (one after the other).
 
     Under each image stand the patches as the model saw them, framed in the colour of their glimpse.
 
     Args:
         columns: images in a row.
-        zoom: picture pixels per image pixel.
+        zoom: picture pixels per image pixel; by default so that an image is nearly 200 pixels wide.
 
     Returns:
         The two files written.
     """
     glimpses = gaze.windows.shape[1]
+    zoom = zoom or max(1, _WIDTH // gaze.images.shape[-1])
     still = _page(gaze, glimpses, columns, zoom)
     still.save(path)
     frames = [_page(gaze, shown, columns, zoom) for shown in range(glimpses + 1)]
@@ -89,8 +92,9 @@ def _cell(gaze: Gaze, index: int, shown: int, zoom: int) -> Image.Image:
         at = (min(max(box[0] + 3, 1), picture.width - 10), min(max(box[1] + 1, 0), picture.height - 15))
         draw.text(at, str(n + 1), fill=colour, font=font)
     count = len(windows)
-    side = (picture.width - (count - 1) * 4) // count
-    cell = Image.new("RGB", (picture.width, picture.height + side + 28), _PAPER)
+    side = max(_LEAST, (picture.width - (count - 1) * 4) // count)
+    width = max(picture.width, count * (side + 4) - 4)
+    cell = Image.new("RGB", (width, picture.height + side + 28), _PAPER)
     cell.paste(picture, (0, 0))
     pen = ImageDraw.Draw(cell)
     for n in range(count):

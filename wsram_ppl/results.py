@@ -252,9 +252,11 @@ def table_cells(rows: Sequence[Summary]) -> tuple[list[str], list[list[str]]]:
     columns["test error"] = [_percent(row.measures["error"]) for row in rows]
     columns["paper's error"] = ["" if row.paper is None else f"{row.paper:.2%}" for row in rows]
     columns["bound (nats)"] = [_plus_minus(row.measures["log_likelihood"], 3) for row in rows]
-    columns["ESS"] = [
-        _plus_minus(row.measures["ess"], 2) + (f" of {row.particles}" if row.particles else "")
-        for row in rows
+    particles = {row.particles for row in rows if row.finished}
+    known = next(iter(particles)) if len(particles) == 1 else None
+    each = ["" if known or not row.particles else f" of {row.particles}" for row in rows]
+    columns[f"ESS (of {known})" if known else "ESS"] = [
+        _plus_minus(row.measures["ess"], 2) + of for row, of in zip(rows, each, strict=True)
     ]
     columns["updates/s"] = [_plus_minus(row.measures["updates_per_second"], 1) for row in rows]
     for threshold in THRESHOLDS:
@@ -302,9 +304,10 @@ def _percent(mean: Mean | None) -> str:
 def _plus_minus(mean: Mean | None, digits: int) -> str:
     if mean is None:
         return ""
-    se = "" if mean.se is None else f" ± {mean.se:.{digits}f}"
+    form = f".{digits}f" if abs(mean.value) < 1e5 else ".3g"
+    se = "" if mean.se is None else f" ± {mean.se:{form}}"
     # No hyphen for a minus sign.
-    return f"{mean.value:.{digits}f}{se}".replace("-", "−")
+    return f"{mean.value:{form}}{se}".replace("-", "−")
 
 
 def _reached(reached: Reached, row: Summary) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -46,8 +47,10 @@ def resolve_device(name: str) -> torch.device:
     """The torch device of a spec's ``training.device``.
 
     Raises:
-        InputError: it is not there.
+        InputError: it is not there, or no such device is supported.
     """
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", name, re.ASCII):
+        raise InputError(f"device '{name}': should be auto, cpu, cuda, cuda:N or mps")
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     device = torch.device(name)
@@ -204,8 +207,8 @@ class Trainer:
         if there had been no probe.
         """
         training, parts = self.training, self.experiment
-        batch = parts.data.training_batch(_PROBE_STEP, training.batch_size, training.seed)
-        torch.manual_seed(seed_for(training.seed, _PROBE, self.step))
+        batch = self._cast(parts.data.training_batch(_PROBE_STEP, training.batch_size, training.seed))
+        self._seed(_PROBE)
         groups = {"model": parameter_groups(parts.model, parts.guide)["model"]}
         with self.fabric.autocast():
             moments = gradient_moments(
@@ -244,7 +247,10 @@ def train(spec: Spec, run: RunDirectory, progress: Progress | None = None) -> di
     with pyro_settings(validate=spec.training.validate_sites):
         trainer = Trainer.start(spec)
         run.create(spec)
-        return _loop(trainer, run, progress or (lambda step, numbers: None))
+        try:
+            return _loop(trainer, run, progress or (lambda step, numbers: None))
+        except OSError as error:
+            raise RunError(f"cannot write to {run}: {error.strerror or error}") from error
 
 
 def _due(step: int, every: int) -> bool:

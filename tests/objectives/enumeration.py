@@ -62,7 +62,7 @@ class Problem:
 
     Args:
         prior: logits of a_n given all before it, ``[K_0, ..., K_n]``.
-        likelihood: k -> logits of y_k given the first k latents, ``[K_0, ..., K_{k-1}, 2]``; y_k = 0.
+        likelihood: k -> logits of y_k given the first k latents, ``[K_0, ..., K_{k-1}, Y]``; y_k = 0.
         order: the guide draws a_{order[0]} first, then a_{order[1]}, ...
         proposal: its logits in that order.
     """
@@ -148,6 +148,8 @@ def random_problem(
     noise: float = 0.0,
     spread: float = 1.0,
     seed: int = 0,
+    contrast: float | None = None,
+    outcomes: int = 2,
 ) -> Problem:
     """A problem with normal logits.
 
@@ -159,16 +161,19 @@ def random_problem(
         noise: standard deviation of a random factor (in logs) on the proposal.
         spread: standard deviation of the logits.
         seed: of all random numbers.
+        contrast: standard deviation of the observations' logits, where it is not ``spread``.
+        outcomes: of each observation.
     """
     generator = torch.Generator().manual_seed(seed)
 
     def normal(*shape: int) -> Tensor:
         return torch.randn(shape, generator=generator, dtype=torch.float64)
 
+    contrast = spread if contrast is None else contrast
     sizes = tuple(sizes)
     prior = tuple(spread * normal(*sizes[: n + 1]) for n in range(len(sizes)))
     after = [len(sizes)] if observed is None else sorted(set(observed))
-    likelihood = {k: spread * normal(*sizes[:k], 2) for k in after}
+    likelihood = {k: contrast * normal(*sizes[:k], outcomes) for k in after}
     order = tuple(range(len(sizes))) if order is None else tuple(order)
     problem = Problem(prior, likelihood, order, conditionals(torch.zeros([sizes[n] for n in order])))
     return problem.towards_posterior(share, noise * normal(problem.log_prior(problem.theta).numel()))
@@ -463,24 +468,24 @@ def weighted_scores(
 
 
 def combined_scores(
-    tuples: Tuples, *terms: tuple[Tensor, Callable[[Tables], Tensor]]
+    tuples: Tuples, tables: Tables, *terms: tuple[Tensor, Callable[[Tables], Tensor]]
 ) -> list[Tensor]:
-    """What each tuple's estimate of theta should be: a sum of coefficient_m d log-density(a^m).
+    """What each tuple's estimate should be: a sum over terms and m of coefficient_m d log-density(a^m).
 
     Args:
-        terms: pairs of a coefficient ``[T, M]`` and a log-density theta -> ``[A]``.
+        tables: theta or eta.
+        terms: pairs of a coefficient ``[T, M]`` and a log-density, from the tables to ``[A]``.
 
     Returns:
-        ``[T, *table]`` for each of theta's tables.
+        ``[T, *table]`` for each of the tables.
     """
-    theta = tuple(tuples.problem.theta)
-    total = [torch.zeros(tuples.rows, *table.shape, dtype=table.dtype) for table in theta]
+    total = [torch.zeros(tuples.rows, *table.shape, dtype=table.dtype) for table in tables]
     for coefficient, log_density in terms:
 
         def function(*tables: Tensor, log_density: Callable[[Tables], Tensor] = log_density) -> Tensor:
             return log_density(tables)
 
-        scores = torch.autograd.functional.jacobian(function, theta, vectorize=True)
+        scores = torch.autograd.functional.jacobian(function, tuple(tables), vectorize=True)
         for sum_, score in zip(total, scores, strict=True):
             sum_ += torch.einsum("tm,tm...->t...", coefficient, score[tuples.index])
     return total

@@ -86,6 +86,7 @@ def test_variational_bound_is_equation_5(case: Case, vectorized: bool) -> None:
     log_likelihood = tuples.of(problem.log_likelihood(problem.theta))
     expected = combined_scores(
         tuples,
+        problem.theta,
         (torch.ones_like(log_likelihood) / particles, problem.log_likelihood),
         (log_likelihood / particles, problem.log_prior),
     )
@@ -140,6 +141,6 @@ def test_wake_sleep_is_equation_16_with_r_equal_to_1(
     objective = WakeSleep(control_variate, num_particles=particles, vectorize_particles=vectorized)
     w = weights(tuples)
     expected = combined_scores(
-        tuples, (w, problem.log_likelihood), (w - 1 / particles, problem.log_prior)
+        tuples, problem.theta, (w, problem.log_likelihood), (w - 1 / particles, problem.log_prior)
     )
     assert_equal(estimate(objective, tuples, False, 0).theta, expected)

@@ -31,6 +31,7 @@ from .enumeration import (
     arbitrary_running_state,
     assert_equal,
     cases,
+    combined_scores,
     estimates,
     examples,
     expectation,
@@ -283,6 +284,62 @@ def test_self_normalized_is_unbiased_at_the_prior(case: Case, vectorized: bool) 
     """"self-normalized" is unbiased for the gradient of E[L_M] where q = p."""
     tuples, found = _wake_sleep(case, "self-normalized", vectorized, 0)
     assert_equal(found.theta, gradient(expected_bound(tuples, "L"), tuples.problem).theta)
+
+
+# The formulas, tuple by tuple.
+
+
+@pytest.mark.parametrize("option", ["none", "self-normalized", "unnormalized", "adaptive"])
+@given(case=cases(least=2), vectorized=st.booleans(), seed=st.integers(0, 999))
+@examples(20)
+def test_wake_sleep_formulas(option: Any, case: Case, vectorized: bool, seed: int) -> None:
+    """The coefficients of d log p(y|a), d log p(a) and d log q(a) are those of eq. 8, 14, 16, 17, 18."""
+    problem, particles = case
+    tuples = Tuples(problem, particles)
+    objective = WakeSleep(option, num_particles=particles, vectorize_particles=vectorized)
+    model, guide = TableModel(problem, tuples.rows), TableGuide(problem, tuples.rows)
+
+    def run() -> Gradients:
+        return estimates(objective, model, guide, tuples.values)
+
+    arbitrary_running_state(objective, run, seed)
+    state, found = objective.state_dict(), run()
+    w = weights(tuples)
+    r = tuples.of((problem.log_prior(problem.theta) - problem.log_proposal(problem.eta)).exp())
+    coefficient = {
+        "none": lambda: w,
+        "self-normalized": lambda: w - r / r.sum(1, keepdim=True),
+        "unnormalized": lambda: w - r / particles,
+        "adaptive": lambda: w - state["c/numerator"] / state["c/denominator"] * r / particles,
+    }[option]()
+    theta = combined_scores(
+        tuples, problem.theta, (w, problem.log_likelihood), (coefficient, problem.log_prior)
+    )
+    less = 0.0 if option == "none" else 1 / particles
+    assert_equal(found.theta, theta)
+    assert_equal(found.eta, combined_scores(tuples, problem.eta, (w - less, problem.log_proposal)))
+
+
+@given(case=cases(least=2), vectorized=st.booleans(), leave_one_out=st.booleans())
+@examples(40)
+def test_variational_bound_formulas(case: Case, vectorized: bool, leave_one_out: bool) -> None:
+    """theta: mean_m d log p(y, a^m). eta: mean_m (log w~_m - mean of the others) d log q(a^m)."""
+    problem, particles = case
+    tuples = Tuples(problem, particles)
+    objective = VariationalBound(
+        "leave-one-out" if leave_one_out else "none", particles, vectorize_particles=vectorized
+    )
+    model, guide = TableModel(problem, tuples.rows), TableGuide(problem, tuples.rows)
+    found = estimates(objective, model, guide, tuples.values)
+    log_w = tuples.of(problem.log_weights(problem.theta, problem.eta))
+    each = torch.ones_like(log_w) / particles
+    theta = combined_scores(
+        tuples, problem.theta, (each, problem.log_likelihood), (each, problem.log_prior)
+    )
+    others = (log_w.sum(1, keepdim=True) - log_w) / (particles - 1)
+    signal = (log_w - others if leave_one_out else log_w) / particles
+    assert_equal(found.theta, theta)
+    assert_equal(found.eta, combined_scores(tuples, problem.eta, (signal, problem.log_proposal)))
 
 
 # What the tests above could not see if the estimates did not differ.

@@ -1,0 +1,386 @@
+"""What is not supported raises one clear sentence that says what to do."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro import poutine
+from pyro.infer import config_enumerate
+from torch import Tensor
+
+from guides import Prior
+from wsram_ppl.handlers import ForceSamples
+from wsram_ppl.objectives import ImportanceBound, Objective, VariationalBound, WakeSleep
+
+Program = Callable[..., Any]
+Y = torch.tensor([0.0, 1.0, 1.0, 0.0])
+
+
+def model() -> None:
+    with pyro.plate("data", 4):
+        a = pyro.sample("a", dist.Bernoulli(torch.tensor(0.5)))
+        pyro.sample("y", dist.Normal(a, 1.0), obs=Y)
+
+
+def guide() -> None:
+    with pyro.plate("data", 4):
+        pyro.sample("a", dist.Bernoulli(torch.tensor(0.4)))
+
+
+def rejects(message: str, model: Program, guide: Program, *args: Any, **options: Any) -> None:
+    """Every objective raises the message, with particles at once or one after the other."""
+    for vectorized in (False, True):
+        for make in (VariationalBound, ImportanceBound, WakeSleep):
+            options = {"max_plate_nesting": 2, **options}
+            objective: Objective = make(
+                num_particles=2, vectorize_particles=vectorized, **options
+            )
+            for method in (objective.loss, objective.loss_and_grads, objective.differentiable_loss):
+                with pytest.raises(ValueError, match=re.escape(message)):
+                    method(model, guide, *args)
+
+
+# Constructors.
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: ImportanceBound(0), "num_particles must be at least 1, not 0"),
+        (lambda: VariationalBound(num_particles=-1), "num_particles must be at least 1, not -1"),
+        (
+            lambda: VariationalBound("mean"),  # type: ignore[arg-type]
+            "unknown baseline 'mean': choose 'none', 'leave-one-out' or 'site'",
+        ),
+        (
+            lambda: VariationalBound("leave-one-out"),
+            "baseline 'leave-one-out' needs num_particles of at least 2",
+        ),
+        (
+            lambda: WakeSleep("best"),  # type: ignore[arg-type]
+            "unknown control_variate 'best': choose one of 'none', 'self-normalized', "
+            "'unnormalized', 'adaptive', 'learned'",
+        ),
+        (lambda: WakeSleep(insomnia=1.5), "insomnia must lie in [0, 1], not 1.5"),
+        (lambda: WakeSleep(insomnia=-0.1), "insomnia must lie in [0, 1], not -0.1"),
+        (lambda: WakeSleep(decay=1.0), "decay must lie in [0, 1), not 1.0"),
+        (lambda: WakeSleep(decay=-0.5), "decay must lie in [0, 1), not -0.5"),
+        (
+            lambda: WakeSleep(num_particles=1),
+            "WakeSleep needs num_particles of at least 2: the normalised weight of a single particle "
+            "is always 1",
+        ),
+    ],
+)
+def test_constructor_arguments(make: Callable[[], Objective], message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        make()
+
+
+# Programs.
+
+
+@pytest.mark.parametrize("whose", ["model", "guide"])
+@pytest.mark.parametrize("default", ["parallel", "sequential"])
+def test_enumerated_sites(whose: str, default: str) -> None:
+    """Sites marked by ``config_enumerate``; these objectives sample."""
+    programs = {"model": model, "guide": guide}
+    programs[whose] = config_enumerate(programs[whose], default=default)
+    message = (
+        f"site 'a' of the {whose} is marked for enumeration, but these objectives sample: remove "
+        "config_enumerate (or use pyro.infer.TraceEnum_ELBO)"
+    )
+    rejects(message, programs["model"], programs["guide"])
+
+
+def test_a_tensor_scale() -> None:
+    scaled = poutine.scale(model, scale=torch.tensor(2.0))
+    message = "is scaled by a tensor: importance weights need one number, the same for all sites"
+    rejects(message, scaled, guide)
+
+
+def test_different_scales() -> None:
+    """Scaling the model and not the guide, or one site and not another."""
+    message = "sites have different scales [1.0, 2.0]: a scale inside an importance weight has no meaning"
+    rejects(message, poutine.scale(model, scale=2.0), guide)
+
+    def annealed() -> None:
+        with pyro.plate("data", 4):
+            with poutine.scale(scale=2.0):
+                a = pyro.sample("a", dist.Bernoulli(torch.tensor(0.5)))
+            pyro.sample("y", dist.Normal(a, 1.0), obs=Y)
+
+    rejects(message, annealed, guide)
+
+
+def test_one_scale_around_everything_is_a_factor_of_the_loss() -> None:
+    """The supported way to scale: one number around the whole model and the whole guide."""
+    objective = ImportanceBound(2)
+    losses = []
+    for scale in (1.0, 3.0):
+        with ForceSamples({"a": Y}):
+            losses.append(
+                objective.loss(poutine.scale(model, scale=scale), poutine.scale(guide, scale=scale))
+            )
+    assert losses[1] == pytest.approx(3 * losses[0])
+
+
+def test_a_subsampled_inner_plate() -> None:
+    """A minibatch of parts inside a datum would put a scale into the datum's weight."""
+
+    def program(is_guide: bool) -> Program:
+        def run() -> None:
+            with pyro.plate("data", 4, dim=-1):
+                a = pyro.sample("a", dist.Bernoulli(torch.tensor(0.5)))
+                if not is_guide:
+                    with pyro.plate("parts", 10, subsample_size=3, dim=-2):
+                        pyro.sample("y", dist.Normal(a, 1.0), obs=torch.zeros(3, 4))
+
+        return run
+
+    message = (
+        "plate 'parts' is subsampled but does not enclose every sample site (it encloses 'y'): a scale "
+        "inside an importance weight has no meaning; subsample only plates that are common to all sites"
+    )
+    rejects(message, program(False), program(True))
+
+
+def test_a_global_latent_beside_a_subsampled_data_plate() -> None:
+    """With a latent outside the data plate there is one weight per trace, and no minibatches."""
+
+    def program(is_guide: bool) -> Program:
+        def run() -> None:
+            a = pyro.sample("a", dist.Bernoulli(torch.tensor(0.5)))
+            if not is_guide:
+                with pyro.plate("data", 10, subsample_size=3):
+                    pyro.sample("y", dist.Normal(a, 1.0), obs=torch.zeros(3))
+
+        return run
+
+    rejects("plate 'data' is subsampled but does not enclose every", program(False), program(True))
+
+
+def test_a_guide_site_that_the_model_lacks() -> None:
+    def auxiliary() -> None:
+        guide()
+        pyro.sample("u", dist.Normal(0.0, 1.0))
+
+    message = (
+        "the guide samples site 'u', which the model lacks: remove it, or add it to the model "
+        "(auxiliary sites are not supported)"
+    )
+    rejects(message, model, auxiliary)
+
+
+def test_a_latent_that_the_guide_lacks() -> None:
+    message = (
+        "the model samples site 'a' but no value was proposed for it: give the guide a site 'a', or "
+        "observe it in the model"
+    )
+    rejects(message, model, lambda: None)
+
+
+def test_a_site_observed_in_the_model_and_sampled_by_the_guide() -> None:
+    def eager() -> None:
+        with pyro.plate("data", 4):
+            pyro.sample("a", dist.Bernoulli(torch.tensor(0.4)))
+            pyro.sample("y", dist.Normal(torch.zeros(4), 1.0))
+
+    message = (
+        "site 'y' is observed in the model but sampled by the guide: hide it in the guide, or pass no "
+        "observation"
+    )
+    rejects(message, model, eager)
+
+
+@pytest.mark.parametrize("kind", ["observation", "factor"])
+def test_an_observation_in_the_guide(kind: str) -> None:
+    def observing() -> None:
+        guide()
+        if kind == "factor":
+            pyro.factor("extra", torch.tensor(1.0), has_rsample=False)
+        else:
+            pyro.sample("extra", dist.Normal(0.0, 1.0), obs=torch.tensor(0.0))
+
+    message = (
+        "site 'extra' of the guide is observed (or a factor): a guide can only sample; move it to the "
+        "model"
+    )
+    rejects(message, model, observing)
+
+
+def test_event_dimensions_that_disagree() -> None:
+    def vector() -> None:
+        with pyro.plate("data", 4, dim=-1):
+            pyro.sample("a", dist.Normal(torch.zeros(4, 3), 1.0).to_event(1))
+
+    def scalar() -> None:
+        with pyro.plate("data", 4, dim=-1), pyro.plate("inner", 3, dim=-2):
+            pyro.sample("a", dist.Normal(torch.zeros(3, 4), 1.0))
+
+    message = (
+        "site 'a' has event_dim 1 in the model and 0 in the guide: make them agree with .to_event(...)"
+    )
+    for make in (VariationalBound, ImportanceBound, WakeSleep):
+        with pytest.raises(ValueError, match=re.escape(message)), ForceSamples({"a": torch.zeros(4, 3)}):
+            make(num_particles=2).loss(vector, lambda: pyro.sample("a", dist.Normal(torch.zeros(4, 3), 1.0)))
+    del scalar
+
+
+def test_a_model_without_any_site() -> None:
+    rejects("the model has no sample site: there is nothing to train", lambda: None, lambda: None)
+
+
+def test_data_plates_that_change_between_particles() -> None:
+    """Sequential particles whose data plate has another size each time."""
+    sizes = iter([3, 3, 5, 5] * 20)
+
+    def program() -> None:
+        with pyro.plate("data", next(sizes)):
+            pyro.sample("a", dist.Bernoulli(torch.tensor(0.5)))
+
+    message = (
+        "particles drawn one after the other have different data plates [(3,), (5,)]: the plates that "
+        "enclose all sample sites must be the same in every run"
+    )
+    for make in (VariationalBound, ImportanceBound, WakeSleep):
+        with pytest.raises(ValueError, match=re.escape(message)):
+            make(num_particles=2).loss(program, program)
+
+
+def test_the_prior_of_another_model() -> None:
+    rejects(
+        "the guide is the prior of another model: make it from the model in use",
+        model,
+        Prior(lambda: model()),
+    )
+
+
+# Baselines.
+
+
+def declaring(baseline: dict[str, Any], is_guide: bool = True) -> Program:
+    def run() -> None:
+        with pyro.plate("data", 4):
+            a = pyro.sample("a", dist.Bernoulli(torch.tensor(0.4)), infer={"baseline": baseline})
+            if not is_guide:
+                pyro.sample("y", dist.Normal(a, 1.0), obs=Y)
+
+    return run
+
+
+BAD_BASELINES: list[tuple[dict[str, Any], str]] = [
+    (
+        {"nn_baselin": torch.cos},
+        "Unrecognized baseline options at site 'a': ['nn_baselin']; known are ['nn_baseline', "
+        "'nn_baseline_input', 'use_decaying_avg_baseline', 'baseline_beta', 'baseline_value']",
+    ),
+    (
+        {"nn_baseline": torch.cos, "nn_baseline_input": Y, "baseline_value": Y},
+        "site 'a' declares both baseline_value and nn_baseline: give one of them",
+    ),
+]
+WRONG_SHAPES = [torch.zeros(4, 1), torch.zeros(3), torch.zeros(7, 5, 4)]
+
+
+@pytest.mark.parametrize(("baseline", "message"), BAD_BASELINES)
+@pytest.mark.parametrize("is_guide", [False, True])
+def test_bad_declarations(baseline: dict[str, Any], message: str, is_guide: bool) -> None:
+    """Unknown or contradictory options raise in every objective: none is silently ignored."""
+    if is_guide:
+        rejects(message, model, declaring(baseline))
+    else:
+        rejects(message, declaring(baseline, is_guide=False), guide)
+
+
+@pytest.mark.parametrize("value", WRONG_SHAPES, ids=lambda v: str(list(v.shape)))
+@pytest.mark.parametrize("option", ["baseline_value", "nn_baseline"])
+def test_a_baseline_of_the_wrong_shape(value: Tensor, option: str) -> None:
+    """A network's trailing dimension of size 1 must not broadcast into a [4, 4] table."""
+    baseline = {"baseline_value": value}
+    if option == "nn_baseline":
+        baseline = {"nn_baseline": lambda x: x, "nn_baseline_input": value}  # type: ignore[dict-item]
+    for vectorized in (False, True):
+        batch = [2, 4] if vectorized else [4]
+        message = (
+            f"Expected baseline at site 'a' to have the batch shape of the site, {batch}, instead got "
+            f"{list(value.shape)}: squeeze a trailing dimension of size 1 off the network's output"
+        )
+        for objective in (
+            VariationalBound("site", 2, vectorize_particles=vectorized),
+            WakeSleep("learned", num_particles=2, vectorize_particles=vectorized),
+        ):
+            with pytest.raises(ValueError, match=re.escape(message)):
+                objective.differentiable_loss(model, declaring(baseline))
+
+
+def test_a_baseline_that_is_known_too_late() -> None:
+    """Declared in the model, whose order the guide reverses: its input may depend on later draws."""
+
+    def reversed_guide() -> None:
+        with pyro.plate("data", 4):
+            pyro.sample("b", dist.Bernoulli(torch.tensor(0.4)))
+            pyro.sample("a", dist.Bernoulli(torch.tensor(0.4)))
+
+    def ordered_model() -> None:
+        with pyro.plate("data", 4):
+            a = pyro.sample("a", dist.Bernoulli(torch.tensor(0.5)))
+            infer = {"baseline": {"nn_baseline": torch.cos, "nn_baseline_input": a}}
+            pyro.sample("b", dist.Bernoulli(torch.tensor(0.5)), infer=infer)
+
+    message = (
+        "the baseline of site 'b' is declared in the model, but there it may depend on latents that the "
+        "guide draws later: declare it on the guide's site"
+    )
+    for vectorized in (False, True):
+        objective = VariationalBound("site", 2, vectorize_particles=vectorized)
+        with pytest.raises(ValueError, match=re.escape(message)):
+            objective.differentiable_loss(ordered_model, reversed_guide)
+
+
+# Sleep.
+
+
+def dreaming(observations: Any = None) -> None:
+    guide()
+
+
+@pytest.mark.parametrize("vectorized", [False, True])
+@pytest.mark.parametrize(
+    ("model_", "guide_", "message"),
+    [
+        (
+            model,
+            Prior(model),
+            "insomnia < 1 trains the guide by sleep-q, but the guide is the prior and has nothing to "
+            "train: use insomnia=1.0 or an inference network",
+        ),
+        (
+            model,
+            guide,
+            "insomnia < 1 needs a guide with a keyword argument 'observations' (a dict from observed "
+            "site to the value to infer from), to be shown the model's fantasies",
+        ),
+        (
+            lambda: (model(), pyro.factor("bonus", torch.tensor(0.1))),
+            dreaming,
+            "insomnia < 1 draws fantasies from the model, but its factor 'bonus' cannot be sampled: use "
+            "insomnia=1.0, or a sample site instead",
+        ),
+    ],
+    ids=["prior", "no observations", "factor"],
+)
+def test_sleep(model_: Program, guide_: Program, message: str, vectorized: bool) -> None:
+    for insomnia in (0.0, 0.5):
+        objective = WakeSleep(insomnia=insomnia, num_particles=2, vectorize_particles=vectorized)
+        with pytest.raises(ValueError, match=re.escape(message)):
+            objective.differentiable_loss(model_, guide_)
+        assert isinstance(objective.loss(model_, guide_), float)  # the bound itself needs no fantasies
+    awake = WakeSleep(insomnia=1.0, num_particles=2, vectorize_particles=vectorized)
+    awake.differentiable_loss(model_, guide_)

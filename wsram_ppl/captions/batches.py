@@ -1,0 +1,175 @@
+"""What every source of captioned pictures offers, and how sentences become a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from wsram_ppl.captions.vocabulary import END, Vocabulary
+from wsram_ppl.data import DataSource
+from wsram_ppl.errors import InputError
+
+__all__ = [
+    "CaptionBatch",
+    "CaptionSource",
+    "EncodedCaptions",
+    "Examples",
+    "HeldOut",
+    "LengthBuckets",
+    "check_whole",
+    "generator",
+]
+
+#: (words [B, T + 1], mask [B, T + 1], *maps); see :mod:`wsram_ppl.captions`.
+CaptionBatch = tuple[Tensor, ...]
+
+HeldOut = Literal["dev", "test"]
+
+
+class Examples(NamedTuple):
+    """Pictures to be described, one row each.
+
+    Attributes:
+        names: of the pictures; :meth:`CaptionSource.pictures` takes them.
+        maps: for each layer [B, C, H, W], float32, on the source's device.
+        references: for each picture its captions, normalised; none for a picture of the user's own.
+    """
+
+    names: list[str]
+    maps: tuple[Tensor, ...]
+    references: list[list[str]]
+
+
+@runtime_checkable
+class CaptionSource(DataSource, Protocol):
+    """A data source of captions.
+
+    Attributes:
+        vocabulary: the words of the batches.
+        layer_shapes: (channels, height, width) of each layer's map.
+    """
+
+    vocabulary: Vocabulary
+    layer_shapes: tuple[tuple[int, int, int], ...]
+
+    def examples(
+        self, size: int, limit: int | None = None, split: HeldOut = "dev"
+    ) -> Iterator[Examples]:
+        """The held-out pictures, each once, ``size`` at a time, or a fixed subset of ``limit``."""
+        ...
+
+    def look_up(self, names: Sequence[str]) -> Examples:
+        """Pictures that the user names."""
+        ...
+
+    def pictures(self, names: Sequence[str]) -> list[npt.NDArray[np.uint8]]:
+        """The pictures themselves, each [height, width, 3], for drawing."""
+        ...
+
+
+class EncodedCaptions:
+    """Sentences as numbers, stored behind each other.
+
+    Args:
+        sentences: each from the start mark to the end mark, as ``Vocabulary.encode`` gives it.
+    """
+
+    def __init__(self, sentences: Sequence[Sequence[int]]) -> None:
+        self.lengths = np.array([len(sentence) for sentence in sentences], dtype=np.int64)
+        self._starts = np.concatenate(([0], np.cumsum(self.lengths)[:-1])).astype(np.int64)
+        # One more, for the places that the padding looks up.
+        flat = np.fromiter((n for sentence in sentences for n in sentence), np.int64)
+        self._flat = np.append(flat, END)
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def batch(self, rows: npt.NDArray[np.int64]) -> tuple[Tensor, Tensor]:
+        """``words`` and ``mask`` [B, T + 1] of the sentences ``rows`` [B], on the CPU."""
+        lengths = self.lengths[rows]
+        step = np.arange(lengths.max())
+        inside = step < lengths[:, None]
+        at = np.where(inside, self._starts[rows][:, None] + step, len(self._flat) - 1)
+        mask = inside & (step > 0)
+        return torch.from_numpy(self._flat[at]), torch.from_numpy(mask)
+
+
+class LengthBuckets:
+    """The order of training data: shuffled, yet in batches of about equal length.
+
+    The shuffled epochs follow each other without a gap and are cut into pools of some batches; the data
+    of a pool are sorted by length, cut into batches, and the batches shuffled. So every datum comes
+    once per epoch, give or take a pool, and a batch is a pure function of (step, size, seed).
+
+    Args:
+        lengths: [N], of the data.
+        batches: per pool. More means less padding, and less chance in what a batch holds.
+    """
+
+    def __init__(self, lengths: npt.NDArray[np.int64], batches: int = 16) -> None:
+        self._lengths = lengths
+        self._batches = batches
+        self._orders: dict[tuple[int, int], npt.NDArray[np.int64]] = {}
+        self._pool: tuple[tuple[int, int, int], npt.NDArray[np.int64]] | None = None
+
+    def rows(self, step: int, size: int, seed: int) -> npt.NDArray[np.int64]:
+        """The data [size] of the batch of update ``step``.
+
+        Raises:
+            InputError: an argument is out of range, or ``size`` exceeds the number of data.
+        """
+        check_whole("the step", step, at_least=0)
+        check_whole("the batch size", size, at_least=1)
+        check_whole("the seed", seed, at_least=0)
+        count = len(self._lengths)
+        if size > count:
+            raise InputError(
+                f"a batch of {size:,} cannot be drawn from {count:,} training captions; "
+                "choose a smaller batch_size"
+            )
+        per_pool = min(self._batches, count // size)
+        pool, place = divmod(step, per_pool)
+        key = (pool, size, seed)
+        if self._pool is None or self._pool[0] != key:
+            self._pool = (key, self._sorted_pool(pool, per_pool, size, seed))
+        return self._pool[1][place]
+
+    def _sorted_pool(self, pool: int, per_pool: int, size: int, seed: int) -> npt.NDArray[np.int64]:
+        """[batches, size]: the batches of a pool in their order."""
+        drawn = self._stream(pool * per_pool * size, per_pool * size, seed)
+        by_length = drawn[np.argsort(self._lengths[drawn], kind="stable")].reshape(per_pool, size)
+        return by_length[generator(seed, 1, pool).permutation(per_pool)]
+
+    def _stream(self, first: int, count: int, seed: int) -> npt.NDArray[np.int64]:
+        """Data number ``first`` to ``first + count`` of the shuffled epochs."""
+        epoch, place = divmod(first, len(self._lengths))
+        parts = [self._order(seed, epoch)[place:]]
+        while sum(map(len, parts)) < count:
+            epoch += 1
+            parts.append(self._order(seed, epoch))
+        return np.concatenate(parts)[:count]
+
+    def _order(self, seed: int, epoch: int) -> npt.NDArray[np.int64]:
+        key = (seed, epoch)
+        if key not in self._orders:
+            while len(self._orders) > 1:  # two: a pool may need the next epoch's too
+                del self._orders[next(iter(self._orders))]
+            self._orders[key] = generator(seed, 0, epoch).permutation(len(self._lengths))
+        return self._orders[key]
+
+
+def generator(*key: int) -> np.random.Generator:
+    """Random numbers of their own for each key: neighbouring keys give unrelated streams."""
+    return np.random.default_rng(key)
+
+
+def check_whole(what: str, value: Any, *, at_least: int) -> None:
+    """InputError unless ``value`` is a whole number of at least so much."""
+    whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+    if not whole or value < at_least:
+        raise InputError(f"{what} must be a whole number of at least {at_least}, not {value!r}")

@@ -1,0 +1,197 @@
+"""Corpus BLEU, by sacrebleu, with everything that moves the number named."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from wsram_ppl.captions.vocabulary import TOKENISATION, normalize
+from wsram_ppl.errors import InputError
+from wsram_ppl.registry import one_line
+
+__all__ = ["TOKENISATIONS", "Bleu", "corpus_bleu", "score_files"]
+
+#: How text becomes words, by name: "none" takes it as it is, "captions" normalises it first.
+TOKENISATIONS = {"none": "split at white space", "captions": TOKENISATION}
+
+_LARGEST_ORDER = 4
+
+
+@dataclass(frozen=True)
+class Bleu:
+    """BLEU-1 to BLEU-4 of a corpus (Papineni et al., 2002), in percent.
+
+    BLEU-n is the brevity penalty times the geometric mean of the corpus's clipped precisions of 1-grams
+    to n-grams, without smoothing. The reference length of a sentence is that of the reference nearest
+    in length, of two equally near the shorter.
+
+    Attributes:
+        scores: BLEU-1..4, 0 to 100.
+        unpenalised: the same without brevity penalty.
+        precisions: of n-grams alone, n = 1..4, 0 to 100.
+        brevity_penalty: 0 to 1; 1 if the hypotheses are not shorter than the references.
+        hypothesis_words, reference_words: total lengths.
+        sentences: number of hypotheses.
+        tokenisation: how text became words.
+        scorer: the program that counted, with its version and settings.
+    """
+
+    scores: tuple[float, ...]
+    unpenalised: tuple[float, ...]
+    precisions: tuple[float, ...]
+    brevity_penalty: float
+    hypothesis_words: int
+    reference_words: int
+    sentences: int
+    tokenisation: str
+    scorer: str
+
+    def to_data(self) -> dict[str, Any]:
+        """Plain data, for JSON, with a key for each BLEU: bleu1, ..., bleu1_unpenalised, ..."""
+        data: dict[str, Any] = {}
+        for suffix, values in ("", self.scores), ("_unpenalised", self.unpenalised):
+            data |= {f"bleu{n}{suffix}": value for n, value in enumerate(values, start=1)}
+        data["precisions"] = list(self.precisions)
+        for key in ("brevity_penalty", "hypothesis_words", "reference_words", "sentences"):
+            data[key] = getattr(self, key)
+        return data | {"tokenisation": self.tokenisation, "scorer": self.scorer}
+
+    def lines(self) -> list[str]:
+        """The result in a few lines of text."""
+        rows = [
+            f"{name:<24} " + " / ".join(f"{value:.2f}" for value in values)
+            for name, values in (
+                ("BLEU-1..4", self.scores),
+                ("without brevity penalty", self.unpenalised),
+            )
+        ]
+        lengths = f"{self.hypothesis_words:,} words, references {self.reference_words:,}"
+        return [
+            *rows,
+            f"{'brevity penalty':<24} {self.brevity_penalty:.4f} ({lengths})",
+            f"{'sentences':<24} {self.sentences:,}",
+            f"{'tokenisation':<24} {self.tokenisation}",
+            f"{'scorer':<24} {self.scorer}",
+        ]
+
+
+def corpus_bleu(
+    hypotheses: Sequence[str], references: Sequence[Sequence[str]], *, tokenisation: str = "none"
+) -> Bleu:
+    """Scores sentences against their references.
+
+    Args:
+        hypotheses: one sentence each; an empty one is a sentence of no words.
+        references: for each hypothesis one sentence or more; their number may differ.
+        tokenisation: a key of ``TOKENISATIONS``, for hypotheses and references alike.
+
+    Raises:
+        InputError: no hypotheses, as many references as not hypotheses, a hypothesis without reference,
+            an unknown tokenisation, or sacrebleu is not installed.
+    """
+    if tokenisation not in TOKENISATIONS:
+        known = ", ".join(TOKENISATIONS)
+        raise InputError(f"unknown tokenisation {tokenisation!r}; there are {known}")
+    if len(hypotheses) != len(references):
+        raise InputError(
+            f"{len(hypotheses):,} hypotheses cannot be scored against the references of "
+            f"{len(references):,}"
+        )
+    if not hypotheses:
+        raise InputError("there are no hypotheses to score")
+    for place, own in enumerate(references, start=1):
+        if not own:
+            raise InputError(f"hypothesis {place} has no reference")
+    try:
+        import sacrebleu
+        from sacrebleu.metrics import BLEU
+    except ImportError as error:
+        raise InputError(
+            f"sacrebleu is needed ({one_line(error)}): pip install 'wsram_ppl[captions]'"
+        ) from error
+
+    words = normalize if tokenisation == "captions" else str
+    said = [words(text) for text in hypotheses]
+    # sacrebleu wants streams: the first reference of every sentence, the second of every sentence, ...
+    streams = [
+        [words(own[k]) if k < len(own) else None for own in references]
+        for k in range(max(map(len, references)))
+    ]
+    found = [
+        # force: no advice about text that looks tokenised; here it should.
+        BLEU(tokenize="none", smooth_method="none", max_ngram_order=n, force=True).corpus_score(
+            said, streams
+        )
+        for n in range(1, _LARGEST_ORDER + 1)
+    ]
+    longest = found[-1]
+    precisions = tuple(float(p) for p in longest.precisions)
+    return Bleu(
+        scores=tuple(float(result.score) for result in found),
+        unpenalised=tuple(_geometric_mean(precisions[:n]) for n in range(1, _LARGEST_ORDER + 1)),
+        precisions=precisions,
+        brevity_penalty=float(longest.bp),
+        hypothesis_words=int(longest.sys_len),
+        reference_words=int(longest.ref_len),
+        sentences=len(said),
+        tokenisation=TOKENISATIONS[tokenisation],
+        scorer=(
+            f"sacrebleu {sacrebleu.__version__}, tokenize none, smooth_method none, max_ngram_order n"
+        ),
+    )
+
+
+def score_files(hypotheses: Path, references: Sequence[Path], *, tokenisation: str = "none") -> Bleu:
+    """Scores a text file, line by line, against one reference file or more.
+
+    An empty line in a reference file is a missing reference, so that sentences may have different
+    numbers of them; an empty line among the hypotheses is a sentence of no words.
+
+    Raises:
+        InputError: no reference file; a file cannot be read, is not UTF-8 or has another number of
+            lines than the hypotheses; a line has no reference at all.
+    """
+    if not references:
+        raise InputError("give at least one file of references after the hypotheses")
+    said = _read_lines(hypotheses)
+    columns = []
+    for path in references:
+        lines = _read_lines(path)
+        if len(lines) != len(said):
+            raise InputError(
+                f"{path} has {len(lines):,} lines, but {hypotheses} has {len(said):,}: "
+                "line n of a reference file should be about the same picture as line n of the hypotheses"
+            )
+        columns.append(lines)
+    if not said:
+        raise InputError(f"{hypotheses} is empty")
+    rows = [[line for line in row if line.strip()] for row in zip(*columns, strict=True)]
+    for number, row in enumerate(rows, start=1):
+        if not row:
+            raise InputError(f"line {number} is empty in every reference file: nothing to score against")
+    return corpus_bleu(said, rows, tokenisation=tokenisation)
+
+
+def _read_lines(path: Path) -> list[str]:
+    """The lines of a text file; only line feeds end a line (a carriage return before it goes)."""
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except FileNotFoundError:
+        raise InputError(f"there is no file {str(path)!r}") from None
+    except OSError as error:
+        raise InputError(f"cannot read {str(path)!r}: {error.strerror}") from None
+    except ValueError as error:
+        raise InputError(f"cannot read {str(path)!r}: {one_line(error)}") from None
+    lines = text.split("\n")
+    if lines[-1] == "":
+        lines.pop()
+    return [line.removesuffix("\r") for line in lines]
+
+
+def _geometric_mean(percents: Sequence[float]) -> float:
+    if not all(percents):
+        return 0.0
+    return math.exp(sum(math.log(p) for p in percents) / len(percents))
