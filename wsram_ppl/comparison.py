@@ -18,19 +18,18 @@ import shlex
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from wsram_ppl.checkpoints import write_atomically
 from wsram_ppl.errors import InputError, RunError
 from wsram_ppl.jobs import Job, Stopped, Watcher, last_line, run_jobs
 from wsram_ppl.results import read_summary
 from wsram_ppl.runs import SPEC, SUMMARY, RunDirectory
-from wsram_ppl.spec import IMMATERIAL, Spec
+from wsram_ppl.spec import Spec
 from wsram_ppl.studies import Candidate, Search, Study, Variant
 
 __all__ = ["Call", "Comparison", "Trial", "VariantRun", "compare"]
@@ -307,32 +306,13 @@ class _Work:
         found = RunDirectory(path).spec()
         if found.fingerprint() != spec.fingerprint():
             raise InputError(
-                f"{path} is a finished run of another spec ({_difference(found, spec, IMMATERIAL)}): "
+                f"{path} is a finished run of another spec ({found.difference(spec)}): "
                 "choose another --out, or remove it"
             )
-        others = _difference(found, spec, ("device", "threads"))
+        others = found.difference(spec, ignored=("device", "threads"))
         if others:
             self.note(f"{run.place} is kept, though it was run with {others}")
         return True
-
-
-def _difference(found: Spec, wanted: Spec, ignored: Sequence[str]) -> str:
-    """The keys in which two specs differ, but for these of ``[training]``, with both values."""
-    a, b = (_flat(spec.tables()) for spec in (found, wanted))
-    skipped = {f"training.{key}" for key in ignored}
-    keys = [key for key in {**a, **b} if a.get(key) != b.get(key) and key not in skipped]
-    lines = [f"{key} {a.get(key, 'unset')}, not {b.get(key, 'unset')}" for key in keys]
-    return "; ".join(lines[:3]) + (f"; and {len(lines) - 3} more" if len(lines) > 3 else "")
-
-
-def _flat(tables: Mapping[str, Any], above: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tables.items():
-        if isinstance(value, Mapping):
-            flat |= _flat(value, f"{above}{key}.")
-        else:
-            flat[above + key] = value
-    return flat
 
 
 def _calls(folder: Path) -> list[Call]:

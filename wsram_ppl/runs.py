@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import math
+import os
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from wsram_ppl.checkpoints import load_checkpoint, write_atomically
+from wsram_ppl.checkpoints import load_checkpoint, save_checkpoint, write_atomically
 from wsram_ppl.errors import InputError, RunError
 from wsram_ppl.spec import Experiment, Spec, build, load_spec
 
-SPEC, METRICS, SUMMARY, CHECKPOINT = "spec.toml", "metrics.csv", "summary.json", "last.safetensors"
+SPEC, METRICS, SUMMARY = "spec.toml", "metrics.csv", "summary.json"
+CHECKPOINT, PREVIOUS = "last.safetensors", "previous.safetensors"
 
 
 class RunDirectory:
@@ -36,22 +40,78 @@ class RunDirectory:
     def checkpoint(self) -> Path:
         return self.path / CHECKPOINT
 
-    def create(self, spec: Spec) -> None:
-        """Makes the directory and writes the spec.
+    def claim(self, spec: Spec) -> None:
+        """Makes the directory, or finds in it an earlier part of the same run, and writes the spec.
 
         Raises:
-            InputError: the directory holds something already.
+            InputError: the directory holds something else.
             RunError: it cannot be made.
         """
         try:
             if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
-                raise InputError(
-                    f"{self.path} exists and is not empty: choose another --out, or remove it"
-                )
+                if not (self.path / SPEC).is_file():
+                    raise InputError(
+                        f"{self.path} exists and is not empty: choose another --out, or remove it"
+                    )
+                found = self.spec()
+                if found.fingerprint() != spec.fingerprint():
+                    raise InputError(
+                        f"{self.path} belongs to another run ({found.difference(spec)}): choose "
+                        "another --out, or remove it"
+                    )
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise RunError(f"cannot create {self.path}: {error.strerror}") from error
         write_atomically(self.path / SPEC, spec.to_toml().encode())
+
+    def summary(self) -> dict[str, Any] | None:
+        """The summary of a finished run, else None."""
+        try:
+            found: dict[str, Any] = json.loads((self.path / SUMMARY).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError) as error:
+            raise InputError(
+                f"cannot read {self.path / SUMMARY}: {error}; remove it to go on"
+            ) from error
+        return found
+
+    def save(self, tensors: Mapping[str, Tensor], data: Mapping[str, Any]) -> None:
+        """Writes a checkpoint; the one before it is kept, and both names hold whole files always.
+
+        Raises:
+            RunError: it cannot be written; the checkpoints there are intact.
+        """
+        fresh = self.path / f".{CHECKPOINT}.new"
+        save_checkpoint(fresh, tensors, data)
+        try:
+            if self.checkpoint.exists():
+                os.replace(self.checkpoint, self.path / PREVIOUS)
+            os.replace(fresh, self.checkpoint)
+        except OSError as error:
+            raise RunError(f"cannot write {self.checkpoint}: {error.strerror}") from error
+
+    def saved(self, spec: Spec) -> Saved | None:
+        """The newest whole checkpoint of the run; None if none was ever written.
+
+        Raises:
+            InputError: there are checkpoints, but not one is whole and of this spec.
+        """
+        refused = []
+        for path in (self.checkpoint, self.path / PREVIOUS):
+            if not path.exists():
+                continue
+            try:
+                tensors, data = load_checkpoint(path)
+                if data.get("fingerprint") != spec.fingerprint():
+                    raise InputError(f"{path} belongs to another spec than {self.path / SPEC}")
+            except InputError as error:
+                refused.append(str(error))
+            else:
+                return Saved(path, tensors, data, tuple(refused))
+        if refused:
+            raise InputError("; ".join(refused))
+        return None
 
     def spec(self) -> Spec:
         """The resolved spec of the run.
@@ -76,17 +136,46 @@ class RunDirectory:
             InputError: not a run, or a checkpoint that is missing, damaged, or of another spec.
         """
         spec = self.spec()
-        tensors, data = load_checkpoint(self.checkpoint)
-        if data.get("fingerprint") != spec.fingerprint():
-            raise InputError(f"{self.checkpoint} belongs to another spec than {self.path / SPEC}")
+        saved = self.saved(spec)
+        if saved is None:
+            raise InputError(f"there is no checkpoint {self.checkpoint}: the run has not come that far")
         experiment = build(spec)
-        load_tensors(experiment.model, tensors, "model.")
-        load_tensors(experiment.guide, tensors, "guide.")
-        experiment.objective.load_state_dict(strip(tensors, "objective."))
+        saved.restore(experiment)
         experiment.model.to(device)
         experiment.guide.to(device)
         experiment.data.to(torch.device(device))
-        return spec, experiment, int(data["step"])
+        return spec, experiment, saved.step
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A checkpoint as it was read.
+
+    Args:
+        path: its file.
+        tensors: weights, optimiser and running estimates, by prefixed name.
+        data: ``step`` and other plain data.
+        refused: newer checkpoints that were passed over, with the reason.
+    """
+
+    path: Path
+    tensors: dict[str, Tensor]
+    data: dict[str, Any]
+    refused: tuple[str, ...]
+
+    @property
+    def step(self) -> int:
+        return int(self.data["step"])
+
+    def restore(self, experiment: Experiment) -> None:
+        """Loads the weights and the objective's running estimates.
+
+        Raises:
+            InputError: names or shapes do not fit.
+        """
+        load_tensors(experiment.model, self.tensors, "model.")
+        load_tensors(experiment.guide, self.tensors, "guide.")
+        experiment.objective.load_state_dict(strip(self.tensors, "objective."))
 
 
 def strip(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
@@ -117,16 +206,26 @@ class MetricsLog:
     Args:
         run: where to write.
         columns: names of the numbers that a row may have; a row leaves the others empty.
+        after: the number of updates behind the checkpoint that the run goes on from: rows up to
+            there are kept, later ones (which will come again) are dropped.
     """
 
-    def __init__(self, run: RunDirectory, columns: Iterable[str]) -> None:
+    def __init__(self, run: RunDirectory, columns: Iterable[str], after: int = 0) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self._columns = ["step", "split", *columns]
-        self._file = open(run.path / METRICS, "w", newline="", encoding="utf-8")  # noqa: SIM115
+        path = run.path / METRICS
+        header, rows = _rows_until(path, after) if after else ([], [])
+        self._columns = list(dict.fromkeys([*header, "step", "split", *columns]))
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, self._columns)
+        writer.writeheader()
+        writer.writerows(rows)
+        write_atomically(path, text.getvalue().encode())
+        self._file = open(path, "a", newline="", encoding="utf-8")  # noqa: SIM115
         self._rows = csv.DictWriter(self._file, self._columns)
-        self._rows.writeheader()
-        self._events = SummaryWriter(str(run.path / "tensorboard"))
+        self._events = SummaryWriter(
+            str(run.path / "tensorboard"), purge_step=after + 1 if after else None
+        )
 
     def write(self, step: int, split: str, values: Mapping[str, float]) -> None:
         """Adds a row; numbers are written with six significant digits."""
@@ -140,3 +239,16 @@ class MetricsLog:
     def close(self) -> None:
         self._file.close()
         self._events.close()
+
+
+def _rows_until(path: Path, step: int) -> tuple[list[str], list[dict[str, str]]]:
+    """The columns of ``metrics.csv`` and its whole rows up to an update."""
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            reader = csv.DictReader(file)
+            rows = [row for row in reader if None not in row.values() and int(row["step"]) <= step]
+            return list(reader.fieldnames or []), rows
+    except FileNotFoundError:
+        return [], []
+    except (OSError, ValueError, KeyError, csv.Error) as error:
+        raise InputError(f"{path} is damaged ({error}): remove it to go on without its rows") from error

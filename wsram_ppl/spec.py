@@ -278,6 +278,32 @@ class Spec:
             tables["training"].pop(key, None)
         return hashlib.sha256(json.dumps(tables, sort_keys=True).encode()).hexdigest()
 
+    def difference(self, other: Spec, ignored: Sequence[str] = IMMATERIAL) -> str:
+        """The keys in which the specs differ, with both values, in one line; "" without any.
+
+        Args:
+            ignored: keys of ``[training]`` to leave out, by default those that the fingerprint does.
+        """
+        here, there = (_flat(spec.tables()) for spec in (self, other))
+        skipped = {f"training.{key}" for key in ignored}
+        keys = [key for key in {**here, **there} if here.get(key) != there.get(key)]
+        lines = [
+            f"{key} {here.get(key, 'unset')}, not {there.get(key, 'unset')}"
+            for key in keys
+            if key not in skipped
+        ]
+        return "; ".join(lines[:3]) + (f"; and {len(lines) - 3} more" if len(lines) > 3 else "")
+
+
+def _flat(tables: Mapping[str, Any], above: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tables.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{above}{key}.")
+        else:
+            flat[above + key] = value
+    return flat
+
 
 def load_spec(
     path: str | PathLike[str], overrides: Sequence[str] = (), **shorthands: str | int | None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,12 +17,12 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from wsram_ppl.checkpoints import save_checkpoint
 from wsram_ppl.diagnostics import gradient_moments, parameter_groups
-from wsram_ppl.errors import InputError, RunError
+from wsram_ppl.errors import InputError, Interrupted, RunError
 from wsram_ppl.evaluation import batch_metrics, evaluate, pyro_settings
 from wsram_ppl.exploration import Exploration
-from wsram_ppl.runs import MetricsLog, RunDirectory
+from wsram_ppl.runs import MetricsLog, RunDirectory, Saved, strip
+from wsram_ppl.signals import Signals
 from wsram_ppl.spec import Experiment, Spec, Training, build
 
 #: Streams of random numbers of a run; each has its own numbers at each step.
@@ -222,33 +223,61 @@ class Trainer:
         data = training.batch_size**2  # from the loss summed over data to its mean
         return {"variance": moments.variance / data, "mean": moments.mean / data, "snr": moments.snr}
 
-    def save(self, run: RunDirectory) -> None:
-        """Writes a checkpoint of everything that the run needs to go on."""
+    def save(self, run: RunDirectory, seconds: float = 0.0) -> None:
+        """Writes a checkpoint of everything that the run needs to go on after so many seconds."""
         parts = self.experiment
         tensors = {f"model.{k}": v for k, v in parts.model.state_dict().items()}
         tensors |= {f"guide.{k}": v for k, v in parts.guide.state_dict().items()}
         tensors |= {f"objective.{k}": v for k, v in parts.objective.state_dict().items()}
         for index, state in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{index}.{k}": v for k, v in state.items() if v is not None}
-        data = {"step": self.step, "fingerprint": self.spec.fingerprint()}
-        save_checkpoint(run.checkpoint, tensors, data)
+        data = {"step": self.step, "seconds": seconds, "fingerprint": self.spec.fingerprint()}
+        run.save(tensors, data)
+
+    def restore(self, saved: Saved) -> None:
+        """Goes back to a checkpoint: weights, running estimates, optimiser, number of updates.
+
+        Random streams need no restoring: they are seeded by the number of the update.
+        """
+        saved.restore(self.experiment)
+        state: dict[int, dict[str, Tensor]] = {}
+        for name, tensor in strip(saved.tensors, "optimizer.").items():
+            index, key = name.split(".", 1)
+            state.setdefault(int(index), {})[key] = tensor
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": state, "param_groups": groups})
+        self.step = saved.step
 
 
 def train(spec: Spec, run: RunDirectory, progress: Progress | None = None) -> dict[str, Any]:
-    """Trains a spec from the start and fills the run's directory.
+    """Trains a spec and fills the run's directory, or goes on where an earlier call was stopped.
+
+    A run that goes on ends with the weights, metrics and random draws of one that was never stopped.
+    SIGTERM and SIGINT (Ctrl-C) save a checkpoint first.
 
     Returns:
-        The summary: the last evaluation, updates, seconds and updates per second.
+        The summary: the last evaluation, updates, seconds and updates per second. That of a finished
+        run as it is.
 
     Raises:
-        InputError: the spec cannot be built here, or the directory is taken.
+        InputError: the spec cannot be built here, the directory is another run's, or none of its
+            checkpoints is whole.
         RunError: the work failed (no space, a quantity that is not finite).
+        Interrupted: by a signal.
     """
-    with pyro_settings(validate=spec.training.validate_sites):
+    with pyro_settings(validate=spec.training.validate_sites), Signals() as signals:
         trainer = Trainer.start(spec)
-        run.create(spec)
+        run.claim(spec)
+        summary = run.summary()
+        if summary is not None:
+            return summary
+        saved = run.saved(spec)
+        if saved is not None:
+            for reason in saved.refused:
+                warnings.warn(f"{reason}; going on from {saved.path}", stacklevel=2)
+            trainer.restore(saved)
         try:
-            return _loop(trainer, run, progress or (lambda step, numbers: None))
+            return _loop(trainer, run, signals, progress or (lambda step, numbers: None), saved)
         except OSError as error:
             raise RunError(f"cannot write to {run}: {error.strerror or error}") from error
 
@@ -270,10 +299,16 @@ def _divergence_explained(trainer: Trainer) -> Iterator[None]:
         ) from error
 
 
-def _loop(trainer: Trainer, run: RunDirectory, progress: Progress) -> dict[str, Any]:
+def _loop(
+    trainer: Trainer, run: RunDirectory, signals: Signals, progress: Progress, saved: Saved | None
+) -> dict[str, Any]:
     training = trainer.training
-    log: MetricsLog | None = None
-    started, measured, since = time.perf_counter(), time.perf_counter(), trainer.step
+    probed = ("variance", "mean", "snr") if training.probe_every else ()
+    # A new log opens with the first row, whose numbers name its columns.
+    log = MetricsLog(run, probed, after=saved.step) if saved else None
+    begun = since = trainer.step
+    measured = time.perf_counter()
+    started = measured - (saved.data["seconds"] if saved else 0.0)
     busy = 0.0  # seconds spent updating, without evaluations and checkpoints
     try:
         while trainer.step < training.steps:
@@ -289,7 +324,6 @@ def _loop(trainer: Trainer, run: RunDirectory, progress: Progress) -> dict[str, 
                 numbers["seconds"] = now - started
                 busy += now - measured
                 if log is None:
-                    probed = ("variance", "mean", "snr") if training.probe_every else ()
                     log = MetricsLog(run, [*numbers, "log_likelihood", *probed])
                 log.write(trainer.step, "train", numbers)
                 since, measured = trainer.step, now
@@ -301,13 +335,19 @@ def _loop(trainer: Trainer, run: RunDirectory, progress: Progress) -> dict[str, 
             if _due(trainer.step, training.probe_every):
                 assert log is not None
                 log.write(trainer.step, "probe", trainer.probe())
-            if _due(trainer.step, training.checkpoint_every) and not last:
-                trainer.save(run)
+            if not last and (signals.received or _due(trainer.step, training.checkpoint_every)):
+                trainer.save(run, time.perf_counter() - started)
+            if not last and signals.received:
+                raise Interrupted(
+                    f"stopped by {signals.received.name} after update {trainer.step}, which is saved: "
+                    f"the same command, or train --resume {run}, goes on from there",
+                    signals.received,
+                )
             measured += time.perf_counter() - pause
-        trainer.save(run)
         evaluation = trainer.evaluate()
-        if log is not None:
+        if log is not None and trainer.step > begun:
             log.write(trainer.step, "eval", evaluation)
+        trainer.save(run, time.perf_counter() - started)
     finally:
         if log is not None:
             log.close()
@@ -316,7 +356,7 @@ def _loop(trainer: Trainer, run: RunDirectory, progress: Progress) -> dict[str, 
         **evaluation,
         "updates": trainer.step,
         "seconds": round(seconds, 3),
-        "updates_per_second": round(trainer.step / max(busy, 1e-9), 3),
+        "updates_per_second": round((trainer.step - begun) / max(busy, 1e-9), 3),
         "torch": torch.__version__,
         "device": str(trainer.fabric.device),
         "threads": torch.get_num_threads(),

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from wsram_ppl.errors import InputError, RunError
@@ -144,7 +147,7 @@ class Backbone:
         maps = self._run(pictures)
         return tuple(maps[place].float() for place in self._places)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def _run(self, pictures: Tensor) -> list[Tensor]:
         pixels = pictures.to(self._device, non_blocking=True).permute(0, 3, 1, 2).float()
         return list(self._net((pixels - self._mean) / self._std))
@@ -152,7 +155,9 @@ class Backbone:
 
 def _of_colours(name: str, values: Sequence[float]) -> tuple[float, ...]:
     if len(values) not in (0, 1, 3):
-        raise InputError(f"{name} = {list(values)}: should be three numbers, one for all colours, or none")
+        raise InputError(
+            f"{name} = {list(values)}: should be three numbers, one for all colours, or none"
+        )
     return tuple(float(value) for value in values) * (3 if len(values) == 1 else 1)
 
 
@@ -195,8 +200,8 @@ def _timm_config(backbone: str) -> Mapping[str, Any]:
 def _identity(backbone: str, config: Mapping[str, Any]) -> str:
     if not config.get("hf_hub_id") and not config.get("url"):
         raise InputError(
-            f"timm offers no pretrained weights for {backbone!r}: name a file of them (weights = ...), or "
-            "choose another backbone"
+            f"timm offers no pretrained weights for {backbone!r}: name a file of them (weights = ...), "
+            "or choose another backbone"
         )
     return f"timm:{config.get('hf_hub_id') or config.get('url')}"
 
@@ -206,33 +211,70 @@ def _load_net(request: FeatureRequest, weights: Path | None) -> nn.Module:
     _timm_config(request.backbone)
     source: dict[str, Any] = {"pretrained": True}
     if weights is not None:
-        path = str(Path(os.path.expanduser(weights)))
-        source["pretrained_cfg_overlay"] = {"file": path, "custom_load": False}
+        state = _read_state(weights)
         try:
             # timm loads a cut net leniently: what the file lacks would stay random, without a word.
             # The whole net is loaded strictly.
-            timm.create_model(request.backbone, **source)
-        except Exception as error:  # whatever safetensors, pickle and torch raise
-            text = one_line(error)
+            timm.create_model(
+                request.backbone, pretrained=True, pretrained_cfg_overlay={"state_dict": {**state}}
+            )
+        except Exception as error:  # torch's, and whatever timm's adaptations raise
             raise InputError(
-                f"{path} does not hold the weights of {request.backbone}, head included: "
-                f"{text if len(text) < 300 else text[:297] + '...'}"
+                f"{weights} does not hold the weights of {request.backbone}, head included: "
+                f"{_shortened(one_line(error))}"
             ) from error
-    out: Sequence[int] = sorted(request.layers)
+        source["pretrained_cfg_overlay"] = {"state_dict": state}
+    out = sorted(request.layers)
     try:
-        net: nn.Module = timm.create_model(
-            request.backbone, features_only=True, out_indices=tuple(out), **source
-        )
+        with _quiet("timm"):
+            net: nn.Module = timm.create_model(
+                request.backbone, features_only=True, out_indices=tuple(out), **source
+            )
     except (AssertionError, IndexError) as error:
         raise InputError(
-            f"{request.backbone} does not have all of the layers {list(out)}: {_describe_layers(request)}"
+            f"{request.backbone} does not have all of the layers {list(out)}: "
+            f"{_describe_layers(request)}"
         ) from error
     except Exception as error:  # the network's many
+        text = _shortened(one_line(error))
         raise InputError(
-            f"the pretrained weights of {request.backbone} cannot be had ({one_line(error)}); name a file "
-            "of them (weights = ...)"
+            f"the pretrained weights of {request.backbone} cannot be had ({text}); name a file of them "
+            "(weights = ...)"
         ) from error
     return net
+
+
+@contextmanager
+def _quiet(library: str) -> Iterator[None]:
+    """No word on weights beyond the cut, which are left over as they should be."""
+    log = logging.getLogger(library)
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        log.setLevel(level)
+
+
+def _read_state(path: Path) -> dict[str, Tensor]:
+    """The tensors of a file of weights; no code in it is ever run."""
+    path = Path(os.path.expanduser(path))
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        content: Any = torch.load(path, map_location="cpu", weights_only=True)
+        for key in ("state_dict", "model"):
+            content = content.get(key, content)
+        return {name: value for name, value in content.items() if isinstance(value, Tensor)}
+    except Exception as error:  # whatever safetensors, zip and pickle raise
+        raise InputError(
+            f"{path} is not a file of weights (safetensors, or PyTorch's without code): "
+            f"{_shortened(one_line(error))}"
+        ) from error
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= 300 else text[:297] + "..."
 
 
 def _describe_layers(request: FeatureRequest) -> str:

@@ -21,6 +21,7 @@ __all__ = [
     "Examples",
     "HeldOut",
     "LengthBuckets",
+    "Rows",
     "check_whole",
     "generator",
 ]
@@ -29,6 +30,9 @@ __all__ = [
 CaptionBatch = tuple[Tensor, ...]
 
 HeldOut = Literal["dev", "test"]
+
+#: Whole numbers, most often the places of data.
+Rows = npt.NDArray[np.int64]
 
 
 class Examples(NamedTuple):
@@ -89,7 +93,7 @@ class EncodedCaptions:
     def __len__(self) -> int:
         return len(self.lengths)
 
-    def batch(self, rows: npt.NDArray[np.int64]) -> tuple[Tensor, Tensor]:
+    def batch(self, rows: Rows) -> tuple[Tensor, Tensor]:
         """``words`` and ``mask`` [B, T + 1] of the sentences ``rows`` [B], on the CPU."""
         lengths = self.lengths[rows]
         step = np.arange(lengths.max())
@@ -111,13 +115,13 @@ class LengthBuckets:
         batches: per pool. More means less padding, and less chance in what a batch holds.
     """
 
-    def __init__(self, lengths: npt.NDArray[np.int64], batches: int = 16) -> None:
+    def __init__(self, lengths: Rows, batches: int = 16) -> None:
         self._lengths = lengths
         self._batches = batches
-        self._orders: dict[tuple[int, int], npt.NDArray[np.int64]] = {}
-        self._pool: tuple[tuple[int, int, int], npt.NDArray[np.int64]] | None = None
+        self._orders: dict[tuple[int, int], Rows] = {}
+        self._pool: tuple[tuple[int, int, int], Rows] | None = None
 
-    def rows(self, step: int, size: int, seed: int) -> npt.NDArray[np.int64]:
+    def rows(self, step: int, size: int, seed: int) -> Rows:
         """The data [size] of the batch of update ``step``.
 
         Raises:
@@ -137,15 +141,17 @@ class LengthBuckets:
         key = (pool, size, seed)
         if self._pool is None or self._pool[0] != key:
             self._pool = (key, self._sorted_pool(pool, per_pool, size, seed))
-        return self._pool[1][place]
+        rows: Rows = self._pool[1][place]
+        return rows
 
-    def _sorted_pool(self, pool: int, per_pool: int, size: int, seed: int) -> npt.NDArray[np.int64]:
+    def _sorted_pool(self, pool: int, per_pool: int, size: int, seed: int) -> Rows:
         """[batches, size]: the batches of a pool in their order."""
         drawn = self._stream(pool * per_pool * size, per_pool * size, seed)
         by_length = drawn[np.argsort(self._lengths[drawn], kind="stable")].reshape(per_pool, size)
-        return by_length[generator(seed, 1, pool).permutation(per_pool)]
+        shuffled: Rows = by_length[generator(seed, 1, pool).permutation(per_pool)]
+        return shuffled
 
-    def _stream(self, first: int, count: int, seed: int) -> npt.NDArray[np.int64]:
+    def _stream(self, first: int, count: int, seed: int) -> Rows:
         """Data number ``first`` to ``first + count`` of the shuffled epochs."""
         epoch, place = divmod(first, len(self._lengths))
         parts = [self._order(seed, epoch)[place:]]
@@ -154,7 +160,7 @@ class LengthBuckets:
             parts.append(self._order(seed, epoch))
         return np.concatenate(parts)[:count]
 
-    def _order(self, seed: int, epoch: int) -> npt.NDArray[np.int64]:
+    def _order(self, seed: int, epoch: int) -> Rows:
         key = (seed, epoch)
         if key not in self._orders:
             while len(self._orders) > 1:  # two: a pool may need the next epoch's too

@@ -107,7 +107,7 @@ def corpus_bleu(
             raise InputError(f"hypothesis {place} has no reference")
     try:
         import sacrebleu
-        from sacrebleu.metrics import BLEU
+        from sacrebleu.metrics.bleu import BLEU
     except ImportError as error:
         raise InputError(
             f"sacrebleu is needed ({one_line(error)}): pip install 'wsram_ppl[captions]'"
@@ -116,7 +116,7 @@ def corpus_bleu(
     words = normalize if tokenisation == "captions" else str
     said = [words(text) for text in hypotheses]
     # sacrebleu wants streams: the first reference of every sentence, the second of every sentence, ...
-    streams = [
+    streams: Any = [
         [words(own[k]) if k < len(own) else None for own in references]
         for k in range(max(map(len, references)))
     ]

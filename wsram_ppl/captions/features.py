@@ -16,6 +16,7 @@ import contextlib
 import hashlib
 import io
 import json
+import logging
 import os
 import shutil
 import warnings
@@ -38,9 +39,11 @@ from wsram_ppl.registry import one_line
 __all__ = ["FeatureStore", "Unreadable", "extract", "read_picture", "store_folder"]
 
 _FORMAT: Final = "wsram_ppl features 1"
-_INDEX, _JOURNAL, _LOCK = "index.json", "journal.jsonl", "lock"
+_INDEX, _JOURNAL = "index.json", "journal.jsonl"
 #: Photos per call of the net. Fixed, since another size may round differently.
 _CHUNK: Final = 16
+
+_log = logging.getLogger(__name__)
 
 #: Called after each chunk with the photos done and their total.
 Progress = Callable[[int, int], None]
@@ -81,7 +84,7 @@ class FeatureStore:
     def open(cls, folder: Path, photos: Sequence[Path]) -> FeatureStore:
         """Opens a store and makes sure that it is of these photos as they are now.
 
-        A photo is taken as unchanged if size and time are; if only the time differs, its content decides.
+        A photo is taken as unchanged if its size and time are; if only the time differs, by its content.
 
         Raises:
             InputError: there is no such store, it is damaged, or a photo has changed.
@@ -131,7 +134,9 @@ class FeatureStore:
             return []
         name, fault = min(self.unreadable.items())
         count = len(self.unreadable)
-        return [f"{count:,} photos cannot be read: left out, captions and all (the first: {name}: {fault})"]
+        return [
+            f"{count:,} photos cannot be read: left out, captions and all (the first: {name}: {fault})"
+        ]
 
 
 def store_folder(cache: Path, request: FeatureRequest, photos: Sequence[Path]) -> Path:
@@ -181,8 +186,11 @@ def extract(
     if len({photo.name for photo in photos}) < len(photos):
         raise InputError("two photos have the same name")
     folder = store_folder(cache, request, photos)
-    with contextlib.suppress(InputError):  # not there, damaged or out of date: all to be computed
-        return FeatureStore.open(folder, photos)
+    if (folder / _INDEX).is_file():
+        try:
+            return FeatureStore.open(folder, photos)
+        except InputError as error:
+            _log.warning("%s: computing all again, since %s", folder, error)
     backbone = Backbone(request, weights, device)
     partial = folder.with_name(f"{folder.name}.partial")
     try:
@@ -230,10 +238,12 @@ def _compute(
     progress: Progress,
 ) -> None:
     """Fills the folder of a store: chunk by chunk, features first, then the journal."""
-    entries = _resume(folder, photos)
+    entries = _resume(folder, request, photos)
     with contextlib.ExitStack() as stack:
         files = [
-            stack.enter_context(_layer(folder / _layer_file(layer), (len(photos), *shape), bool(entries)))
+            stack.enter_context(
+                _layer(folder / _layer_file(layer), (len(photos), *shape), bool(entries))
+            )
             for layer, shape in zip(request.layers, backbone.shapes, strict=True)
         ]
         journal = stack.enter_context(open(folder / _JOURNAL, "ab"))
@@ -242,11 +252,7 @@ def _compute(
             chunk = photos[first : first + _CHUNK]
             pictures, found = _read_chunk(chunk, request.image_size)
             for file, maps in zip(files, backbone(pictures), strict=True):
-                features = _as_stored(maps, found)
-                file.seek(file.start + first * features[0].nbytes)
-                file.raw.write(features[: len(chunk)].tobytes())
-                file.raw.flush()
-                os.fsync(file.raw.fileno())
+                file.write(first, _as_stored(maps, found)[: len(chunk)])
             journal.write(json.dumps(found).encode() + b"\n")
             journal.flush()
             os.fsync(journal.fileno())
@@ -266,7 +272,6 @@ def _compute(
     }
     write_atomically(folder / _INDEX, json.dumps(index, indent=1).encode() + b"\n")
     (folder / _JOURNAL).unlink()
-    (folder / _LOCK).unlink()
 
 
 class _LayerFile(NamedTuple):
@@ -278,8 +283,12 @@ class _LayerFile(NamedTuple):
     raw: BinaryIO
     start: int
 
-    def seek(self, place: int) -> None:
-        self.raw.seek(place)
+    def write(self, row: int, features: npt.NDArray[np.float16]) -> None:
+        """Writes rows from ``row`` on, through to the disk."""
+        self.raw.seek(self.start + row * features[0].nbytes)
+        self.raw.write(features.tobytes())
+        self.raw.flush()
+        os.fsync(self.raw.fileno())
 
 
 @contextlib.contextmanager
@@ -295,7 +304,7 @@ def _layer(path: Path, shape: tuple[int, ...], resumed: bool) -> Iterator[_Layer
         yield _LayerFile(file, start)
 
 
-def _resume(folder: Path, photos: Sequence[Path]) -> list[_Entry]:
+def _resume(folder: Path, request: FeatureRequest, photos: Sequence[Path]) -> list[_Entry]:
     """The entries of the photos that an earlier attempt has done; empty for a fresh start."""
     journal = folder / _JOURNAL
     entries: list[_Entry] = []
@@ -310,9 +319,10 @@ def _resume(folder: Path, photos: Sequence[Path]) -> list[_Entry]:
         return []
     except (ValueError, TypeError):
         entries, whole = [], 0
-    if len(entries) > len(photos) or any(
-        entry.name != _text(photo.name) or not _unchanged(entry, photo)
-        for entry, photo in zip(entries, photos, strict=False)
+    if (
+        len(entries) > len(photos)
+        or not all(_unchanged(*pair) for pair in zip(entries, photos, strict=False))
+        or not all((folder / _layer_file(layer)).is_file() for layer in request.layers)
     ):
         entries, whole = [], 0
     os.truncate(journal, whole)
@@ -372,7 +382,7 @@ def _decode(content: bytes, size: int | None) -> npt.NDArray[np.uint8]:
                 upright = ImageOps.exif_transpose(image).convert("RGB")
                 if size is not None and upright.size != (size, size):
                     upright = upright.resize((size, size), Image.Resampling.BICUBIC)
-                return np.asarray(upright)
+                return np.array(upright)
     except Exception as error:  # each decoder has its own
         text = one_line(error)
         if "cannot identify image file" in text:
@@ -401,18 +411,17 @@ def _unchanged(entry: _Entry, photo: Path) -> bool:
             return True
         return hashlib.sha256(photo.read_bytes()).hexdigest() == entry.sha256
     except OSError:
-        # Gone or locked: as it was, if it could not be read then either.
-        return entry.fault is not None and entry.size == 0
+        return entry.fault is not None  # it could not be read then either
 
 
 @contextlib.contextmanager
 def _alone(folder: Path) -> Iterator[None]:
     """Keeps other processes from computing into the folder.
 
-    The lock goes with its process, however that ends. Where there are no such locks (Windows), nothing
-    is kept from anything.
+    The lock goes with its process, however that ends; its empty file stays. Where there are no such
+    locks (Windows), nothing is kept from anything.
     """
-    with open(folder / _LOCK, "ab") as file:
+    with open(folder.with_name(f".{folder.stem}.lock"), "ab") as file:
         try:
             import fcntl
 

@@ -27,7 +27,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal, NamedTuple, cast, get_args
+from typing import Any, Final, Literal, NamedTuple, get_args
 
 from wsram_ppl.errors import InputError
 from wsram_ppl.registry import nearest, one_line
@@ -197,9 +197,7 @@ def _expected() -> str:
 def _choose_layout(
     root: Path, files: Mapping[str, Path], layout: Layout, notes: _Notes
 ) -> tuple[str, Path]:
-    there = {
-        name: files[file.lower()] for name, file in _CAPTION_FILES.items() if file.lower() in files
-    }
+    there = {name: files[file.lower()] for name, file in _CAPTION_FILES.items() if file.lower() in files}
     if layout != "auto":
         if layout not in there:
             hint = f"; there is {', '.join(there)}" if there else ""
@@ -416,7 +414,7 @@ def _assign(splits: dict[str, Split], name: str, split: Split) -> bool:
     """Puts a photo into a split; of two splits the later of train, dev, test stays. True: of two."""
     known = splits.setdefault(name, split)
     order = get_args(Split)
-    splits[name] = cast(Split, max(known, split, key=order.index))
+    splits[name] = max(known, split, key=order.index)
     return known != split
 
 

@@ -37,9 +37,7 @@ def normalize(text: str) -> str:
 
 
 def _is_kept(character: str) -> bool:
-    return (
-        character.isalnum() or character.isspace() or unicodedata.category(character).startswith("M")
-    )
+    return character.isalnum() or character.isspace() or unicodedata.category(character).startswith("M")
 
 
 class Vocabulary:
