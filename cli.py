@@ -61,7 +61,7 @@ class _Commands(click.Group):
 def main() -> None:
     """Train models that choose where to look, by wake-sleep and other estimators.
 
-    Exit codes: 0, 1 for a failure at work, 2 for wrong input, 128 + a signal's number when stopped by it.
+    Exit codes: 0, 1 for a failure at work, 2 for wrong input, 128 + n when stopped by signal n.
     """
     warnings.showwarning = _one_line
 

@@ -321,8 +321,11 @@ def test_a_spec_that_cannot_be_read(tmp_path: Path) -> None:
     assert sorted(os.listdir(tmp_path)) == ["broken.toml", "empty.toml"]
 
 
-def test_a_directory_that_is_taken(tiny: Path, run: Path) -> None:
-    assert "exists and is not empty" in one_line(call("train", tiny, "--out", run), 2)
+def test_a_directory_that_is_taken(tiny: Path, run: Path, tmp_path: Path) -> None:
+    """By something else (the experiment's own file lies in it), or by another run."""
+    assert "exists and is not empty" in one_line(call("train", tiny, "--out", tmp_path), 2)
+    line = one_line(call("train", tiny, "--seed", "1", "--out", run), 2)
+    assert f"{run} belongs to another run (training.seed" in line
 
 
 def test_wrong_input_to_evaluate_and_glimpses(run: Path, tmp_path: Path) -> None:

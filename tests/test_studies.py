@@ -27,8 +27,8 @@ import guides  # noqa: F401
 import models  # noqa: F401
 from cli import main
 from wsram_ppl.comparison import Comparison, compare
-from wsram_ppl.errors import InputError, RunError
-from wsram_ppl.jobs import Job, Stopped
+from wsram_ppl.errors import InputError, Interrupted, RunError
+from wsram_ppl.jobs import Job
 from wsram_ppl.studies import Study, _inline, _merged, load_study
 
 
@@ -275,9 +275,7 @@ spec, run, trace = map(pathlib.Path, sys.argv[1:4])
 tables = tomllib.loads(spec.read_text())
 with open(trace, "a") as file:
     file.write(f"{run.parent.name}/{run.name}\\n")
-if run.exists():
-    sys.exit("error: the run exists")
-run.mkdir(parents=True)
+run.mkdir(parents=True, exist_ok=True)
 shutil.copy(spec, run / "spec.toml")
 training, hidden = tables["training"], tables["model"]["hidden"]
 rate, steps = training["learning_rate"], training["steps"]
@@ -429,12 +427,23 @@ def test_failures_have_their_reasons_and_leave_the_others_alone(bench: Bench) ->
     assert bench.trained() == []
     assert [run.failure for run in seen.runs] == ["it is too small", None, None, None, None]
 
-    # They are tried again, and what they had is put aside, once.
-    for _ in range(2):
-        bench.run(text)
-        assert bench.trained() == ["h1/seed-0", "h2/seed-0", "h3/seed-0", "h4/seed-0"]
-        assert any("runs/h1/seed-0 was not finished: it starts again" in n for n in bench.watcher.notes)
-        assert (bench.out / "interrupted/runs/h1/seed-0/metrics.csv").is_file()
+    # They are tried again, from where they were.
+    bench.run(text)
+    assert bench.trained() == ["h1/seed-0", "h2/seed-0", "h3/seed-0", "h4/seed-0"]
+    assert bench.watcher.notes == [
+        f"runs/h{n}/seed-0 was not finished: it goes on from its last checkpoint" for n in (1, 2, 3, 4)
+    ]
+
+
+def test_an_unfinished_run_of_another_spec_is_put_aside(bench: Bench) -> None:
+    for hidden in (1, 2, 8):
+        found = bench.run(MINIMAL + f'[[variant]]\nname = "a"\nmodel.hidden = {hidden}\n')
+    assert found.runs[0].finished
+    aside = bench.out / "interrupted/runs/a/seed-0"
+    assert bench.watcher.notes == [
+        f"runs/a/seed-0 was not finished, of another spec: it is now in {aside}"
+    ]
+    assert "hidden = 2" in (aside / "spec.toml").read_text()  # the last one
 
 
 def test_a_program_that_is_not_there(bench: Bench) -> None:
@@ -608,20 +617,47 @@ def test_a_stopped_study_leaves_no_process_and_goes_on_later(bench: Bench, numbe
         return (bench.out / "runs/b/seed-1/metrics.csv").is_file()
 
     before = signal.getsignal(signal.SIGTERM)
+    text = TWO.replace("16", "5")
+    name = signal.Signals(number).name
     with (
-        pytest.raises(Stopped, match="stopped; 2 of 4 runs are finished, and the same command does the"),
+        pytest.raises(
+            Interrupted, match=f"stopped by {name}: 2 of 4 runs are finished; the same"
+        ) as caught,
         signalled(number, hangs),
     ):
-        bench.run(TWO.replace("16", "5"))
+        bench.run(text)
+    assert caught.value.exit_code == 128 + number
     assert signal.getsignal(signal.SIGTERM) is before
     assert bench.trained() == ["a/seed-0", "a/seed-1", "b/seed-0", "b/seed-1"]
     assert not list(processes_of(bench.out))
-    # The hidden units are part of the spec, so the script must behave another way.
     (bench.folder / "trainer.py").write_text(TRAINER.replace("hidden == 5", "False"))
-    found = bench.run(TWO.replace("16", "5"))
+    found = bench.run(text)
     assert bench.trained() == ["b/seed-0", "b/seed-1"]
     assert all(run.finished for run in found.runs)
     assert len(bench.watcher.notes) == 2
+
+
+def test_a_second_signal_kills(bench: Bench) -> None:
+    """A process that is saving may take its time, but the user need not."""
+    ignores = "import signal\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+    (bench.folder / "trainer.py").write_text(ignores + TRAINER)
+    begun = time.monotonic()
+
+    def hangs() -> bool:
+        return (bench.out / "runs/a/seed-0/metrics.csv").is_file()
+
+    def waits() -> bool:
+        return hangs() and time.monotonic() > begun + 3
+
+    text = MINIMAL + '[[variant]]\nname = "a"\nmodel.hidden = 5\n'
+    with (
+        pytest.raises(KeyboardInterrupt),
+        signalled(signal.SIGINT, waits),
+        signalled(signal.SIGINT, hangs),
+    ):
+        bench.run(text)
+    assert time.monotonic() < begun + 20
+    assert not list(processes_of(bench.out))
 
 
 def processes_of(out: Path) -> Iterator[int]:
@@ -715,8 +751,7 @@ def test_a_real_study_goes_on(finished: tuple[Path, CompletedProcess[str]], tmp_
     assert done.returncode == 0, done.stderr
     assert re.findall(r"\] (\S+) finished", done.stdout) == ["runs/fails/seed-0"]
     assert kept.stat().st_mtime_ns == before
-    assert (tmp_path / "out/interrupted/runs/fails/seed-0/metrics.csv").is_file()
-    assert "note: runs/fails/seed-0 was not finished: it starts again" in done.stderr
+    assert "note: runs/fails/seed-0 was not finished: it goes on from its last checkpoint" in done.stderr
     calls = json.loads((tmp_path / "out/calls.json").read_text())
     assert [call["trained"] for call in calls] == [4, 1]
 

@@ -176,7 +176,14 @@ def test_the_resolved_spec_is_written(finished: Finished) -> None:
     run, _ = finished
     assert load_spec(run.path / "spec.toml") == run.spec()
     assert run.spec().training.seed == 0
-    names = {"last.safetensors", "metrics.csv", "spec.toml", "summary.json", "tensorboard"}
+    names = {
+        "last.safetensors",
+        "previous.safetensors",
+        "metrics.csv",
+        "spec.toml",
+        "summary.json",
+        "tensorboard",
+    }
     assert {path.name for path in run.path.iterdir()} == names
 
 

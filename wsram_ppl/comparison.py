@@ -5,7 +5,7 @@ The folder of a study holds::
     runs/VARIANT/seed-N/            run directories (:mod:`wsram_ppl.runs`)
     search/VARIANT/CANDIDATE/       those of the search's trials
     specs/, logs/                   what each run was started from and what it printed, by the same names
-    interrupted/                    runs that were not finished, before they were started again
+    interrupted/                    runs that were not finished, put aside for those of another spec
     calls.json                      when and how the study was worked on
 """
 
@@ -25,8 +25,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from wsram_ppl.checkpoints import write_atomically
-from wsram_ppl.errors import InputError, RunError
-from wsram_ppl.jobs import Job, Stopped, Watcher, last_line, run_jobs
+from wsram_ppl.errors import InputError, Interrupted, RunError
+from wsram_ppl.jobs import Job, Watcher, last_line, run_jobs
 from wsram_ppl.results import read_summary
 from wsram_ppl.runs import SPEC, SUMMARY, RunDirectory
 from wsram_ppl.spec import Spec
@@ -131,7 +131,7 @@ def compare(
 
     Raises:
         InputError: a finished run of another spec is in the way, or something that is no run.
-        Stopped: the work was stopped; calling again goes on.
+        Interrupted: by a signal; calling again goes on.
         RunError: the folder cannot be written, or another process is at work in it.
     """
     work = _Work(study, folder, command, watcher, jobs, None)
@@ -243,10 +243,12 @@ class _Work:
         self.started = True
         try:
             failures = run_jobs(jobs, self.jobs, self.watcher, [self.lock] if self.lock >= 0 else [])
-        except Stopped as error:
+        except Interrupted as error:
             done = sum((self.folder / run.place / SUMMARY).is_file() for run in runs)
-            raise Stopped(
-                f"stopped; {done} of {len(runs)} runs are finished, and the same command does the others"
+            what = "trials" if runs and isinstance(runs[0], Trial) else "runs"
+            raise Interrupted(
+                f"{error}: {done} of {len(runs)} {what} are finished; the same command goes on there",
+                error.exit_code - 128,
             ) from error
         finally:
             self.trained += sum((job.run / SUMMARY).is_file() for job in jobs)
@@ -276,10 +278,14 @@ class _Work:
 
     def prepare(self, run: VariantRun, spec: Spec) -> Job:
         path = self.folder / run.place
-        if path.exists() and any(path.iterdir()):
-            aside = self.folder / "interrupted" / run.place
-            self.note(f"{run.place} was not finished: it starts again, and the old one is in {aside}")
-            _move(path, aside)
+        if (path / SPEC).is_file():
+            # An earlier part of the same run: what trains goes on from its last checkpoint.
+            if RunDirectory(path).spec().fingerprint() == spec.fingerprint():
+                self.note(f"{run.place} was not finished: it goes on from its last checkpoint")
+            else:
+                aside = self.folder / "interrupted" / run.place
+                self.note(f"{run.place} was not finished, of another spec: it is now in {aside}")
+                _move(path, aside)
         file = self.spec_file(run)
         try:
             file.parent.mkdir(parents=True, exist_ok=True)

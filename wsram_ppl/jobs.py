@@ -6,26 +6,21 @@ import csv
 import os
 import signal
 import subprocess
-import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
 from typing import Any, Protocol
 
-from wsram_ppl.errors import RunError
+from wsram_ppl.errors import Interrupted, RunError
 from wsram_ppl.runs import METRICS, SUMMARY
+from wsram_ppl.signals import Signals
 
-__all__ = ["Job", "Stopped", "Watcher", "last_line", "run_jobs"]
+__all__ = ["Job", "Watcher", "last_line", "run_jobs"]
 
-#: Seconds between looks at the children, and what they are given to end when told to.
-_POLL, _GRACE = 0.2, 10.0
-
-
-class Stopped(RunError):
-    """The user (Ctrl-C) or the system (SIGTERM) stopped the work; no child is left."""
+#: Seconds between looks at the children, and what they are given to save and end when told to.
+_POLL, _GRACE = 0.2, 60.0
 
 
 @dataclass(frozen=True)
@@ -76,7 +71,8 @@ def run_jobs(
     """Runs all jobs, at most ``workers`` at once, in order.
 
     A job has succeeded if its process exits with 0 and its run has a summary. With several workers each
-    process computes on one thread. Ctrl-C and SIGTERM end all children.
+    process computes on one thread. SIGINT (Ctrl-C) and SIGTERM are passed on as SIGTERM, and the
+    children are waited for; a second one kills them.
 
     Args:
         keep_open: file descriptors that the children inherit.
@@ -85,7 +81,7 @@ def run_jobs(
         The reason of every failure, by the job's name.
 
     Raises:
-        Stopped: the work was stopped.
+        Interrupted: by a signal; no child is left.
         RunError: a process cannot be started, or its log not be written.
     """
     environment = dict(os.environ)
@@ -93,9 +89,11 @@ def run_jobs(
         environment.update(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1")
     waiting, running, failures = list(jobs), list[_Child](), dict[str, str]()
     watcher.planned(jobs)
-    with _terminable():
+    with Signals() as signals:
         try:
             while waiting or running:
+                if signals.received:
+                    raise Interrupted(f"stopped by {signals.received.name}", signals.received)
                 while waiting and len(running) < workers:
                     job = waiting.pop(0)
                     running.append(_Child(job, _start(job, environment, keep_open)))
@@ -111,8 +109,6 @@ def run_jobs(
                     if failure is not None:
                         failures[child.job.name] = failure
                     watcher.ended(child.job, failure)
-        except KeyboardInterrupt:
-            raise Stopped("stopped") from None
         finally:
             _stop(running)
     return failures
@@ -142,10 +138,12 @@ def _stop(children: Sequence[_Child]) -> None:
     for child in children:
         child.process.terminate()
     end = time.monotonic() + _GRACE
-    for child in children:
-        try:
-            child.process.wait(max(0.0, end - time.monotonic()))
-        except subprocess.TimeoutExpired:
+    try:
+        for child in children:
+            with suppress(subprocess.TimeoutExpired):
+                child.process.wait(max(0.0, end - time.monotonic()))
+    finally:  # also after a second signal
+        for child in children:
             child.process.kill()
             child.process.wait()
 
@@ -198,20 +196,3 @@ def _last_row(path: Path) -> dict[str, Any] | None:
         if len(names) == len(values):
             return dict(zip(names, values, strict=True))
     return None
-
-
-@contextmanager
-def _terminable() -> Iterator[None]:
-    """SIGTERM ends the work as Ctrl-C does. Handlers can be set in the main thread only."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
