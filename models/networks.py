@@ -90,6 +90,23 @@ class SiteBaselines(nn.Module):
         return features @ self.out.weight[site] + self.out.bias[site]
 
 
+class GlimpseEncoder(nn.Module):
+    """What was seen, times where and at which scale it was seen; then one more layer."""
+
+    def __init__(self, pixels: int, num_scales: int, hidden: int) -> None:
+        super().__init__()
+        self.what = nn.Linear(pixels, hidden)
+        self.where = nn.Linear(2, hidden)
+        self.which = nn.Embedding(num_scales, hidden)  # with `where`: a layer on [location, one_hot]
+        self.glimpse = nn.Linear(hidden, hidden)
+
+    def forward(self, patch: Tensor, location: Tensor, scale: Tensor) -> Tensor:
+        """``[..., pixels], [..., 2], [...] -> [..., hidden]``."""
+        what = torch.relu(self.what(patch))
+        where = torch.relu(self.where(location) + self.which(scale))
+        return torch.relu(self.glimpse(what * where))
+
+
 class GlimpseNetwork(nn.Module):
     """The recurrent attention network of Ba et al. (2015), section 3.
 
@@ -113,10 +130,7 @@ class GlimpseNetwork(nn.Module):
         self.context_layers = nn.Sequential(
             nn.Linear(context * context, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU()
         )
-        self.what = nn.Linear(patch * patch, hidden)
-        self.where = nn.Linear(2, hidden)
-        self.which = nn.Embedding(len(scales), hidden)  # with `where`: a layer on [location, one_hot]
-        self.glimpse = nn.Linear(hidden, hidden)
+        self.encoder = GlimpseEncoder(patch * patch, len(scales), hidden)
         self.layer1 = RecurrentLayer(hidden, hidden)
         self.layer2 = RecurrentLayer(hidden, hidden)
         self.policy = Policy(hidden, len(scales))
@@ -132,10 +146,7 @@ class GlimpseNetwork(nn.Module):
     @shared
     def look(self, pyramid: Pyramid, location: Tensor, scale: Tensor, r1: Tensor) -> Tensor:
         """r1 after a glimpse at ``location [..., B, 2]`` and ``scale [..., B]`` (an index)."""
-        patch = extract(pyramid, location, scale)
-        what = torch.relu(self.what(patch))
-        where = torch.relu(self.where(location) + self.which(scale))
-        g = torch.relu(self.glimpse(what * where))
+        g = self.encoder(extract(pyramid, location, scale), location, scale)
         new: Tensor = self.layer1(g, r1)
         return new
 

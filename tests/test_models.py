@@ -187,14 +187,14 @@ def reference(
         policy = F.linear(r2, net.policy.linear.weight, net.policy.linear.bias)
         policies.append(torch.cat([torch.tanh(policy[:, :2]), policy[:, 2:].log_softmax(-1)], -1))
         patch = extract(pyramid, locations[:, n], scales[:, n])
-        what = F.relu(patch @ net.what.weight.T + net.what.bias)
+        what = F.relu(patch @ net.encoder.what.weight.T + net.encoder.what.bias)
         one_hot = F.one_hot(scales[:, n], len(SCALES)).to(images)
         where = F.relu(
             torch.cat([locations[:, n], one_hot], -1)
-            @ torch.cat([net.where.weight, net.which.weight.T], -1).T
-            + net.where.bias
+            @ torch.cat([net.encoder.where.weight, net.encoder.which.weight.T], -1).T
+            + net.encoder.where.bias
         )
-        g = F.relu(F.linear(what * where, net.glimpse.weight, net.glimpse.bias))
+        g = F.relu(F.linear(what * where, net.encoder.glimpse.weight, net.encoder.glimpse.bias))
         r1 = recurrent(net.layer1, g, r1)
         r2 = recurrent(net.layer2, r1, r2)
     return F.linear(r1, net.label.weight, net.label.bias), policies
@@ -307,7 +307,10 @@ def test_a_glimpse_is_what_times_where() -> None:
     def state(silent: str, images: Tensor, locations: Tensor, scales: Tensor) -> Tensor:
         model = make_model(num_glimpses=1)
         randomize(model)
-        layers = {"what": [model.network.what], "where": [model.network.where, model.network.which]}
+        layers = {
+            "what": [model.network.encoder.what],
+            "where": [model.network.encoder.where, model.network.encoder.which],
+        }
         with torch.no_grad():
             for layer in layers.get(silent, []):
                 for parameter in layer.parameters():

@@ -262,6 +262,7 @@ def _scales(lines: Sequence[Line], folder: Path, window: int) -> Drawn:
         axes.xaxis.set_major_locator(MaxNLocator(3, integer=True))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
         axes.grid(False)
+        axes.tick_params(labelbottom=True)
     for axes in list(grid.flat)[len(panels) :]:
         axes.set_visible(False)
     figure.supxlabel("updates", fontsize=10)

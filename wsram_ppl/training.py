@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from lightning_fabric import Fabric
+from pyro.nn import PyroModule
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -87,6 +88,23 @@ def make_optimizer(training: Training, model: nn.Module, guide: nn.Module) -> Op
     return adam(groups, lr=rate, weight_decay=training.weight_decay, fused=True)
 
 
+def compile_networks(program: nn.Module) -> int:
+    """Compiles, in place, the plain networks of a Pyro program; returns how many.
+
+    These are the outermost modules inside it with a ``forward`` of their own that are no PyroModules:
+    effects stay outside compiled code.
+    """
+    count = 0
+    for child in program.children():
+        plain = not isinstance(child, PyroModule)
+        if plain and type(child).forward is not nn.Module.forward:
+            child.compile()
+            count += 1
+        else:
+            count += compile_networks(child)
+    return count
+
+
 @dataclass
 class Trainer:
     """One run's parts, on their device, and how far it has come.
@@ -106,6 +124,10 @@ class Trainer:
         self.fabric = _fabric(self.training)
         parts = self.experiment
         parts.data.to(self.fabric.device)
+        if self.training.compile and not compile_networks(parts.model) + compile_networks(parts.guide):
+            raise InputError(
+                "training.compile: neither model nor guide has a plain torch.nn network to compile"
+            )
         self.exploration = Exploration()
         parts.objective.regularizer = self.exploration
         self.optimizer = make_optimizer(self.training, parts.model, parts.guide)

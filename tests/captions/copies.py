@@ -12,6 +12,9 @@ import numpy as np
 from PIL import Image
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
+#: A small net of timm's, made for tests.
+NET = "test_efficientnet"
+
 LAYOUTS = ("illinois", "karpathy", "kaggle")
 CAPTION_FILES = {
     "illinois": "Flickr8k.token.txt",

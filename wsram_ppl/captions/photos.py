@@ -219,8 +219,10 @@ class FlickrCaptions:
         """Photos of the user's own, from their files; the net runs on them now.
 
         Raises:
-            InputError: a file cannot be read or is no picture.
+            InputError: no name, or a file that cannot be read or is no picture.
         """
+        if not names:
+            raise InputError("name at least one photo")
         if self._backbone is None:
             self._backbone = Backbone(self._request, self._weights, self._device)
         size = self._request.image_size

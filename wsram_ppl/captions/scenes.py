@@ -371,8 +371,10 @@ class SceneCaptions:
         """Scenes of the dev split by name, as ``"17"``; of the test split as ``"test/17"``.
 
         Raises:
-            InputError: there is no such scene.
+            InputError: no name, or there is no such scene.
         """
+        if not names:
+            raise InputError("name at least one scene")
         parts = [self._examples(range(n, n + 1), split) for split, n in map(self._find, names)]
         maps = [torch.cat(layers) for layers in zip(*(part.maps for part in parts), strict=True)]
         return Examples([*names], tuple(maps), [part.references[0] for part in parts])
