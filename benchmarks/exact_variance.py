@@ -135,11 +135,11 @@ def report(problems: int, particles: int) -> str:
 INTRODUCTION = """\
 # Exact bias and variance of the control variates
 
-Total variance (the sum over the components of the gradient) of `WakeSleep`'s estimates for one datum, by
-enumeration of all tuples of particles: no sampling error. Two-step chains, 3 actions per step, the second
-step's logits depending on the first action; one observation of 10 outcomes whose logits depend on both.
-Logits are normal, with standard deviation 1 for the actions and 2 for the observation. The guide
-is (1 - s) prior + s posterior, s = 0, 1/4, 1/2, 3/4, 1. Means over {problems} problems.
+Total variance (the sum over the components of the gradient) of `WakeSleep`'s estimates for one datum,
+by enumeration of all tuples of particles: no sampling error. Two-step chains, 3 actions per step, the
+second step's logits depending on the first action; one observation of 10 outcomes whose logits depend
+on both. Logits are normal, with standard deviation 1 for the actions and 2 for the observation. The
+guide is (1 - s) prior + s posterior, s = 0, 1/4, 1/2, 3/4, 1. Means over {problems} problems.
 
 * "none" to "unnormalized": the options of `control_variate` as they are.
 * "adaptive", "learned": at the least-squares coefficients that their running estimates and networks

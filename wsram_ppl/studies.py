@@ -154,6 +154,7 @@ class Search:
     """A search that every variant goes through before its runs.
 
     Attributes:
+        key: what the candidates are values of; "" where each is a table.
         candidates: the points to be tried.
         steps: updates of each trial.
         seed: of each trial.
@@ -161,6 +162,7 @@ class Search:
             ``error``); the first of equals.
     """
 
+    key: str
     candidates: tuple[Candidate, ...]
     steps: int
     seed: int
@@ -302,7 +304,7 @@ def _search(table: dict[str, Any]) -> Search:
         where = "search.candidates"
     candidates = [_layer(Candidate, f"{where}[{place}]", table) for place, table in enumerate(tables)]
     _check_distinct(where, candidates)
-    return Search(tuple(candidates), read.steps, read.seed, read.metric)
+    return Search(read.key, tuple(candidates), read.steps, read.seed, read.metric)
 
 
 def _named(value: object, place: int) -> str:

@@ -53,7 +53,10 @@ def observed_terms(problem: Problem) -> dict[int, Tensor]:
     """k -> log p(y_k | the first k latents) at all joint values, ``[A]``."""
     sizes = problem.sizes
     return {
-        k: table.log_softmax(-1)[..., 0].reshape(sizes[:k] + (1,) * (len(sizes) - k)).expand(sizes).flatten()
+        k: table.log_softmax(-1)[..., 0]
+        .reshape(sizes[:k] + (1,) * (len(sizes) - k))
+        .expand(sizes)
+        .flatten()
         for k, table in problem.likelihood.items()
     }
 
@@ -102,7 +105,11 @@ def test_site_baselines_are_fitted_to_the_downstream_signal(
     arbitrary_running_state(objective, lambda: loss_of(objective, tuples, None, declare), seed=2)
     state = objective.state_dict()
     found = network_gradient(loss_of(objective, tuples, None, declare), network)
-    prior, proposal, observed = steps(problem, "prior"), steps(problem, "proposal"), observed_terms(problem)
+    prior, proposal, observed = (
+        steps(problem, "prior"),
+        steps(problem, "proposal"),
+        observed_terms(problem),
+    )
     expected = torch.zeros((), dtype=torch.float64)
     for n in range(len(prior)):
         signal = sum(prior[n:]) - sum(proposal[n:]) + sum(t for k, t in observed.items() if k > n)
@@ -117,7 +124,7 @@ def test_site_baselines_are_fitted_to_the_downstream_signal(
 
 
 def partial_log_ratio(problem: Problem, n: int) -> Tensor:
-    """log p - log q of the smallest set that holds a_0 ... a_n and comes first in both programs, ``[A]``."""
+    """log p - log q of the smallest set with a_0 ... a_n that comes first in both programs, ``[A]``."""
     sizes, count = problem.sizes, n + 1
     while set(problem.order[:count]) != set(range(count)):
         count += 1
@@ -131,18 +138,17 @@ def partial_log_ratio(problem: Problem, n: int) -> Tensor:
 def test_learned_coefficients_are_fitted_by_least_squares(
     case: Case, vectorized: bool, seed: int
 ) -> None:
-    """WakeSleep("learned"): sum (M w - (c_n + net) r_{1:n})^2 / M for theta, (M w - 1 - net)^2 / M for eta.
+    """WakeSleep("learned"): sum (M w - (c_n + net) r_{1:n})^2 / M for theta, net declared in the model.
 
-    And the running constants: E[M w r_{1:n}] and E[r_{1:n}^2], mixed in after the minibatch. Where the
-    guide's order differs, the ratio reaches to the end of the smallest common beginning: a shorter one
-    would leave the expectation alone too, but is noisier.
+    For eta, with the guide's net: sum (M w - 1 - net)^2 / M. The running constants are E[M w r_{1:n}]
+    and E[r_{1:n}^2], mixed in after the minibatch. Where the guide's order differs, the ratio reaches
+    to the end of the smallest common beginning: a shorter one would leave the expectation alone too,
+    but is noisier.
     """
     problem, particles = case
     tuples = Tuples(problem, particles)
     on_model, on_guide = StateNetwork(problem.names, 1), StateNetwork(problem.names, 2)
-    objective = WakeSleep(
-        "learned", num_particles=particles, vectorize_particles=vectorized, decay=0.75
-    )
+    objective = WakeSleep("learned", num_particles=particles, vectorize_particles=vectorized, decay=0.75)
 
     def loss() -> Tensor:
         return loss_of(objective, tuples, on_model.declare, on_guide.declare)

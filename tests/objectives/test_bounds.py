@@ -6,6 +6,8 @@ log-likelihoods does; the order of particles and the company of other data do no
 
 from __future__ import annotations
 
+import itertools
+
 import pyro
 import pytest
 import torch
@@ -60,7 +62,7 @@ def test_bounds_are_ordered(case: Case, vectorized: bool) -> None:
         expected.append(tuples.mean(bounds(ImportanceBound(particles, **options), tuples)))
         torch.testing.assert_close(f, expected[0])
     rising = [*expected, problem.log_evidence()]
-    for lower, higher in zip(rising, rising[1:], strict=False):
+    for lower, higher in itertools.pairwise(rising):
         assert lower <= higher + 1e-12
 
 
@@ -89,7 +91,9 @@ def test_effective_sample_size_lies_between_1_and_m(values: list[float], shift: 
     assert 1 - 1e-12 <= ess <= len(values) + 1e-9
     assert e.effective_sample_size(x + shift).item() == pytest.approx(ess, rel=1e-6)
     equal = torch.full((len(values), 2), shift, dtype=torch.float64)
-    torch.testing.assert_close(e.effective_sample_size(equal), torch.full((2,), 1.0 * len(values)).double())
+    torch.testing.assert_close(
+        e.effective_sample_size(equal), torch.full((2,), 1.0 * len(values)).double()
+    )
     assert e.effective_sample_size(torch.full((3,), -torch.inf)) == 0
 
 

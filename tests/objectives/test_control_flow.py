@@ -45,7 +45,9 @@ class Branching(nn.Module):
 
     def infer(self, value: float) -> dict[str, Any]:
         known = torch.tensor(value, dtype=torch.float64)
-        return {"baseline": {"nn_baseline": torch.sin, "nn_baseline_input": known}} if self.declared else {}
+        return (
+            {"baseline": {"nn_baseline": torch.sin, "nn_baseline_input": known}} if self.declared else {}
+        )
 
     def forward(self) -> None:
         a = pyro.sample("a", dist.Categorical(logits=self.a), infer=self.infer(1.0))

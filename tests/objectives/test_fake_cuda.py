@@ -13,6 +13,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro import poutine
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import (
     DataDependentOutputException,
@@ -47,7 +48,8 @@ class Programs(nn.Module):
         return {"baseline": options}
 
     def forward(self, x: Tensor, y: Tensor, observations: Any = None) -> None:
-        with pyro.plate("data", x.shape[0]):
+        mask = torch.ones(x.shape[0], dtype=torch.bool)
+        with pyro.plate("data", x.shape[0]), poutine.mask(mask=mask):
             logits = self.first(x)
             a = pyro.sample("a", dist.Categorical(logits=logits), infer=self.infer(logits))
             state = logits + nn.functional.one_hot(a, 4)

@@ -31,6 +31,7 @@ from .enumeration import (
     examples,
     expected_bound,
     gradient,
+    random_problem,
     weighted_scores,
     weights,
 )
@@ -144,3 +145,20 @@ def test_wake_sleep_is_equation_16_with_r_equal_to_1(
         tuples, problem.theta, (w, problem.log_likelihood), (w - 1 / particles, problem.log_prior)
     )
     assert_equal(estimate(objective, tuples, False, 0).theta, expected)
+
+
+@pytest.mark.parametrize("vectorized", [False, True])
+def test_the_prior_costs_one_run_of_the_model(vectorized: bool) -> None:
+    """Guide and model are one program here: it runs once per draw, not twice."""
+    tuples = Tuples(random_problem([2, 2], share=0.0), 3)
+    runs = 0
+
+    class Counting(TableModel):
+        def in_plate(self) -> None:
+            nonlocal runs
+            runs += 1
+
+    model = Counting(tuples.problem, tuples.rows)
+    objective = WakeSleep(num_particles=3, vectorize_particles=vectorized, max_plate_nesting=1)
+    objective.differentiable_loss(model, Prior(model))
+    assert runs == (1 if vectorized else 3)

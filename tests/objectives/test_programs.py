@@ -224,7 +224,7 @@ def test_a_random_subsample_is_the_guides() -> None:
 
 @every_objective
 def test_plate_nesting_guessed_or_given(name: str) -> None:
-    """Guessing gives the same as the true nesting, or a larger one, and leaves the random state alone."""
+    """Guessing gives what the true nesting, or a larger one, gives; it leaves the random state alone."""
     model, guide = Twin(False, 6), Twin(True, 6)
     guessed = step(name, model, guide)
     after = torch.get_rng_state()
@@ -234,7 +234,7 @@ def test_plate_nesting_guessed_or_given(name: str) -> None:
 
 
 def test_two_inner_plates_with_a_mask_along_one() -> None:
-    """The fit of a baseline network counts just the elements that the mask keeps, however it broadcasts."""
+    """A baseline network is fitted to just the elements that the mask keeps, however it broadcasts."""
     keep = torch.tensor([True, False, True]).reshape(3, 1, 1)
     weight = torch.zeros((), dtype=torch.float64, requires_grad=True)
     zero = torch.zeros((), dtype=torch.float64)
@@ -244,12 +244,11 @@ def test_two_inner_plates_with_a_mask_along_one() -> None:
         with pyro.plate("data", 4, dim=-1):
             if not is_guide:
                 pyro.sample("x", dist.Normal(zero, 1.0), obs=zero)
-            with pyro.plate("inner", 2, dim=-2), pyro.plate("outer", 3, dim=-3):
-                with poutine.mask(mask=keep):
-                    infer = {"baseline": options}
-                    z = pyro.sample("z", dist.Bernoulli(logits=zero), infer=infer)
-                    if not is_guide:
-                        pyro.sample("y", dist.Normal(z, 1.0), obs=zero)
+            inner, outer = pyro.plate("inner", 2, dim=-2), pyro.plate("outer", 3, dim=-3)
+            with inner, outer, poutine.mask(mask=keep):
+                z = pyro.sample("z", dist.Bernoulli(logits=zero), infer={"baseline": options})
+                if not is_guide:
+                    pyro.sample("y", dist.Normal(z, 1.0), obs=zero)
 
     for shape in ((), (4,), (2, 1), (3, 1, 1), (3, 1, 4)):
         for name in ("variational site", "learned"):
@@ -369,4 +368,3 @@ def test_a_model_without_latents_trains() -> None:
             torch.testing.assert_close(found, -torch.arange(3.0).double())
             log_p = dist.Normal(model.loc, 1.0).log_prob(torch.arange(3.0).double())
             torch.testing.assert_close(loss, -log_p.sum())
-

@@ -74,7 +74,7 @@ def gradient(elbo: Any, model: nn.Module, guide: nn.Module, of: Tensor, *args: A
 
 
 def test_1_weights_are_normalised_per_datum() -> None:
-    """Wake-q of a datum is sum_m w_m d log q(z_m) with its own weights, whatever else is in the batch."""
+    """Wake-q of a datum is sum_m w_m d log q(z_m) with its own weights, whatever is beside it."""
     y, z = torch.tensor([0.0, 3.0]).double(), torch.tensor([[0.0, 1.0], [1.0, 1.0], [1.0, 0.0]]).double()
     model, guide = Bernoullis(False, 2), Bernoullis(True, 2)
     w = log_weights(model, guide, z, y).softmax(0).detach()
@@ -186,7 +186,9 @@ def test_4_a_discrete_guide_gets_its_gradient() -> None:
     y = torch.tensor([1.5], dtype=torch.float64)
     model, guide = Bernoullis(False, 1), Bernoullis(True, 1)
     options: dict[str, Any] = {"num_particles": 2, "vectorize_particles": True, "max_plate_nesting": 1}
-    pairs = [torch.tensor(pair).double().unsqueeze(-1) for pair in itertools.product((0.0, 1.0), repeat=2)]
+    pairs = [
+        torch.tensor(pair).double().unsqueeze(-1) for pair in itertools.product((0.0, 1.0), repeat=2)
+    ]
     target, ours, theirs = torch.zeros(()).double(), [], []
     for z in pairs:
         probability = dist.Bernoulli(logits=guide.logits).log_prob(z).sum().exp()
@@ -194,7 +196,8 @@ def test_4_a_discrete_guide_gets_its_gradient() -> None:
         target = target - (probability * bound).sum()
         with ForceSamples({"z": z}):
             ours.append(
-                probability.detach() * gradient(ImportanceBound(**options), model, guide, guide.logits, y)
+                probability.detach()
+                * gradient(ImportanceBound(**options), model, guide, guide.logits, y)
             )
             theirs.append(gradient(RenyiELBO(alpha=0, **options), model, guide, guide.logits, y))
     (expected,) = torch.autograd.grad(target, guide.logits)

@@ -25,13 +25,15 @@ SIZES = (2, 2, 2, 2)
 
 
 def joint(theta: Tables) -> Tensor:
-    """log p(a_0, a_1, y_0, y_1), ``[16]``, from the tables ``[a0]``, ``[a0 a1]``, ``[a0 y0]``, ``[a0 a1 y1]``."""
+    """log p(a0, a1, y0, y1), ``[16]``; tables ``[a0]``, ``[a0 a1]``, ``[a0 y0]``, ``[a0 a1 y1]``."""
     a0, a1, y0, y1 = (table.log_softmax(-1) for table in theta)
-    return (a0[:, None, None, None] + a1[:, :, None, None] + y0[:, None, :, None] + y1[:, :, None]).flatten()
+    return (
+        a0[:, None, None, None] + a1[:, :, None, None] + y0[:, None, :, None] + y1[:, :, None]
+    ).flatten()
 
 
 def conditional(eta: Tables) -> Tensor:
-    """log q(a_0, a_1 | y_0, y_1), ``[16]``: a_1 first, from the tables ``[y0 y1 a1]``, ``[y0 y1 a1 a0]``."""
+    """log q(a0, a1 | y0, y1), ``[16]``: a1 first, from tables ``[y0 y1 a1]``, ``[y0 y1 a1 a0]``."""
     a1, a0 = (table.log_softmax(-1) for table in eta)
     return (a1.unsqueeze(-1) + a0).permute(3, 2, 0, 1).flatten()
 
@@ -48,9 +50,7 @@ class SleepModel(Program):
 
 
 class SleepGuide(Program):
-    def forward(
-        self, y0: Tensor, y1: Tensor, observations: Mapping[str, Tensor] | None = None
-    ) -> None:
+    def forward(self, y0: Tensor, y1: Tensor, observations: Mapping[str, Tensor] | None = None) -> None:
         if observations is not None:
             y0, y1 = observations["y0"], observations["y1"]
         t1, t0 = self.tables
@@ -113,9 +113,7 @@ def test_insomnia_mixes_exactly(name: str, seed: int, vectorized: bool, insomnia
     asleep, awake, mixed = (
         setting.estimate(wake_sleep(name, share, vectorized)) for share in (0.0, 1.0, insomnia)
     )
-    expected = [
-        insomnia * w + (1 - insomnia) * s for w, s in zip(awake.eta, asleep.eta, strict=True)
-    ]
+    expected = [insomnia * w + (1 - insomnia) * s for w, s in zip(awake.eta, asleep.eta, strict=True)]
     assert_equal(mixed.eta, expected)
     assert_equal(mixed.theta, awake.theta)
     assert_equal(asleep.theta, awake.theta)

@@ -195,9 +195,9 @@ def _wake_sleep(
 @given(case=cases(least=2), vectorized=st.booleans(), seed=st.integers(0, 999))
 @examples(30)
 def test_wake_sleep(control_variate: str, case: Case, vectorized: bool, seed: int) -> None:
-    """"none", "unnormalized", "adaptive" (any c): unbiased for the theta-gradient of E[L_M]; wake-q too.
+    """Unbiased, "adaptive" for any c: theta's gradient of E[L_M] and E[sum_m w_m d log q(a^m)].
 
-    theta: E[L_M] with q not depending on theta. eta: E[sum_m w_m d log q(a^m)].
+    E[L_M] is taken with q not depending on theta.
     """
     tuples, found = _wake_sleep(case, control_variate, vectorized, seed)
     assert_equal(found.theta, gradient(expected_bound(tuples, "L"), tuples.problem).theta)
@@ -221,7 +221,7 @@ def test_wake_sleep_learned(
     vectorized: bool,
     seed: int,
 ) -> None:
-    """"learned" with any coefficients of the state: the same expectations as "none".
+    """With any coefficients of the state, "learned" has the same expectations as "none".
 
     Partial ratios reach just as far as the two programs' orders allow; with orders that disagree too.
     """
@@ -255,7 +255,7 @@ def self_normalized(tuples: Tuples) -> list[Tensor]:
 @given(case=cases(least=2), vectorized=st.booleans())
 @examples(40)
 def test_self_normalized_has_its_own_expectation(case: Case, vectorized: bool) -> None:
-    """"self-normalized" (eq. 16 with 18): its exact bias is the one computed from the tables.
+    """The exact bias of "self-normalized" (eq. 16 with 18) is the one computed from the tables.
 
     Its wake-q (eq. 17) is unbiased.
     """
@@ -267,7 +267,7 @@ def test_self_normalized_has_its_own_expectation(case: Case, vectorized: bool) -
 @given(case=cases(least=2, share=st.sampled_from([0.3, 0.7, 1.0])), vectorized=st.booleans())
 @examples(40)
 def test_self_normalized_is_biased_where_the_guide_differs(case: Case, vectorized: bool) -> None:
-    """"self-normalized" is *not* unbiased for the gradient of E[L_M] when q differs from p."""
+    """The paper's "self-normalized" is *not* unbiased for the gradient of E[L_M] when q is not p."""
     problem, _ = case
     log_p, log_q = problem.log_prior(problem.theta), problem.log_proposal(problem.eta)
     divergence = (log_p.exp() * (log_p - log_q)).sum()
@@ -281,7 +281,7 @@ def test_self_normalized_is_biased_where_the_guide_differs(case: Case, vectorize
 @given(case=cases(least=2, share=st.just(0.0), noisy=False), vectorized=st.booleans())
 @examples(20)
 def test_self_normalized_is_unbiased_at_the_prior(case: Case, vectorized: bool) -> None:
-    """"self-normalized" is unbiased for the gradient of E[L_M] where q = p."""
+    """The paper's "self-normalized" is unbiased for the gradient of E[L_M] where q = p."""
     tuples, found = _wake_sleep(case, "self-normalized", vectorized, 0)
     assert_equal(found.theta, gradient(expected_bound(tuples, "L"), tuples.problem).theta)
 

@@ -12,6 +12,8 @@ how often and by how much they fall short.
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from hypothesis import given
@@ -44,11 +46,11 @@ def chains(draw: st.DrawFn) -> tuple[Problem, int]:
 @given(case=chains())
 @examples(40)
 def test_richer_coefficients_never_have_more_variance(which: str, case: tuple[Problem, int]) -> None:
-    """plain >= one constant >= per site >= state-dependent, with the best coefficients of each family."""
+    """plain >= one constant >= per site >= state-dependent, with each family's best coefficients."""
     v = Variances(Runs(*case), which)
     families = [[], [v.one_constant], v.per_site, v.per_state]
     found = [v.variance(v.best(family)) if family else v.variance(v.plain) for family in families]
-    for poorer, richer in zip(found, found[1:], strict=False):
+    for poorer, richer in itertools.pairwise(found):
         assert richer <= poorer + 1e-9 * found[0]
     assert v.variance(v.best([v.whole_ratio])) <= found[0] * (1 + 1e-9)
     if which == "eta":  # no ratio: "whole" and "partial" are the same

@@ -1,7 +1,7 @@
 """The exact variance of the wake-sleep estimators on small problems, and the best one can do.
 
-Every estimate here comes out of the objectives themselves, all tuples of particles at once; a variance is
-then a finite sum. The control variates are linear in their coefficients,
+Every estimate here comes out of the objectives themselves, all tuples of particles at once; a variance
+is then a finite sum. The control variates are linear in their coefficients,
 
     estimate(c) = plain - sum_j c_j V_j,        E[V_j] = 0,
 
@@ -37,7 +37,7 @@ def constant(problem: Problem, value: float) -> Coefficients:
 
 
 def indicators(problem: Problem) -> list[Coefficients]:
-    """Those that are 1 for one state of one site and 0 elsewhere: a basis, in order of site and state."""
+    """Those that are 1 at one state of one site and 0 elsewhere, in order of site and state: a basis."""
     found = []
     for name, table in constant(problem, 0.0).items():
         for state in range(table.numel()):
@@ -202,7 +202,11 @@ class Variances:
         return float(self._fit(self._ratio(len(self.runs.problem.sizes)), known=0))
 
     def fitted(self, kind: str) -> Coefficients:
-        """What "learned" converges to: c_n (``"site"``, no network declared) or c_n(state) (``"state"``)."""
+        """What "learned" converges to.
+
+        Args:
+            kind: ``"site"`` for c_n (no network declared), ``"state"`` for c_n(state).
+        """
         sizes, found = self.runs.problem.sizes, {}
         for n, name in enumerate(self.runs.problem.names):
             c = self._fit(self._ratio(n + 1), known=n if kind == "state" else 0)
