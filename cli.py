@@ -24,7 +24,7 @@ from wsram_ppl.errors import InputError, Interrupted, RunError
 if TYPE_CHECKING:
     from tqdm import tqdm
 
-    from wsram_ppl.jobs import Job
+    from wsram_ppl.studies.jobs import Job
 
 _EXISTING_RUN = click.argument("run", type=click.Path(path_type=Path))
 
@@ -367,9 +367,9 @@ def compare(
       python cli.py compare experiments/table1.toml --out studies/table1 --jobs 2
     """
     _register()
-    from wsram_ppl.comparison import compare as run_study
-    from wsram_ppl.report import write_report
-    from wsram_ppl.studies import load_study
+    from wsram_ppl.studies.comparison import compare as run_study
+    from wsram_ppl.studies.definition import load_study
+    from wsram_ppl.studies.report import write_report
 
     _quieten("matplotlib")
 

@@ -76,7 +76,7 @@ def train(objective: ELBO, steps: int, batch: int) -> tuple[float, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="WakeSleep and Pyro's ReweightedWakeSleep on a mixture.")
+    parser = argparse.ArgumentParser(description="WakeSleep and Pyro's ReweightedWakeSleep.")
     parser.add_argument("--steps", type=int, default=2000, help="updates (default: 2000)")
     parser.add_argument("--batch", type=int, default=100, help="data per update (default: 100)")
     parser.add_argument("--particles", type=int, default=10, help="particles per datum (default: 10)")

@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent
 NEEDED = [
     "wsram_ppl/py.typed",
     "wsram_ppl/objectives/wake_sleep.py",
-    "wsram_ppl/report.html.jinja",
+    "wsram_ppl/studies/report.html.jinja",
     "wsram_ppl/data/digits.npz",
 ]
 LARGEST = 4 * 2**20

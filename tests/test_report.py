@@ -25,12 +25,13 @@ from tiny_study import finished_study
 
 import guides  # noqa: F401
 import models  # noqa: F401
-from wsram_ppl.comparison import Comparison, compare
 from wsram_ppl.errors import InputError, RunError
-from wsram_ppl.figures import COLOURS, Line, _mean_curve, draw
-from wsram_ppl.jobs import Job
-from wsram_ppl.report import environment, write_report
-from wsram_ppl.results import (
+from wsram_ppl.studies.comparison import Comparison, compare
+from wsram_ppl.studies.definition import load_study
+from wsram_ppl.studies.figures import COLOURS, Line, _mean_curve, draw
+from wsram_ppl.studies.jobs import Job
+from wsram_ppl.studies.report import environment, write_report
+from wsram_ppl.studies.results import (
     Mean,
     Reached,
     Rows,
@@ -43,7 +44,6 @@ from wsram_ppl.results import (
     table_markdown,
     updates_to_reach,
 )
-from wsram_ppl.studies import load_study
 
 # ---------------------------------------------------------------- numbers
 

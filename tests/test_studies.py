@@ -26,10 +26,10 @@ from tiny_study import BASE, ROOT, cli, finished_study, write_study
 import guides  # noqa: F401
 import models  # noqa: F401
 from cli import main
-from wsram_ppl.comparison import Comparison, compare
 from wsram_ppl.errors import InputError, Interrupted, RunError
-from wsram_ppl.jobs import Job
-from wsram_ppl.studies import Study, _inline, _merged, load_study
+from wsram_ppl.studies.comparison import Comparison, compare
+from wsram_ppl.studies.definition import Study, _inline, _merged, load_study
+from wsram_ppl.studies.jobs import Job
 
 
 def study(folder: Path, text: str, overrides: Sequence[str] = (), base: str = BASE) -> Study:

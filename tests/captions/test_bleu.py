@@ -116,10 +116,10 @@ def test_the_brevity_penalty_is_shown_apart() -> None:
 
 
 def test_tokenisation_moves_the_number_and_is_named() -> None:
-    said, references = ["A dog runs ."], [["a dog runs"]]
+    said, references = ["A dog runs, fast."], [["a dog runs fast"]]
     plain = corpus_bleu(said, references)
     normalised = corpus_bleu(said, references, tokenisation="captions")
-    assert (plain.scores[0], normalised.scores[0]) == pytest.approx((50, 100))
+    assert (plain.scores[0], normalised.scores[0]) == pytest.approx((25, 100))
     assert plain.tokenisation == "split at white space"
     assert normalised.tokenisation == "lower case, punctuation dropped, split at white space"
     assert "sacrebleu" in plain.scorer and "smooth_method none" in plain.scorer

@@ -289,7 +289,7 @@ def test_two_at_once(tmp_path: Path, photos: list[Path], weights: Path) -> None:
     stopped(request(weights), photos, cache, weights, at=16)
     (lock,) = cache.glob(".*.lock")
     with open(lock) as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        fcntl.flock(file, fcntl.LOCK_SH)
         with pytest.raises(RunError, match="another process is computing these features"):
             extract(request(weights), photos, cache, weights=weights)
     assert len(extract(request(weights), photos, cache, weights=weights).rows) == 20
@@ -447,11 +447,22 @@ def test_weights_that_do_not_fit(tmp_path: Path, weights: Path, damage: str) -> 
         message = "is not a file of weights"
     elif damage == "pickle":
         path = tmp_path / "net.pth"
-        torch.save(print, path)
+        torch.save(Code(tmp_path / "made by code"), path)
         message = "is not a file of weights"
     with pytest.raises(InputError, match=message) as caught:
         Backbone(request(path), path)
     assert len(str(caught.value)) < 600 and "\n" not in str(caught.value)
+    assert not (tmp_path / "made by code").exists()
+
+
+class Code:
+    """An object that makes a folder when it is unpickled."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = str(folder)
+
+    def __reduce__(self) -> tuple[Any, tuple[str]]:
+        return os.mkdir, (self._folder,)
 
 
 def test_weights_in_pytorchs_own_format(tmp_path: Path, photos: list[Path], weights: Path) -> None:

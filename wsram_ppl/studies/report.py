@@ -22,12 +22,13 @@ import torch
 
 from wsram_ppl import __version__, pictures
 from wsram_ppl.checkpoints import write_atomically
-from wsram_ppl.comparison import Comparison, VariantRun
 from wsram_ppl.errors import RunError
 from wsram_ppl.evaluation import pyro_settings
-from wsram_ppl.figures import Drawn, Line, draw
 from wsram_ppl.registry import one_line
-from wsram_ppl.results import (
+from wsram_ppl.runs import RunDirectory
+from wsram_ppl.studies.comparison import Comparison, VariantRun
+from wsram_ppl.studies.figures import Drawn, Line, draw
+from wsram_ppl.studies.results import (
     Summary,
     read_summary,
     summarize,
@@ -36,7 +37,6 @@ from wsram_ppl.results import (
     table_csv,
     table_markdown,
 )
-from wsram_ppl.runs import RunDirectory
 
 __all__ = ["Written", "environment", "write_report"]
 

@@ -43,7 +43,7 @@ from wsram_ppl.spec import Spec, check_table, parse_spec, read_toml, read_value
 
 __all__ = ["FIGURES", "Candidate", "Search", "Study", "Variant", "load_study"]
 
-#: What a study may ask to have drawn (:mod:`wsram_ppl.figures`).
+#: What a study may ask to have drawn (:mod:`wsram_ppl.studies.figures`).
 Figure = Literal["error", "test_error", "bound", "ess", "variance", "scales"]
 FIGURES: Final = ("error", "test_error", "bound", "ess", "variance", "scales")
 

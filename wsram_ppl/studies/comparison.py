@@ -26,11 +26,11 @@ from pathlib import Path
 
 from wsram_ppl.checkpoints import write_atomically
 from wsram_ppl.errors import InputError, Interrupted, RunError
-from wsram_ppl.jobs import Job, Watcher, last_line, run_jobs
-from wsram_ppl.results import read_summary
 from wsram_ppl.runs import SPEC, SUMMARY, RunDirectory
 from wsram_ppl.spec import Spec
-from wsram_ppl.studies import Candidate, Search, Study, Variant
+from wsram_ppl.studies.definition import Candidate, Search, Study, Variant
+from wsram_ppl.studies.jobs import Job, Watcher, last_line, run_jobs
+from wsram_ppl.studies.results import read_summary
 
 __all__ = ["Call", "Comparison", "Trial", "VariantRun", "compare"]
 

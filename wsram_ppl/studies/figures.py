@@ -16,7 +16,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 from numpy.typing import NDArray
 
 from wsram_ppl.errors import RunError
-from wsram_ppl.results import Numbers, Rows, read_rows, smoothed
+from wsram_ppl.studies.results import Numbers, Rows, read_rows, smoothed
 
 __all__ = ["COLOURS", "Drawn", "Line", "draw"]
 
@@ -160,7 +160,7 @@ def draw(names: Sequence[str], lines: Sequence[Line], folder: Path, window: int)
     """Draws figures into ``folder`` as NAME.png and NAME.svg.
 
     Args:
-        names: which (:data:`wsram_ppl.studies.FIGURES`).
+        names: which (:data:`wsram_ppl.studies.definition.FIGURES`).
         lines: what to compare; a variant without finished runs is named in the caption.
         window: of the smoothing, in rows of the metrics.
 
