@@ -42,9 +42,7 @@ def tables(draw: st.DrawFn) -> dict[str, Any]:
     ],
 )
 def test_values(shape: str, quarter: float, half: float) -> None:
-    schedule = Schedule.model_validate(
-        {"start": 8, "end": 2, "shape": shape, "from": 0.2, "until": 0.6}
-    )
+    schedule = Schedule.model_validate({"start": 8, "end": 2, "shape": shape, "from": 0.2, "until": 0.6})
     points = [-1.0, 0.0, 0.2, 0.3, 0.4, 0.6, 1.0, 7.0]
     expected = [8.0, 8.0, 8.0, quarter, half, 2.0, 2.0, 2.0]
     assert [schedule.value(point) for point in points] == pytest.approx(expected, rel=1e-12)

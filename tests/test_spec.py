@@ -146,9 +146,7 @@ class Ones:
     def training_batch(self, step: int, size: int, seed: int) -> tuple[Tensor, ...]:
         return (torch.ones(size, self.count),)
 
-    def evaluation_batches(
-        self, size: int, limit: int | None = None
-    ) -> Iterator[tuple[Tensor, ...]]:
+    def evaluation_batches(self, size: int, limit: int | None = None) -> Iterator[tuple[Tensor, ...]]:
         yield self.training_batch(0, size, 0)
 
     def to(self, device: torch.device | str) -> Self:
@@ -809,12 +807,8 @@ def test_any_override_of_a_good_spec(override: str) -> None:
         assert len(str(error).splitlines()) == 1
 
 
-@settings(
-    deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
-@given(
-    st.binary(max_size=40) | st.text(max_size=40).map(lambda text: text.encode(errors="replace"))
-)
+@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.binary(max_size=40) | st.text(max_size=40).map(lambda text: text.encode(errors="replace")))
 def test_any_bytes_as_a_file(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "wild.toml"
     path.write_bytes(content)
