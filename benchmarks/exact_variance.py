@@ -9,7 +9,6 @@ from prior to posterior. No sampling: all (3 * 3)^M tuples of particles are enum
 from __future__ import annotations
 
 import argparse
-import logging
 import shlex
 import sys
 import time
@@ -158,7 +157,6 @@ def main() -> None:
     options = parser.parse_args()
     if options.problems < 1 or min(options.particles) < 2:
         parser.error("at least one problem and two particles are needed")
-    logging.disable(logging.INFO)
     torch.set_num_threads(1)
     start = time.perf_counter()
     parts = [report(options.problems, particles) for particles in options.particles]

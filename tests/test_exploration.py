@@ -250,9 +250,10 @@ def kl_from_uniform(marginal: Tensor) -> Tensor:
 
 
 @COMBINATIONS
-def test_the_coverage_penalty(name: str, prior: bool) -> None:
+@pytest.mark.parametrize("vectorized", [True, False])
+def test_the_coverage_penalty(name: str, prior: bool, vectorized: bool) -> None:
     """-KL(marginal over minibatch and particles || uniform) per site, times the number of data."""
-    found, values = added(OBJECTIVES[name], Exploration(coverage=0.7), prior, vectorized=True)
+    found, values = added(OBJECTIVES[name], Exploration(coverage=0.7), prior, vectorized)
 
     def penalty(model: Model, values: dict[str, Tensor]) -> Tensor:
         of_a = model.a.softmax(-1).mean(0)

@@ -26,7 +26,7 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
-from wsram_ppl.objectives.particles import Draw, random_sites
+from wsram_ppl.objectives.particles import Draw, Particles, random_sites
 
 #: Cells per dimension in which the marginal of a location in [-1, 1]^d is compared with uniform.
 GRID = 8
@@ -65,13 +65,16 @@ class Exploration:
     def proposal(self) -> AbstractContextManager[Any]:
         return Temper(self.temperature) if self.changes_proposal else nullcontext()
 
-    def bonus(self, draw: Draw, shares_parameters: bool) -> Tensor | None:
+    def bonus(self, particles: Particles) -> Tensor | None:
         terms = []
-        traces = [draw.model_trace] if shares_parameters else [draw.model_trace, draw.guide_trace]
         if self.entropy > 0:
-            terms += [self.entropy * _entropy(trace, draw) for trace in traces]
+            for draw in particles.draws:
+                terms.append(_entropy(draw.model_trace, draw))
+                if not particles.shares_parameters:
+                    terms.append(_entropy(draw.guide_trace, draw))
+            terms = [self.entropy / particles.num_particles * torch.stack(terms).sum()]
         if self.coverage > 0:
-            terms.append(-self.coverage * _distance_from_uniform(draw.model_trace, draw))
+            terms.append(-self.coverage * _distance_from_uniform(particles))
         return torch.stack(terms).sum() if terms else None
 
 
@@ -114,7 +117,7 @@ def tempered(fn: Any, temperature: float, site: str) -> Any:
 
 
 def _entropy(trace: Trace, draw: Draw) -> Tensor:
-    """Entropy of the latent sites' distributions, mean over particles, summed over sites and data."""
+    """Entropy of the latent sites' distributions, summed over sites, particles and data."""
     total = torch.zeros_like(draw.log_prior[0]).sum()
     for name, site in random_sites(trace).items():
         if site["is_observed"]:
@@ -131,22 +134,29 @@ def _entropy(trace: Trace, draw: Draw) -> Tensor:
         if site["mask"] is not None:
             entropy = entropy * site["mask"]
         total = total + draw.layout.arrange(entropy).sum()
-    return total / draw.size[0]
+    return total
 
 
-def _distance_from_uniform(trace: Trace, draw: Draw) -> Tensor:
-    """KL(marginal over the minibatch || uniform), summed over sites, times the number of data."""
-    total = torch.zeros_like(draw.log_prior[0]).sum()
-    for name, site in random_sites(trace).items():
-        if not site["is_observed"]:
-            probs = _cell_probabilities(site["fn"], name)
-            if site["mask"] is not None:
-                probs = _where(site["mask"], probs)
-            marginal = probs.reshape(-1, probs.shape[-1]).sum(0)
-            marginal = marginal / marginal.sum().clamp_min(1e-12)
-            log_ratio = marginal.clamp_min(1e-12).log() + math.log(marginal.shape[0])
-            total = total + (marginal * log_ratio).sum()
-    return total * math.prod(draw.size[1:])
+def _distance_from_uniform(particles: Particles) -> Tensor:
+    """KL(marginal over minibatch and particles || uniform), summed over sites, times the data's number.
+
+    Pools particles drawn one after the other, so that they are penalised as those drawn at once.
+    """
+    chosen: dict[str, Tensor] = {}
+    for draw in particles.draws:
+        for name, site in random_sites(draw.model_trace).items():
+            if not site["is_observed"]:
+                probs = _cell_probabilities(site["fn"], name)
+                if site["mask"] is not None:
+                    probs = _where(site["mask"], probs)
+                counts = probs.reshape(-1, probs.shape[-1]).sum(0)
+                chosen[name] = counts + chosen[name] if name in chosen else counts
+    divergences = []
+    for counts in chosen.values():
+        marginal = counts / counts.sum().clamp_min(1e-12)
+        log_ratio = marginal.clamp_min(1e-12).log() + math.log(marginal.shape[0])
+        divergences.append((marginal * log_ratio).sum())
+    return torch.stack(divergences).sum() * math.prod(particles.draws[0].size[1:])
 
 
 def _cell_probabilities(fn: Any, site: str) -> Tensor:

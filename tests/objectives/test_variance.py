@@ -133,3 +133,21 @@ def test_unnormalized_explodes_as_the_guide_leaves_the_prior() -> None:
 def test_constant_coefficients_cover_every_site_and_state() -> None:
     problem = random_problem([2, 3, 2], seed=0)
     assert [t.shape for t in constant(problem, 1.0).values()] == [(), (2,), (2, 3)]
+
+
+def test_the_benchmark_prints_its_tables(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """``python -m benchmarks.exact_variance``: a row for each guide, and its own command."""
+    from benchmarks import exact_variance
+
+    monkeypatch.setattr("sys.argv", ["exact_variance", "--problems", "1", "--particles", "2"])
+    exact_variance.main()
+    printed = capsys.readouterr().out
+    assert "`python -m benchmarks.exact_variance --problems 1 --particles 2`" in printed
+    for place in exact_variance.SHARES:
+        assert printed.count(f"\n| {place} | ") == 2
+    monkeypatch.setattr("sys.argv", ["exact_variance", "--particles", "1"])
+    with pytest.raises(SystemExit):
+        exact_variance.main()
+    assert "at least one problem and two particles are needed" in capsys.readouterr().err

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from wsram_ppl.handlers import ConstantSamples, Propose, Reuse
 from wsram_ppl.objectives import estimators
-from wsram_ppl.objectives.particles import Draw, Particles, combine, read_draw
+from wsram_ppl.objectives.particles import Particles, combine, read_draw
 from wsram_ppl.objectives.running import RunningMeans
 
 Program = Callable[..., Any]
@@ -58,8 +58,8 @@ class Regularizer(Protocol):
     def proposal(self) -> AbstractContextManager[Any]:
         """Entered while the guide runs: changes what it samples from."""
 
-    def bonus(self, draw: Draw, shares_parameters: bool) -> Tensor | None:
-        """To be maximised beside the bound: one number per particle, summed over the data plate."""
+    def bonus(self, particles: Particles) -> Tensor | None:
+        """To be maximised beside the bound: a mean over particles, summed over the data plate."""
 
 
 class ObjectiveModule(ELBOModule):
@@ -153,10 +153,9 @@ class Objective(ELBO):
         value = self._value(particles)
         surrogate = self.surrogate(particles)
         if self.regularizer is not None:
-            for draw in particles.draws:
-                bonus = self.regularizer.bonus(draw, particles.shares_parameters)
-                if bonus is not None:
-                    surrogate = surrogate + bonus / len(particles.draws)
+            bonus = self.regularizer.bonus(particles)
+            if bonus is not None:
+                surrogate = surrogate + bonus
         asleep = self.guide_surrogate(model, guide, args, kwargs)
         if asleep is not None:
             surrogate = surrogate + asleep
