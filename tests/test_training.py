@@ -17,7 +17,10 @@ from torch import Tensor, nn
 
 import guides  # noqa: F401
 import models
+from models.networks import GlimpseNetwork
 from wsram_ppl import runs, training
+from wsram_ppl.checkpoints import load_checkpoint
+from wsram_ppl.data.digits import PlacedDigits
 from wsram_ppl.errors import InputError, RunError
 from wsram_ppl.evaluation import evaluate, pyro_settings
 from wsram_ppl.runs import RunDirectory
@@ -386,6 +389,37 @@ def test_numbers_that_are_not_finite_stop_the_run(rate: str, validate: bool, tmp
         train(spec, RunDirectory(tmp_path / "run"))
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "run" / "last.safetensors").exists()
+
+
+def test_what_is_not_finite_is_named_and_dumped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The step, the site, a dump; the last good checkpoint stays, and its weights are good."""
+    spec = make_spec("training.checkpoint_every=2", "training.log_every=100")
+    run = RunDirectory(tmp_path / "run")
+    batch, classify = PlacedDigits.training_batch, GlimpseNetwork.classify
+    steps: list[int] = []
+
+    def counted(self: PlacedDigits, step: int, size: int, seed: int) -> tuple[Tensor, Tensor]:
+        steps.append(step)
+        return batch(self, step, size, seed)
+
+    def poisoned(self: GlimpseNetwork, r1: Tensor) -> Tensor:
+        return classify(self, r1) * (math.nan if steps[-1] == 4 else 1.0)
+
+    monkeypatch.setattr(PlacedDigits, "training_batch", counted)
+    monkeypatch.setattr(GlimpseNetwork, "classify", poisoned)
+    message = (
+        r"^update 5: the log-density of site 'label' in the model is not finite; lower the learning "
+        r"rate \(weights, gradients and minibatch are in .*diverged.safetensors\)$"
+    )
+    with pytest.raises(RunError, match=message):
+        train(spec, run)
+    tensors, data = load_checkpoint(run.path / "diverged.safetensors")
+    assert data == {"step": 4, "what": "the log-density of site 'label' in the model"}
+    assert tensors["gradient.model.network.label.weight"].isnan().all()
+    assert torch.equal(tensors["batch.0"], run.load()[1].data.training_batch(4, 8, 0)[0])
+    good, data = load_checkpoint(run.checkpoint)
+    assert data["step"] == 4
+    assert all(tensor.isfinite().all() for tensor in good.values())
 
 
 def test_a_full_disk_stops_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

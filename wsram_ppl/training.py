@@ -18,10 +18,12 @@ from pyro.nn import PyroModule
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from wsram_ppl.checkpoints import save_checkpoint
 from wsram_ppl.diagnostics import gradient_moments, parameter_groups
-from wsram_ppl.errors import InputError, Interrupted, RunError
+from wsram_ppl.errors import Diverged, InputError, Interrupted, RunError
 from wsram_ppl.evaluation import batch_metrics, evaluate, pyro_settings
 from wsram_ppl.exploration import Exploration
+from wsram_ppl.objectives.particles import random_sites
 from wsram_ppl.runs import MetricsLog, RunDirectory, Saved, strip
 from wsram_ppl.signals import Signals
 from wsram_ppl.spec import Experiment, Spec, Training, build
@@ -135,6 +137,7 @@ class Trainer:
         self.loss, self.optimizer = self.fabric.setup(
             parts.objective(parts.model, parts.guide), self.optimizer
         )
+        self._finite = torch.ones((), dtype=torch.bool, device=self.fabric.device)
         self._buffers = {
             (part, name): dict(getattr(parts, part).named_buffers())[name]
             for part, name in parts.scheduled
@@ -174,8 +177,16 @@ class Trainer:
         for key, schedule in self.experiment.scheduled.items():
             self._buffers[key].fill_(schedule.value(progress))
 
-    def update(self) -> tuple[Tensor, ...]:
-        """One update; returns its minibatch. Nothing in here waits for the device."""
+    def update(self, check: bool = False) -> tuple[Tensor, ...]:
+        """One update; returns its minibatch. Nothing in here waits for the device, unless to check.
+
+        Args:
+            check: look at the gradient before it reaches the weights. That costs nothing on a CPU; for
+                an accelerator :meth:`check` now and then does.
+
+        Raises:
+            Diverged: the gradient is not finite.
+        """
         training = self.training
         self.schedule(self.step / max(training.steps - 1, 1))  # the last update is at the end
         batch = self._cast(
@@ -184,11 +195,49 @@ class Trainer:
         self._seed(_SAMPLES)
         self.optimizer.zero_grad(set_to_none=True)
         self.fabric.backward(self.loss(*batch) / training.batch_size)
-        if training.gradient_clip:
-            nn.utils.clip_grad_norm_(self.parameters, training.gradient_clip)
+        norm = nn.utils.clip_grad_norm_(self.parameters, training.gradient_clip or math.inf)
+        self._finite &= norm.isfinite()
+        if check:
+            self.check(batch)
         self.optimizer.step()
         self.step += 1
         return batch
+
+    def check(self, batch: tuple[Tensor, ...]) -> None:
+        """Waits for the device and looks whether all gradients so far were finite.
+
+        Raises:
+            Diverged: one was not. The message names the first site or parameter that is at fault.
+        """
+        if bool(self._finite):
+            return
+        parts = self.experiment
+        tensors = {f"model.{k}": v for k, v in parts.model.state_dict().items()}
+        tensors |= {f"guide.{k}": v for k, v in parts.guide.state_dict().items()}
+        tensors |= {f"batch.{index}": part for index, part in enumerate(batch)}
+        for whose, module in (("model", parts.model), ("guide", parts.guide)):
+            for name, parameter in module.named_parameters():
+                if parameter.grad is not None:
+                    tensors[f"gradient.{whose}.{name}"] = parameter.grad
+        what = self._culprit(batch, tensors)
+        message = f"update {self.step + 1}: {what} is not finite; lower the learning rate"
+        raise Diverged(message, tensors, {"step": self.step, "what": what})
+
+    @torch.no_grad()
+    def _culprit(self, batch: tuple[Tensor, ...], tensors: Mapping[str, Tensor]) -> str:
+        """The first quantity that is not finite when the update is run again, in the order of cause."""
+        bad = [name for name, value in tensors.items() if not value.isfinite().all()]
+        weights = [name for name in bad if not name.startswith(("gradient.", "batch."))]
+        if weights:
+            return f"weight {weights[0]}"
+        self._seed(_SAMPLES)
+        parts = self.experiment
+        for draw in parts.objective.particles(parts.model, parts.guide, *batch).draws:
+            for whose, trace in (("model", draw.model_trace), ("guide", draw.guide_trace)):
+                for name, site in random_sites(trace).items():
+                    if site["fn"].log_prob(site["value"]).isnan().any():
+                        return f"the log-density of site '{name}' in the {whose}"
+        return f"the {bad[0].replace('.', ' of ', 1)}" if bad else "the gradient's norm"
 
     def measure(self, batch: tuple[Tensor, ...]) -> dict[str, float]:
         """Numbers of the last update and its minibatch."""
@@ -197,6 +246,7 @@ class Trainer:
         measures = batch_metrics(model, batch, objective.num_particles)
         values = {name: value.mean() for name, value in measures.items()}
         values = {**objective.statistics, **values}
+        self.check(batch)
         numbers = {name: float(value) for name, value in values.items()}
         bad = [name for name, value in numbers.items() if not math.isfinite(value)]
         if bad:
@@ -246,13 +296,20 @@ class Trainer:
         return {"variance": moments.variance / data, "mean": moments.mean / data, "snr": moments.snr}
 
     def save(self, run: RunDirectory, seconds: float = 0.0) -> None:
-        """Writes a checkpoint of everything that the run needs to go on after so many seconds."""
+        """Writes a checkpoint of everything that the run needs to go on after so many seconds.
+
+        Raises:
+            RunError: weights are not finite (the checkpoints there are left alone), or no space.
+        """
         parts = self.experiment
         tensors = {f"model.{k}": v for k, v in parts.model.state_dict().items()}
         tensors |= {f"guide.{k}": v for k, v in parts.guide.state_dict().items()}
         tensors |= {f"objective.{k}": v for k, v in parts.objective.state_dict().items()}
         for index, state in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{index}.{k}": v for k, v in state.items() if v is not None}
+        bad = [name for name, tensor in tensors.items() if not tensor.isfinite().all()]
+        if bad:
+            raise RunError(f"update {self.step}: {bad[0]} is not finite; lower the learning rate")
         data = {"step": self.step, "seconds": seconds, "fingerprint": self.spec.fingerprint()}
         run.save(tensors, data)
 
@@ -300,6 +357,10 @@ def train(spec: Spec, run: RunDirectory, progress: Progress | None = None) -> di
             trainer.restore(saved)
         try:
             return _loop(trainer, run, signals, progress or (lambda step, numbers: None), saved)
+        except Diverged as error:
+            dump = run.path / "diverged.safetensors"
+            save_checkpoint(dump, error.tensors, error.data)
+            raise RunError(f"{error} (weights, gradients and minibatch are in {dump})") from error
         except OSError as error:
             raise RunError(f"cannot write to {run}: {error.strerror or error}") from error
 
@@ -309,7 +370,7 @@ def _due(step: int, every: int) -> bool:
 
 
 @contextmanager
-def _divergence_explained(trainer: Trainer) -> Iterator[None]:
+def _divergence_explained(update: int) -> Iterator[None]:
     """Once weights are not finite, or so large that densities are not, sampling fails first."""
     try:
         yield
@@ -317,7 +378,7 @@ def _divergence_explained(trainer: Trainer) -> Iterator[None]:
         if isinstance(error, (RunError, InputError)) or "nan" not in str(error):
             raise
         raise RunError(
-            f"update {trainer.step}: a distribution's parameters are not finite; lower the learning rate"
+            f"update {update}: a distribution's parameters are not finite; lower the learning rate"
         ) from error
 
 
@@ -331,15 +392,16 @@ def _loop(
     begun = since = trainer.step
     measured = time.perf_counter()
     started = measured - (saved.data["seconds"] if saved else 0.0)
+    on_cpu = trainer.fabric.device.type == "cpu"
     busy = 0.0  # seconds spent updating, without evaluations and checkpoints
     try:
         while trainer.step < training.steps:
-            with _divergence_explained(trainer):
-                batch = trainer.update()
+            with _divergence_explained(trainer.step + 1):
+                batch = trainer.update(check=on_cpu)
             last = trainer.step == training.steps
             numbers = None
             if _due(trainer.step, training.log_every) or last or log is None:
-                with _divergence_explained(trainer):
+                with _divergence_explained(trainer.step):
                     numbers = trainer.measure(batch)
                 now = time.perf_counter()
                 numbers["updates_per_second"] = (trainer.step - since) / (now - measured)

@@ -219,8 +219,6 @@ def test_inner_plate_and_mask(
     name: str, z_first: bool, keep: tuple[bool, ...], vectorized: bool, shape: str | None, seed: int
 ) -> None:
     """Latents in an inner plate, some parts masked: every objective has its exact expectation."""
-    if shape is not None and not z_first and name == "variational site":
-        shape = None  # on the model, z's baseline would be declared too late only for b: see errors
     problem = nested_problem(z_first, keep, seed)
     tuples = Tuples(problem, 2)
     objective = OBJECTIVES[name](num_particles=2, vectorize_particles=vectorized)
