@@ -234,6 +234,20 @@ def test_event_dimensions_that_disagree() -> None:
             make(num_particles=2).loss(vectors, numbers)
 
 
+def test_one_plate_under_two_names() -> None:
+    """Else no plate would enclose all sites, and all data would silently share one weight."""
+
+    def program(plate: str) -> None:
+        with pyro.plate(plate, 4):
+            pyro.sample("a", dist.Bernoulli(torch.tensor(0.5)))
+
+    message = (
+        "site 'a' lies in plate 'data' of the model and in plate 'images' of the guide: give them one "
+        "name, or a datum's weight would be shared by all data"
+    )
+    rejects(message, lambda: program("data"), lambda: program("images"))
+
+
 def test_a_model_without_any_site() -> None:
     rejects("the model has no sample site: there is nothing to train", lambda: None, lambda: None)
 

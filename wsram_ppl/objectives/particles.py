@@ -315,6 +315,14 @@ def _check(model: Mapping[str, _Site], guide: Mapping[str, _Site]) -> None:
                 f"site '{name}' has event_dim {model[name]['fn'].event_dim} in the model and "
                 f"{site['fn'].event_dim} in the guide: make them agree with .to_event(...)"
             )
+        theirs = {f.dim: f.name for f in model[name]["cond_indep_stack"] if f.vectorized}
+        for frame in site["cond_indep_stack"]:
+            other = theirs.get(frame.dim, frame.name)
+            if frame.vectorized and frame.name != other:
+                raise ValueError(
+                    f"site '{name}' lies in plate '{other}' of the model and in plate '{frame.name}' of "
+                    "the guide: give them one name, or a datum's weight would be shared by all data"
+                )
 
 
 def _closures(last: Sequence[int]) -> list[int]:
