@@ -7,7 +7,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 # Updates of the demo: under five minutes on two cores.
-STEPS  := 10000
+STEPS  := 9000
 RUN    := runs/demo-$(shell date +%Y%m%d-%H%M%S)
 
 .PHONY: demo test check lint types wheel bench clean
