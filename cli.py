@@ -195,8 +195,8 @@ def evaluate(
     import torch
 
     from wsram_ppl import evaluation
+    from wsram_ppl.devices import resolve_device
     from wsram_ppl.runs import RunDirectory
-    from wsram_ppl.training import resolve_device
 
     with evaluation.pyro_settings(validate=False):
         _, parts, step = RunDirectory(run).load(resolve_device(device))
@@ -569,9 +569,9 @@ def features(experiment: Path, overrides: tuple[str, ...], device: str) -> None:
     _register()
     from tqdm import tqdm
 
+    from wsram_ppl.devices import resolve_device
     from wsram_ppl.registry import DATA_SOURCES
     from wsram_ppl.spec import load_spec
-    from wsram_ppl.training import resolve_device
 
     spec = load_spec(experiment, overrides)
     for note in spec.notes:

@@ -31,7 +31,7 @@ from wsram_ppl.data.digit_files import read_sample
 from wsram_ppl.evaluation import pyro_settings
 from wsram_ppl.objectives import VariationalBound, WakeSleep
 from wsram_ppl.spec import load_spec
-from wsram_ppl.training import Trainer
+from wsram_ppl.trainer import Trainer
 
 EXPERIMENT = Path(__file__).resolve().parent.parent / "experiments" / "digits.toml"
 Contestants = dict[str, Callable[[], object]]

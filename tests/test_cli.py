@@ -154,7 +154,7 @@ def test_the_experiment_of_the_demo_is_valid(tmp_path: Path) -> None:
     overrides = [part for text in small for part in ("--set", text)]
     result = call("train", ROOT / "experiments" / "digits.toml", *overrides, "--out", tmp_path / "run")
     assert result.exit_code == 0, result.output
-    assert spec_of(tmp_path / "run")["objective"]["control_variate"] == "self-normalized"
+    assert spec_of(tmp_path / "run")["objective"]["control_variate"] == "adaptive"
 
 
 def test_overrides_and_shorthands(tiny: Path, tmp_path: Path) -> None:

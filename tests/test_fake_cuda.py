@@ -35,7 +35,7 @@ from wsram_ppl.exploration import Exploration
 from wsram_ppl.objectives import ImportanceBound, Objective, VariationalBound, WakeSleep
 from wsram_ppl.objectives.wake_sleep import CONTROL_VARIATES
 from wsram_ppl.spec import Experiment, parse_spec
-from wsram_ppl.training import Trainer
+from wsram_ppl.trainer import Trainer
 
 CUDA, CPU = torch.device("cuda", 0), torch.device("cpu")
 

@@ -12,11 +12,13 @@ from tiny_study import BASE
 import guides  # noqa: F401
 import models  # noqa: F401
 from wsram_ppl.checkpoints import load_checkpoint
+from wsram_ppl.devices import seed_for
 from wsram_ppl.errors import InputError
 from wsram_ppl.evaluation import pyro_settings
 from wsram_ppl.runs import RunDirectory
 from wsram_ppl.spec import Spec, load_spec
-from wsram_ppl.training import Trainer, seed_for, train
+from wsram_ppl.trainer import Trainer
+from wsram_ppl.training import train
 
 #: Objectives with state that a probe could disturb: running averages, coefficient networks.
 VARIANTS = {

@@ -18,15 +18,17 @@ from torch import Tensor, nn
 import guides  # noqa: F401
 import models
 from models.networks import GlimpseNetwork
-from wsram_ppl import runs, training
+from wsram_ppl import runs, trainer
 from wsram_ppl.checkpoints import load_checkpoint
 from wsram_ppl.data.digits import PlacedDigits
+from wsram_ppl.devices import resolve_device, seed_for
 from wsram_ppl.errors import InputError, RunError
 from wsram_ppl.evaluation import evaluate, pyro_settings
 from wsram_ppl.runs import RunDirectory
 from wsram_ppl.schedules import Schedule
 from wsram_ppl.spec import Spec, load_spec, parse_spec
-from wsram_ppl.training import Trainer, resolve_device, seed_for, train
+from wsram_ppl.trainer import Trainer
+from wsram_ppl.training import train
 
 STEPS = 8
 
@@ -194,7 +196,7 @@ def test_a_loaded_checkpoint_evaluates_as_at_the_end_of_training(finished: Finis
     run, summary = finished
     with pyro_settings(validate=False):
         spec, parts, step = run.load()
-        torch.manual_seed(seed_for(spec.training.seed, training._EVALUATION, step))
+        torch.manual_seed(seed_for(spec.training.seed, trainer._EVALUATION, step))
         batches = parts.data.evaluation_batches(256, 20)
         result = evaluate(parts.model, parts.guide, batches, samples=5, particles=3)
     assert result == {name: summary[name] for name in result}

@@ -82,7 +82,7 @@ class Training(BaseModel):
         eval_samples: particles per example in each.
         checkpoint_every: updates between checkpoints; 0: only at the end.
         probe_every: updates between measurements of the gradient's variance on a fixed minibatch
-            (:meth:`wsram_ppl.training.Trainer.probe`); 0: never.
+            (:meth:`wsram_ppl.trainer.Trainer.probe`); 0: never.
         probe_repeats: gradients drawn in each, at least 2.
         device: auto, cpu, cuda, cuda:N or mps.
         precision: of the arithmetic, as in Lightning Fabric.

@@ -1,0 +1,51 @@
+"""Where a run computes, and with which random numbers."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import torch
+from lightning_fabric import Fabric
+
+from wsram_ppl.errors import InputError
+from wsram_ppl.spec import Training
+
+
+def seed_for(seed: int, stream: int, step: int = 0) -> int:
+    """A 64-bit seed for one use of random numbers at one step.
+
+    Seeding by (seed, stream, step), rather than running one generator on, makes every step's draws
+    the same whether or not the run was interrupted, evaluated or logged before it.
+    """
+    return int(np.random.SeedSequence((seed, stream, step)).generate_state(1, np.uint64)[0] >> 1)
+
+
+def resolve_device(name: str) -> torch.device:
+    """The torch device of a spec's ``training.device``.
+
+    Raises:
+        InputError: it is not there, or no such device is supported.
+    """
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", name, re.ASCII):
+        raise InputError(f"device '{name}': should be auto, cpu, cuda, cuda:N or mps")
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    device = torch.device(name)
+    if device.type == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if (device.index or 0) >= count:
+            raise InputError(f"device '{name}' is not there: torch sees {count} CUDA devices; use cpu")
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise InputError("device 'mps' is not there; use cpu")
+    return device
+
+
+def make_fabric(training: Training) -> Fabric:
+    """Lightning Fabric on the spec's device, with its precision."""
+    device = resolve_device(training.device)
+    return Fabric(
+        accelerator=device.type,
+        devices=[device.index or 0] if device.type == "cuda" else 1,
+        precision=training.precision,
+    )
