@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
-
 import numpy as np
 import torch
 from lightning_fabric import Fabric
 
 from wsram_ppl.errors import InputError
 from wsram_ppl.spec import Training
+from wsram_ppl.spec.settings import check_device
 
 
 def seed_for(seed: int, stream: int, step: int = 0) -> int:
@@ -27,8 +26,10 @@ def resolve_device(name: str) -> torch.device:
     Raises:
         InputError: it is not there, or no such device is supported.
     """
-    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", name, re.ASCII):
-        raise InputError(f"device '{name}': should be auto, cpu, cuda, cuda:N or mps")
+    try:
+        check_device(name)
+    except ValueError as error:
+        raise InputError(f"device '{name}': {error}") from None
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     device = torch.device(name)

@@ -41,7 +41,8 @@ def _none_if_unset(value: object) -> object:
     return None if value == "none" else value
 
 
-def _device(value: str) -> str:
+def check_device(value: str) -> str:
+    """The name of a device, if it is one that a run can name."""
     if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", value, re.ASCII):
         raise ValueError("should be auto, cpu, cuda, cuda:N or mps")
     return value
@@ -118,7 +119,7 @@ class Training(BaseModel):
     checkpoint_every: NonNegativeInt = 1000
     probe_every: NonNegativeInt = 0
     probe_repeats: Annotated[int, Field(ge=2)] = 20
-    device: Annotated[str, AfterValidator(_device)] = "cpu"
+    device: Annotated[str, AfterValidator(check_device)] = "cpu"
     precision: Literal["32-true", "64-true", "bf16-mixed"] = "32-true"
     threads: NonNegativeInt = 0
     # Another name here, since pydantic's BaseModel has a method "validate".
