@@ -40,12 +40,22 @@ class RunDirectory:
     def checkpoint(self) -> Path:
         return self.path / CHECKPOINT
 
-    def claim(self, spec: Spec) -> None:
-        """Makes the directory, or finds in it an earlier part of the same run, and writes the spec.
+    def finished(self, spec: Spec) -> dict[str, Any] | None:
+        """The summary, if the directory holds this run and it has come to its end; writes nothing.
 
         Raises:
             InputError: the directory holds something else.
-            RunError: it cannot be made.
+        """
+        if not self._holds(spec):
+            return None
+        return self.summary()
+
+    def _holds(self, spec: Spec) -> bool:
+        """Whether an earlier part of the same run is there.
+
+        Raises:
+            InputError: the directory holds something else.
+            RunError: it cannot be read.
         """
         try:
             if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
@@ -59,6 +69,20 @@ class RunDirectory:
                         f"{self.path} belongs to another run ({found.difference(spec)}): choose "
                         "another --out, or remove it"
                     )
+                return True
+        except OSError as error:
+            raise RunError(f"cannot read {self.path}: {error.strerror}") from error
+        return False
+
+    def claim(self, spec: Spec) -> None:
+        """Makes the directory, or finds in it an earlier part of the same run, and writes the spec.
+
+        Raises:
+            InputError: the directory holds something else.
+            RunError: it cannot be made.
+        """
+        self._holds(spec)
+        try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise RunError(f"cannot create {self.path}: {error.strerror}") from error

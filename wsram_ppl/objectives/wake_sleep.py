@@ -135,7 +135,7 @@ class WakeSleep(Objective):
         constant = _RunningConstant(self, "c")
         constant.observe(weights, scaled)
         coefficient = weights - constant.value(weights) * scaled
-        constant.commit()
+        _commit(self, [constant])
         return coefficient
 
     def _learned(self, particles: Particles, weights: Tensor) -> Tensor:
@@ -157,8 +157,7 @@ class WakeSleep(Objective):
                 if wake_q:
                     c = _plus_network(one, site.proposal_baseline, site.proposal, draw)
                     total = total + self.insomnia * _controlled(target, c, one, site.proposal)
-        for constant in constants.values():
-            constant.commit()
+        _commit(self, list(constants.values()))
         return total / m
 
     # Sleep: the guide learns from the model's fantasies.
@@ -258,6 +257,13 @@ class _RunningConstant:
         self._seen[0].append((weights * r).mean().detach())
         self._seen[1].append(r.square().mean().detach())
 
-    def commit(self) -> None:
+    def means(self) -> dict[str, Tensor]:
+        """Of the minibatch, by name."""
         means = [torch.stack(seen).mean() for seen in self._seen]
-        self._objective.running.update(dict(zip(self._names, means, strict=True)), self._objective.decay)
+        return dict(zip(self._names, means, strict=True))
+
+
+def _commit(objective: WakeSleep, constants: list[_RunningConstant]) -> None:
+    """Mixes the minibatch's means in, all at once: several processes then exchange one message."""
+    means = {name: mean for constant in constants for name, mean in constant.means().items()}
+    objective.running.update(means, objective.decay)
