@@ -410,13 +410,13 @@ def test_what_is_not_finite_is_named_and_dumped(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(PlacedDigits, "training_batch", counted)
     monkeypatch.setattr(GlimpseNetwork, "classify", poisoned)
     message = (
-        r"^update 5: the log-density of site 'label' in the model is not finite; lower the learning "
-        r"rate \(weights, gradients and minibatch are in .*diverged.safetensors\)$"
+        r"^update 5: the parameter 'logits' of site 'label' in the model is not finite; lower the "
+        r"learning rate \(weights, gradients and minibatch are in .*diverged.safetensors\)$"
     )
     with pytest.raises(RunError, match=message):
         train(spec, run)
     tensors, data = load_checkpoint(run.path / "diverged.safetensors")
-    assert data == {"step": 4, "what": "the log-density of site 'label' in the model"}
+    assert data == {"step": 4, "what": "the parameter 'logits' of site 'label' in the model"}
     assert tensors["gradient.model.network.label.weight"].isnan().all()
     assert torch.equal(tensors["batch.0"], run.load()[1].data.training_batch(4, 8, 0)[0])
     good, data = load_checkpoint(run.checkpoint)

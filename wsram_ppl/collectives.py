@@ -1,9 +1,9 @@
 """What the processes of one run tell each other, with ``torch.distributed`` underneath.
 
-Every exchange of tensors or objects begins with :func:`exchange`, 32 bytes by way of the hosts, in which
-a process says which names it is about to send, or that it has failed. So processes whose programs take
-different ways never mistake one tensor for another, and a failure anywhere is everybody's failure, at the
-same place. In a single process all functions return what they are given.
+Whatever is sent begins with :func:`exchange`, 32 bytes by way of the hosts, in which a process says
+which names it is about to send, or that it has failed. So processes whose programs take different ways
+never mistake one tensor for another, and a failure anywhere is everybody's failure, at the same place.
+In a single process all functions return what they are given.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ class Traffic:
 traffic = Traffic()
 
 #: A group on the hosts' own network, for :func:`exchange`, where the default group needs a device.
-_hosts: dist.ProcessGroup | None = None
+_hosts: Any = None
 
 
-def use_host_group(group: dist.ProcessGroup | None) -> None:
+def use_host_group(group: Any) -> None:
     """Sends what the hosts tell each other by this group rather than by the default one."""
     global _hosts
     _hosts = group
@@ -63,7 +63,7 @@ def _lost(error: Exception) -> RunError:
     )
 
 
-def _all_reduce(tensor: Tensor, op: Any, group: dist.ProcessGroup | None = None) -> None:
+def _all_reduce(tensor: Tensor, op: Any, group: Any = None) -> None:
     traffic.calls += 1
     try:
         dist.all_reduce(tensor, op=op, group=group)
@@ -144,7 +144,7 @@ def union(names: Iterable[str], *, signal: int = 0) -> tuple[list[str], int]:
 def sum_by_name(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The sum of each tensor over the processes that have it, for all names that any has.
 
-    All go in one vector, in double precision. A process gets what it did not have itself as a vector.
+    All go in one vector, in double precision. What a process did not have itself it gets as a vector.
 
     Args:
         values: of the same size in each process that has the name.
@@ -152,25 +152,25 @@ def sum_by_name(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
     if count() == 1:
         return dict(values)
     same, _ = exchange(list(values))
-    sizes = {name: value.numel() for name, value in values.items()}
+    form = {name: (value.numel(), value.dtype) for name, value in values.items()}
     if not same:
-        sizes = {name: size for theirs in gather(sizes) for name, size in theirs.items()}
-    if not sizes:
+        form = {name: found for theirs in gather(form) for name, found in theirs.items()}
+    if not form:
         return {}
     device = "cpu" if dist.get_backend() == "gloo" else torch.device("cuda", torch.cuda.current_device())
     parts = [
         values[name].detach().reshape(-1).to(device, torch.float64)
         if name in values
         else torch.zeros(size, dtype=torch.float64, device=device)
-        for name, size in sizes.items()
+        for name, (size, _) in form.items()
     ]
     flat = torch.cat(parts)
     traffic.tensor_bytes += flat.nbytes
     _all_reduce(flat, dist.ReduceOp.SUM)
-    sums = dict(zip(sizes, flat.split(list(sizes.values())), strict=True))
+    sums = zip(form.items(), flat.split([size for size, _ in form.values()]), strict=True)
     return {
-        name: part.reshape(values[name].shape).to(values[name]) if name in values else part
-        for name, part in sums.items()
+        name: part.reshape(values[name].shape).to(values[name]) if name in values else part.to(dtype)
+        for (name, (_, dtype)), part in sums
     }
 
 

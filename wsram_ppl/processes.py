@@ -4,11 +4,11 @@ Each process works on its share of every minibatch (:mod:`wsram_ppl.sharding`), 
 summed (:mod:`wsram_ppl.collectives`). The first process decides, reads and writes.
 
 Fabric chooses devices, starts the processes and connects them; it does not wrap the model in
-``DistributedDataParallel``. That class averages, where the loss is a sum over data; it must be told, or must
-search at every update, which parameters an update leaves without a gradient (a site that the program
-did not reach), and then makes their gradients zero, where Adam would have left these parameters alone;
-and what it hides behind the backward pass, the transfer of large gradients, these small models do not
-have. One flat buffer, summed after the backward pass, is exact, and one collective per update.
+``DistributedDataParallel``. That class averages, where the loss is a sum over data; it must be told, or
+search at every update, which parameters an update leaves without a gradient (a site that the program did
+not reach), and then makes their gradients zero, where Adam would have left these parameters alone; and
+what it hides behind the backward pass, the transfer of large gradients, these small models do not have.
+One flat buffer, summed after the backward pass, is exact, and one collective per update.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from lightning_fabric import Fabric
-from lightning_fabric.strategies import DDPStrategy
+from lightning_fabric.strategies.ddp import DDPStrategy
 from torch import nn
 
 from wsram_ppl import collectives
@@ -39,8 +39,7 @@ from wsram_ppl.spec import Training
 
 _T = TypeVar("_T")
 
-#: How long a process may wait for another: for the first one's evaluation of a model that cannot be split,
-#: or its reading of a large data set. Processes that die are noticed at once.
+#: How long a process may wait for another, say for a download. Processes that die are noticed at once.
 _PATIENCE = timedelta(hours=1)
 
 
@@ -101,15 +100,16 @@ class Processes:
         _die_with_parent()
         try:
             fabric.launch()
-            collectives.use_host_group(
-                None if dist.get_backend() == "gloo" else dist.new_group(backend="gloo", timeout=_PATIENCE)
-            )
+            if dist.get_backend() != "gloo":
+                collectives.use_host_group(dist.new_group(backend="gloo", timeout=_PATIENCE))
         except RuntimeError as error:
             text = " ".join(str(error).split())[:200]
             raise RunError(f"the {count} processes did not find each other: {text}") from error
         workers: Sequence[subprocess.Popen[bytes]] = getattr(fabric.strategy.launcher, "procs", ())
         for thread in threading.enumerate():
-            if thread.name == "child-process-observer":  # Fabric's own would kill this one without a word
+            if (
+                thread.name == "child-process-observer"
+            ):  # Fabric's own would kill this one without a word
                 thread._finished = True  # type: ignore[attr-defined]
         _Watch(workers).start()
         return cls(fabric, Share(fabric.global_rank, fabric.world_size, fabric.device))
@@ -151,12 +151,13 @@ class Processes:
             # Another has died without a word. What this one knows is worth telling.
             return lost if own is None else own
         self.close()
-        failed = {rank: theirs for rank, theirs in enumerate(told) if theirs is not None}
-        rank = min(failed, key=lambda r: (not getattr(failed[r], "has_cause", True), r))
+        failed: dict[int, Exception] = {r: e for r, e in enumerate(told) if e is not None}
+        causes = [r for r, found in failed.items() if getattr(found, "has_cause", True)]
+        rank = min(causes or failed)
         if not self.first:
             # To Fabric a worker that ends with another code than 0 has died, which is another story.
             return Elsewhere(exit_code(failed[rank]) if _from_outside() else 0)
-        if rank == 0 or len(failed) == len(told):
+        if rank == 0 or len(causes) == len(told):
             return failed[rank]
         return _prefixed(failed[rank], f"process {rank} of {len(told)}: ")
 
@@ -188,27 +189,30 @@ def check_processes(training: Training, device: torch.device) -> None:
     if count == 1:
         return
     if device.type == "mps":
-        raise InputError(f"training.devices = {devices}: device 'mps' is one device; use 1, or cpu or cuda")
+        raise InputError(
+            f"training.devices = {devices}: device 'mps' is one device; use 1, or cpu or cuda"
+        )
     if device.type == "cuda":
         if training.device.startswith("cuda:"):
             raise InputError(
-                f"training.device = {training.device!r} names one GPU, but training.devices is {devices}: "
-                "use 'cuda', and CUDA_VISIBLE_DEVICES to choose which"
+                f"training.device = {training.device!r} names one GPU, but training.devices is "
+                f"{devices}: use 'cuda', and CUDA_VISIBLE_DEVICES to choose which"
             )
         there = torch.cuda.device_count()
         if devices > there:
             raise InputError(
-                f"training.devices = {devices}, but torch sees {there} CUDA devices here: use at most {there}"
+                f"training.devices = {devices}, but torch sees {there} CUDA devices: ask for no more"
             )
     if training.batch_size % count:
         raise InputError(
-            f"training.batch_size = {training.batch_size} cannot be divided among {count} processes: choose "
-            f"a multiple of {count} (it is the size of the whole minibatch)"
+            f"training.batch_size = {training.batch_size} cannot be divided among {count} processes: "
+            f"choose a multiple of {count} (it is the size of the whole minibatch)"
         )
     clustered = _from_outside() or "SLURM_NTASKS" in os.environ or "MASTER_ADDR" in os.environ
     if nodes > 1 and not clustered:
         raise InputError(
-            f"training.num_nodes = {nodes}: start this command on every node with torchrun (docs/scaling.md)"
+            f"training.num_nodes = {nodes}: start this command on every node with torchrun, as in "
+            "docs/scaling.md"
         )
 
 
@@ -230,7 +234,7 @@ def _prefixed(error: Exception, prefix: str) -> Exception:
 class _Watch(threading.Thread):
     """Ends this process when a worker has died and it does not notice by itself.
 
-    Over gloo the connection breaks and the next exchange fails; a collective on GPUs would wait for ever.
+    Over gloo the connection breaks and the next exchange fails; a collective on GPUs would wait.
     """
 
     def __init__(self, workers: Sequence[subprocess.Popen[bytes]]) -> None:
@@ -244,10 +248,14 @@ class _Watch(threading.Thread):
                 if worker.poll():
                     time.sleep(3.0)  # for the process to end by itself, with a better message
                     code = worker.returncode
-                    how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with {code}"
+                    how = (
+                        f"was killed by {signal.Signals(-code).name}"
+                        if code < 0
+                        else f"ended with {code}"
+                    )
                     print(
-                        f"error: process {number} {how}: what is saved is whole, and the same command goes "
-                        "on from there",
+                        f"error: process {number} {how}: what is saved is whole, and the same command "
+                        "goes on from there",
                         file=sys.stderr,
                         flush=True,
                     )

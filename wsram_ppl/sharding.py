@@ -19,7 +19,14 @@ from wsram_ppl.objectives.particles import PARTICLE_PLATE
 
 #: Those whose samplers take as many random numbers whatever their parameters are, so that the numbers of
 #: other rows can be drawn without knowing these rows. (A Gamma's rejection sampler does not.)
-_ROW_BY_ROW = (dist.Normal, dist.Uniform, dist.Laplace, dist.Exponential, dist.Bernoulli, dist.Categorical)
+_ROW_BY_ROW = (
+    dist.Normal,
+    dist.Uniform,
+    dist.Laplace,
+    dist.Exponential,
+    dist.Bernoulli,
+    dist.Categorical,
+)
 
 
 class NoRule(Exception):
@@ -63,9 +70,9 @@ def stretched(fn: Any, dim: int, rows: Tensor) -> Any:
 class Share:
     """Which rows of each minibatch belong to this process, and the random numbers for them.
 
-    A sample site's random numbers are drawn for all rows of the minibatch, from a stream that is the same
-    in every process, and this process keeps those of its own rows. So a datum's draws are those that it
-    would get in a single process, to the bit, however many processes there are; all else that is
+    A sample site's random numbers are drawn for all rows of the minibatch, from a stream that is the
+    same in every process, and this process keeps those of its own rows. So a datum's draws are those
+    that it would get in a single process, to the bit, however many processes there are; all else that is
     random (dropout) comes from a stream of the process's own. With one process this class does nothing.
 
     Args:
@@ -118,18 +125,19 @@ class Share:
             found = [f for f in found if f.name == self._plate] or found
         if not found:
             raise InputError(
-                f"site '{msg['name']}' lies in no plate of the minibatch's {size} data, so it belongs to all "
-                "data at once and cannot be split among processes: use training.devices = 1"
+                f"site '{msg['name']}' lies in no plate of the minibatch's {size} data: it belongs to "
+                "all of them at once and cannot be split among processes: use training.devices = 1"
             )
         if len(found) > 1:
+            names = " and ".join(repr(f.name) for f in found)
             raise InputError(
-                f"site '{msg['name']}' lies in plates {', '.join(repr(f.name) for f in found)} of the same "
-                f"size {size}: which is the plate over the data? Choose another training.batch_size"
+                f"site '{msg['name']}' lies in plates {names} of the same size {size}, any of which may "
+                "be that of the data: choose another batch_size"
             )
         if found[0].full_size not in (None, size):
             raise InputError(
-                f"plate '{found[0].name}' is subsampled, and its scale would be that of one process's share: "
-                "let the data source choose the minibatch, or use training.devices = 1"
+                f"plate '{found[0].name}' is subsampled, and its scale would be that of one process's "
+                "share: let the data source choose the minibatch, or use training.devices = 1"
             )
         self._plate = found[0].name
         return int(found[0].dim)
@@ -165,17 +173,17 @@ class _RowsOfAll(Messenger):
 
     def _pyro_sample(self, msg: dict[str, Any]) -> None:
         fn = msg["fn"]
-        if msg["is_observed"] or msg["value"] is not None or isinstance(fn, _Subsample):
-            return
-        if (msg["infer"] or {}).get("_deterministic"):
+        if isinstance(fn, _Subsample) or (msg["infer"] or {}).get("_deterministic"):
             return
         dim = self.share.data_plate(msg, self.length)
+        if msg["is_observed"] or msg["value"] is not None:
+            return
         try:
             wide = stretched(fn, dim, self.all)
         except NoRule as kind:
             warnings.warn(
-                f"each process draws site '{msg['name']}' from a stream of its own (there is no rule to split "
-                f"the draws of a {kind}): results depend on the number of processes as they do on the seed",
+                f"each process draws site '{msg['name']}' from a stream of its own (there is no rule to "
+                f"split the draws of a {kind}): the number of processes changes them as a seed does",
                 stacklevel=2,
             )
             return

@@ -46,6 +46,6 @@ def training_rows(
 ) -> tuple[Tensor, ...]:
     """Some rows of the batch of update ``step``, without the rest where the source can do that."""
     own = getattr(source, "training_rows", None)
-    if own is not None:
+    if own is not None and rows != slice(0, size):
         return tuple(own(step, size, seed, rows))
     return tuple(part[rows] for part in source.training_batch(step, size, seed))

@@ -17,8 +17,8 @@ class RunningMeans:
 
     A value read during one minibatch was computed from *earlier* ones: whoever uses it reads first and
     updates after. Under ``torch.distributed`` every process holds the same values: with equal shares of
-    the minibatch those of a single process, since a mean over data is the mean of the shares' means. A name
-    that only some processes meet (a site that their programs reached) is averaged over these.
+    the minibatch those of a single process, since a mean over data is the mean of the shares' means. A
+    name that only some processes meet (a site that their programs reached) is averaged over these.
 
     Example::
 
@@ -46,13 +46,14 @@ class RunningMeans:
             decay: of all means, or of each.
         """
         fresh = {name: value.detach() for name, value in values.items()}
-        if not isinstance(decay, float):  # a process that lacks a name does not know its decay either
+        if isinstance(decay, Mapping):  # a process that lacks a name does not know its decay either
             fresh |= {_DECAY + name: torch.full_like(fresh[name], decay[name]) for name in values}
         means = collectives.mean_by_name(fresh)
         for name, value in means.items():
             if name.startswith(_DECAY):
                 continue
-            held, weight = self._means.get(name), means.get(_DECAY + name, decay)
+            weight = means[_DECAY + name] if isinstance(decay, Mapping) else decay
+            held = self._means.get(name)
             value = value.clone() if held is None else torch.lerp(value, held.to(value), weight)
             self._means[name] = value
 
