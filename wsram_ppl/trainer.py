@@ -33,12 +33,21 @@ _PROBE_STEP = 2**40
 
 
 def make_optimizer(training: Training, model: nn.Module, guide: nn.Module) -> Optimizer:
-    """The optimiser, with the model's parameters and the guide's own in two groups."""
+    """The optimiser, with the model's parameters and the guide's own in two groups.
+
+    Raises:
+        InputError: a learning rate for nothing.
+    """
     known = {id(p) for p in model.parameters()}
     own = [p for p in guide.parameters() if id(p) not in known]
     groups: list[dict[str, Any]] = [{"params": list(model.parameters()), "name": "model"}]
     if own:
         groups.append({"params": own, "name": "guide"})
+    elif training.guide_learning_rate is not None:
+        raise InputError(
+            "training.guide_learning_rate: the guide has no parameters of its own; leave it out, or "
+            "choose a guide that has"
+        )
     rate = training.learning_rate.initial
     if training.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=rate, weight_decay=training.weight_decay)
@@ -92,6 +101,10 @@ class Trainer:
             raise InputError(
                 "training.compile: neither model nor guide has a plain torch.nn network to compile"
             )
+        try:
+            parts.objective.check(parts.model, parts.guide)
+        except ValueError as error:
+            raise InputError(f"objective {self.spec.objective.name!r}: {error}") from error
         self.exploration = Exploration()
         parts.objective.regularizer = self.exploration
         self.optimizer = make_optimizer(self.training, parts.model, parts.guide)
@@ -134,6 +147,14 @@ class Trainer:
         parts = self.experiment
         modules = (parts.model, parts.guide)
         collectives.copy_from_first(t for m in modules for t in (*m.parameters(), *m.buffers()))
+
+    def look_at_data(self) -> None:
+        """Makes sure that a minibatch of this size can be had, before anything is written.
+
+        Raises:
+            InputError: it cannot.
+        """
+        self._training_batch(self.step)
 
     def _training_batch(self, step: int) -> tuple[Tensor, ...]:
         """This process's rows of the minibatch of an update."""

@@ -70,6 +70,7 @@ def _train(
     spec: Spec, run: RunDirectory, signals: Signals, progress: Progress | None, processes: Processes
 ) -> dict[str, Any]:
     trainer = Trainer.start(spec, processes)
+    trainer.look_at_data()
 
     def claim() -> Saved | None:
         run.claim(spec)

@@ -162,11 +162,9 @@ class WakeSleep(Objective):
 
     # Sleep: the guide learns from the model's fantasies.
 
-    def guide_surrogate(
-        self, model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Tensor | None:
+    def check(self, model: Program, guide: Program) -> None:
         if self.insomnia == 1.0:
-            return None
+            return
         if is_prior(guide, model):
             raise ValueError(
                 "insomnia < 1 trains the guide by sleep-q, but the guide is the prior and has "
@@ -177,6 +175,13 @@ class WakeSleep(Objective):
                 "insomnia < 1 needs a guide with a keyword argument 'observations' (a dict from "
                 "observed site to the value to infer from), to be shown the model's fantasies"
             )
+
+    def guide_surrogate(
+        self, model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Tensor | None:
+        if self.insomnia == 1.0:
+            return None
+        self.check(model, guide)
         if self.vectorize_particles:
             model, guide = self._all_particles(model), self._all_particles(guide)
         runs = 1 if self.vectorize_particles else self.num_particles
