@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import random
+import resource
 import signal
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -17,7 +19,7 @@ from test_training import make_spec
 from scripts.survive_kills import TABLES, equal, train_and_kill
 from scripts.survive_kills import rows as metrics
 from wsram_ppl.checkpoints import load_checkpoint
-from wsram_ppl.errors import InputError, Interrupted
+from wsram_ppl.errors import InputError, Interrupted, RunError
 from wsram_ppl.runs import RunDirectory
 from wsram_ppl.spec import Spec, parse_spec
 from wsram_ppl.trainer import Trainer
@@ -173,6 +175,7 @@ def test_a_signal_saves_and_stops(
     assert_same_run(reference, run)
 
 
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")  # of Python 3.12, about threads
 def test_killed_at_random_moments(tmp_path: Path) -> None:
     """kill -9 on real processes, several times in one run, as scripts/survive_kills.py does it."""
     spec = parse_spec(TABLES, ["training.steps=120", "training.eval_every=50"])
@@ -182,3 +185,38 @@ def test_killed_at_random_moments(tmp_path: Path) -> None:
     assert kills == 6
     assert_same_run(reference, run)
     assert equal(reference, run)
+
+
+# A full disk: a real one, by the system's limit on the size of a file.
+
+
+@contextmanager
+def no_file_beyond(size: int) -> Iterator[None]:
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limit[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+
+
+@pytest.mark.parametrize("size", [0, 100, 500, 1500, 4000, 20_000])
+def test_a_full_disk_stops_the_run_and_costs_nothing(
+    whole: tuple[Spec, RunDirectory], size: int, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Whichever file does not fit: spec, metrics, events, checkpoint. With room again it goes on."""
+    spec, reference = whole
+    run = RunDirectory(tmp_path / "run")
+    with pytest.raises(Stopped):
+        train(spec, run, stop_at(8))
+    saved = run.checkpoint.read_bytes()
+    with (
+        no_file_beyond(size),
+        pytest.raises(RunError, match=r"^cannot write .*File too large$") as caught,
+    ):
+        train(spec, run)
+    assert "\n" not in str(caught.value)
+    assert "Traceback" not in capfd.readouterr().err
+    assert run.checkpoint.read_bytes() == saved
+    train(spec, run)
+    assert_same_run(reference, run)

@@ -258,15 +258,18 @@ class Trainer:
                     tensors[f"gradient.{whose}.{name}"] = parameter.grad
         bad = [name for name, value in tensors.items() if not value.isfinite().all()]
         weights = [f"weight {name}" for name in bad if name.startswith(("model.", "guide."))]
+        data = [f"part {name[6:]} of the minibatch" for name in bad if name.startswith("batch.")]
         gradients = [name.replace(".", " of ", 1) for name in bad if name.startswith("gradient.")]
         self._seed(_SAMPLES)
         with self.share.drawing(self.training.batch_size):
             cause = find_cause(parts.objective, parts.model, parts.guide, batch)
         # In the order of cause and effect; where a site is at fault, so may be a weight before it.
-        found = [*weights[:1], *([cause] if cause else [])] or [*measured] or gradients[:1]
-        what = " and ".join(found) or "the gradient's norm"
-        message = f"update {update}: {what} is not finite; lower the learning rate"
-        return Diverged(message, tensors, {"step": self.step, "what": what}, bool(weights or cause))
+        causes = [*data, *weights[:1], *([cause] if cause else [])]
+        found = causes or measured or gradients[:1] or ["the gradient's norm"]
+        what, verb = " and ".join(found), "is" if len(found) == 1 else "are"
+        advice = "look at the data" if data else "lower the learning rate"
+        message = f"update {update}: {what} {verb} not finite; {advice}"
+        return Diverged(message, tensors, {"step": self.step, "what": what}, bool(causes))
 
     def measure(self, batch: tuple[Tensor, ...]) -> dict[str, float]:
         """Numbers of the last update and its minibatch."""
