@@ -64,9 +64,13 @@ def main() -> None:
         )
         if processes.first:
             numbers = sum(p.numel() for p in trainer.parameters)
-            print(f"{numbers:,} parameters, {spec.training.batch_size} data, {options.devices} processes")
+            print(
+                f"{numbers:,} parameters, {spec.training.batch_size} data, {options.devices} processes"
+            )
             print(f"sent per update: {tensors:,} bytes of tensors, {control} of control, {calls} calls")
-            print(f"{update:.1f} ms an update, {exchange:.2f} an exchange, {gradient:.2f} to sum gradients")
+            print(
+                f"{update:.1f} ms an update, {exchange:.2f} an exchange, {gradient:.2f} to sum gradients"
+            )
         processes.close()
         if processes.first:
             draws(trainer)

@@ -35,7 +35,8 @@ OBJECTIVES: dict[str, tuple[str, ...]] = {
         "objective.baseline=site",
         "guide.name=prior",
     ),
-    "importance": ("objective.name=importance",),
+    # One held-out digit: nothing to do for the first process.
+    "importance": ("objective.name=importance", "training.eval_examples=1"),
 }
 
 

@@ -152,9 +152,13 @@ class Trainer:
         """Makes sure that a minibatch of this size can be had, before anything is written.
 
         Raises:
-            InputError: it cannot.
+            InputError: it cannot, or it holds what is not a number.
         """
-        self._training_batch(self.step)
+        for index, part in enumerate(self._training_batch(0)):
+            if not part.isfinite().all():
+                raise InputError(
+                    f"data {self.spec.data.name!r}: part {index} of the first minibatch is not finite"
+                )
 
     def _training_batch(self, step: int) -> tuple[Tensor, ...]:
         """This process's rows of the minibatch of an update."""
