@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from pyro.nn import PyroModule
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from wsram_ppl.data.ahead import Minibatches
 from wsram_ppl.devices import make_fabric, seed_for
 from wsram_ppl.diagnostics import gradient_moments, parameter_groups
 from wsram_ppl.errors import Diverged, InputError, RunError
@@ -59,6 +60,19 @@ def compile_networks(program: nn.Module) -> int:
     return count
 
 
+class Minibatch(NamedTuple):
+    """What an update works on.
+
+    Attributes:
+        batch: of the data source.
+        prepared: the same as model and guide are to get it: by the model's own
+            ``prepare(*batch)``, if it has one (what needs no parameter, done ahead of the update).
+    """
+
+    batch: tuple[Tensor, ...]
+    prepared: tuple[Any, ...]
+
+
 @dataclass
 class Trainer:
     """One run's parts, on their device, and how far it has come.
@@ -90,6 +104,9 @@ class Trainer:
             parts.objective(parts.model, parts.guide), self.optimizer
         )
         self._finite = torch.ones((), dtype=torch.bool, device=self.fabric.device)
+        self._minibatches = Minibatches(
+            self._minibatch, self.training.steps, ahead=self.training.prefetch
+        )
         self._buffers = {
             (part, name): dict(getattr(parts, part).named_buffers())[name]
             for part, name in parts.scheduled
@@ -100,6 +117,7 @@ class Trainer:
         """Builds the parts of a spec with fresh parameters, fixed by its seed."""
         if spec.training.threads:
             torch.set_num_threads(spec.training.threads)
+        torch.set_float32_matmul_precision(spec.training.matmul_precision)
         torch.manual_seed(seed_for(spec.training.seed, _PARAMETERS))
         return cls(spec, build(spec))
 
@@ -109,6 +127,14 @@ class Trainer:
         torch.default_generator.manual_seed(seed)
         if self.fabric.device.type != "cpu":
             getattr(torch, self.fabric.device.type).manual_seed(seed)
+
+    @torch.no_grad()
+    def _minibatch(self, step: int) -> Minibatch:
+        """The minibatch of a step."""
+        parts, training = self.experiment, self.training
+        batch = self._cast(parts.data.training_batch(step, training.batch_size, training.seed))
+        prepare: Callable[..., tuple[Any, ...]] | None = getattr(parts.model, "prepare", None)
+        return Minibatch(batch, batch if prepare is None else prepare(*batch))
 
     def _cast(self, batch: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """The batch in double precision where the model is."""
@@ -141,12 +167,10 @@ class Trainer:
         """
         training = self.training
         self.schedule(self.step / max(training.steps - 1, 1))  # the last update is at the end
-        batch = self._cast(
-            self.experiment.data.training_batch(self.step, training.batch_size, training.seed)
-        )
+        batch, prepared = self._minibatches(self.step)
         self._seed(_SAMPLES)
         self.optimizer.zero_grad(set_to_none=True)
-        self.fabric.backward(self.loss(*batch) / training.batch_size)
+        self.fabric.backward(self.loss(*prepared) / training.batch_size)
         norm = nn.utils.clip_grad_norm_(self.parameters, training.gradient_clip or math.inf)
         self._finite &= norm.isfinite()
         if check:
@@ -232,7 +256,7 @@ class Trainer:
         if there had been no probe.
         """
         training, parts = self.training, self.experiment
-        batch = self._cast(parts.data.training_batch(_PROBE_STEP, training.batch_size, training.seed))
+        minibatch = self._minibatches.extra(_PROBE_STEP)
         self._seed(_PROBE)
         groups = {"model": parameter_groups(parts.model, parts.guide)["model"]}
         with self.fabric.autocast():
@@ -240,7 +264,7 @@ class Trainer:
                 parts.objective,
                 parts.model,
                 parts.guide,
-                *batch,
+                *minibatch.prepared,
                 repeats=training.probe_repeats,
                 groups=groups,
             )["model"]

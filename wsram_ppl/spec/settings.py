@@ -22,6 +22,7 @@ from wsram_ppl.schedules import NonNegativeSchedule, PositiveSchedule, Schedule
 IMMATERIAL: Final = (
     "device",
     "threads",
+    "prefetch",
     "log_every",
     "eval_every",
     "eval_examples",
@@ -87,7 +88,11 @@ class Training(BaseModel):
         probe_repeats: gradients drawn in each, at least 2.
         device: auto, cpu, cuda, cuda:N or mps.
         precision: of the arithmetic, as in Lightning Fabric.
+        matmul_precision: of products of float32 matrices, as in
+            ``torch.set_float32_matmul_precision``: "medium" multiplies in bfloat16 where the processor
+            can, "high" in TF32 on GPUs; sums and everything else stay in float32.
         threads: of one operation on the CPU; 0: torch's default.
+        prefetch: whether a thread of its own prepares the next minibatch while one trains.
         validate_sites: whether Pyro checks distributions and site shapes at every update (slow);
             ``validate`` in TOML.
         compile: whether the plain networks are compiled.
@@ -121,7 +126,9 @@ class Training(BaseModel):
     probe_repeats: Annotated[int, Field(ge=2)] = 20
     device: Annotated[str, AfterValidator(check_device)] = "cpu"
     precision: Literal["32-true", "64-true", "bf16-mixed"] = "32-true"
+    matmul_precision: Literal["highest", "high", "medium"] = "highest"
     threads: NonNegativeInt = 0
+    prefetch: bool = True
     # Another name here, since pydantic's BaseModel has a method "validate".
     validate_sites: bool = Field(default=False, alias="validate")
     compile: bool = False
