@@ -81,10 +81,11 @@ class Layout:
             ValueError: a plate that is not common to all sites is subsampled, or sites are scaled
                 differently (``poutine.scale``), or by a tensor.
         """
-        # Sites of one plate carry the same frames, which are slow to hash: each stack is read once.
-        first: dict[tuple[int, ...], _Site] = {}
+        # Pyro's frames are slow to hash, and most sites lie in the same plates: each stack is read once.
+        first: dict[tuple[tuple[object, ...], ...], _Site] = {}
         for site in sites:
-            first.setdefault(tuple(map(id, site["cond_indep_stack"])), site)
+            key = ((f.name, f.dim, f.size, f.full_size, f.counter) for f in site["cond_indep_stack"])
+            first.setdefault(tuple(key), site)
         stacks = [frozenset(site["cond_indep_stack"]) for site in first.values()]
         common = frozenset.intersection(*stacks) if stacks else frozenset()
         scales = set()
