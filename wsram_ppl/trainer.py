@@ -196,7 +196,8 @@ class Trainer:
         objective, model = self.experiment.objective, self.experiment.model
         self._seed(_LOGGING)
         measures = batch_metrics(model, batch, objective.num_particles)
-        values = {name: value.mean() for name, value in measures.items()}
+        totals = {name: measure.total() for name, measure in measures.items()}
+        values = {name: total[0] / total[1] for name, total in totals.items()}
         values = {**objective.statistics, **values}
         self.check(batch)
         numbers = {name: float(value) for name, value in values.items()}

@@ -27,7 +27,7 @@ import torch
 from pydantic import Field, NonNegativeInt, PositiveInt
 from torch import Tensor
 
-from wsram_ppl.captions.batches import CaptionBatch, Examples, HeldOut, check_whole
+from wsram_ppl.captions.batches import CaptionBatch, Examples, HeldOut, check_whole, options_of
 from wsram_ppl.captions.vocabulary import END, START, Vocabulary
 from wsram_ppl.errors import InputError
 from wsram_ppl.registry import DATA_SOURCES
@@ -335,6 +335,10 @@ class SceneCaptions:
         self.layer_shapes = LAYER_SHAPES
         self._held_out, self._noise, self._test_seed = held_out, noise, test_seed
         self._device = torch.device("cpu")
+
+    @property
+    def model_options(self) -> dict[str, Any]:
+        return options_of(self)
 
     def training_batch(self, step: int, size: int, seed: int) -> CaptionBatch:
         """The batch of update ``step``: ``size`` scenes that no other step has.
