@@ -7,12 +7,11 @@ from typing import Literal
 
 import pyro
 import torch
-from pyro import poutine
 from pyro.nn import PyroModule
 from torch import Tensor
 
 from models.caption_network import SentenceBaselines
-from models.captions import SITES, GlimpseCaptioner
+from models.captions import SITES, GlimpseCaptioner, counting
 from models.networks import ProposalNetwork, submodule
 from wsram_ppl.errors import InputError
 from wsram_ppl.registry import GUIDES
@@ -75,7 +74,7 @@ class CaptionInferenceNetwork(PyroModule):
         r1, r2 = view.first, view.second
         with pyro.plate("captions", mask.shape[0], dim=-1):
             for t in range(1, last + 1):
-                with poutine.mask(mask=counted[t]):
+                with counting(counted[t]):
                     r2 = network.decide(heard[t - 1], r1, r2)
                     state = r2.output.detach()
                     choice = proposal(state, labels[t - self.shift], view.cells)

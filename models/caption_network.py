@@ -127,18 +127,18 @@ def read_place(cells: Cells, layer: Tensor, location: Tensor) -> Tensor:
         pictures, count, channels = features.shape
         column = (((x + 1) * width - 1) / 2).clamp(0, width - 1)
         row = (((y + 1) * height - 1) / 2).clamp(0, height - 1)
-        left, top = column.floor().clamp_max(max(width - 2, 0)), row.floor().clamp_max(max(height - 2, 0))
-        right, low = (column - left).unsqueeze(-1), (row - top).unsqueeze(-1)
+        # The upper left of four neighbours; a layer of a single row or column is its own neighbour.
+        left = column.floor().clamp_max(max(width - 2, 0))
+        top = row.floor().clamp_max(max(height - 2, 0))
+        across, down = min(width - 1, 1), min(height - 1, 1) * width
         first = count * torch.arange(pictures, device=x.device) + (top * width + left).long()
-        down, across = (width if height > 1 else 0), (1 if width > 1 else 0)
         corners = [
             features.flatten(0, 1).index_select(0, (first + step).flatten()).view(*x.shape, channels)
             for step in (0, across, down, down + across)
         ]
-        right, low = right.to(features.dtype), low.to(features.dtype)
-        found = torch.lerp(
-            torch.lerp(corners[0], corners[1], right), torch.lerp(corners[2], corners[3], right), low
-        )
+        right, low = (part.unsqueeze(-1).to(features.dtype) for part in (column - left, row - top))
+        upper, lower = (torch.lerp(corners[i], corners[i + 1], right) for i in (0, 2))
+        found = torch.lerp(upper, lower, low)
         seen.append(found * (layer == index).unsqueeze(-1).to(found.dtype))
     return torch.cat(seen, -1)
 
@@ -160,8 +160,8 @@ class GridPolicy(nn.Module):
         """``[..., B, hidden] -> Choice``, scores for ``place``."""
         queries = self.query(state).split(self.widths, -1)
         scores = [
-            torch.einsum("...bc,bnc->...bn", query, features.to(query.dtype)).float()
-            for query, features in zip(queries, cells.maps, strict=True)
+            torch.einsum("...bc,bnc->...bn", query, features.to(query.dtype)).float() / width**0.5
+            for query, features, width in zip(queries, cells.maps, self.widths, strict=True)
         ]
         layers = [score.logsumexp(-1) - score.new_tensor(score.shape[-1]).log() for score in scores]
         return Choice(torch.stack(layers, -1), torch.cat(scores, -1))
@@ -293,5 +293,5 @@ class SentenceBaselines(SiteBaselines):
 
     def to_come(self, words: Tensor, mask: Tensor) -> tuple[Tensor, ...]:
         """``[B, T + 1]`` -> for each t the sum over words t..T, embedded, ``[B, hidden]``."""
-        counted = self.label(words.movedim(-1, 0)) * mask.T.unsqueeze(-1)
+        counted: Tensor = self.label(words.T) * mask.T.unsqueeze(-1)
         return counted.flip(0).cumsum(0).flip(0).unbind(0)

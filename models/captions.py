@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import Annotated, Any, Literal, NamedTuple, cast
 
@@ -13,11 +14,13 @@ import torch
 from pydantic import Field, PositiveInt
 from pyro import poutine
 from pyro.nn import PyroModule
+from pyro.poutine.mask_messenger import MaskMessenger
 from pyro.poutine.runtime import InferDict
 from torch import Tensor
 
 from models.caption_network import CaptionNetwork, Cells, Choice, SentenceBaselines
 from models.networks import submodule
+from models.speaking import GlimpseSpeaker
 from wsram_ppl.errors import InputError
 from wsram_ppl.evaluation import Measure
 from wsram_ppl.registry import MODELS
@@ -48,8 +51,8 @@ class GlimpseCaptioner(PyroModule):
     samples for each word t = 1..T, masked beyond a sentence's end,
 
     * ``layer_t`` ~ Categorical(logits(r2)), a layer of the conv net;
-    * ``location_t``, where to look in it. With ``location = "grid"`` ~ Categorical over the layer's cells,
-      scored by their content (its value is the cell's number among those of all layers); with
+    * ``location_t``, where to look in it. With ``location = "grid"`` ~ Categorical over the layer's
+      cells, scored by their content (its value is the cell's number among those of all layers); with
       ``"gaussian"`` ~ Normal(mean(r2), location_std), (x, y) in units where the picture spans [-1, 1]^2,
       read bilinearly;
     * ``word_t`` ~ Categorical(logits(r1)).
@@ -89,9 +92,7 @@ class GlimpseCaptioner(PyroModule):
                 "which a source of captions tells: choose one as [data], or set both"
             )
         self.vocabulary, self.location = vocabulary, location
-        self.network = CaptionNetwork(
-            hidden, vocabulary, tuple(channels), location == "grid", dropout
-        )
+        self.network = CaptionNetwork(hidden, vocabulary, tuple(channels), location == "grid", dropout)
         self.baselines = SentenceBaselines(hidden, vocabulary, SITES)
         self.register_buffer("location_std", torch.tensor(float(location_std)))
 
@@ -111,7 +112,7 @@ class GlimpseCaptioner(PyroModule):
         said, layers, locations = [], [], []
         with pyro.plate("captions", words.shape[0], dim=-1):
             for t in range(1, len(given)):
-                with poutine.mask(mask=counted[t]):
+                with counting(counted[t]):
                     r2 = network.decide(drive, r1, r2)
                     choice = network.policy(r2.output, view.cells)
                     infer = self.declare_baselines(baselines, to_come[t], r2.output)
@@ -131,7 +132,7 @@ class GlimpseCaptioner(PyroModule):
         )
 
     def sample_look(
-        self, t: int, choice: Choice, cells: Cells, infer: Sequence[InferDict]
+        self, t: int, choice: Choice, cells: Cells, infer: Sequence[InferDict] = ({}, {})
     ) -> tuple[Tensor, Tensor]:
         """Samples sites ``layer_t`` and ``location_t``, for the guide as for the model."""
         layers, place = (parameter.to(self.location_std) for parameter in choice)
@@ -155,7 +156,11 @@ class GlimpseCaptioner(PyroModule):
         # Pyro's own key, which its type of ``infer`` leaves out.
         return [cast(InferDict, {"baseline": options}) for options in declared]
 
-    # What training and evaluation ask of a model.
+    # What training, evaluation and decoding ask of a model.
+
+    def speaker(self, paths: int | None = None) -> GlimpseSpeaker:
+        """Says sentences a word at a time, on ``paths`` sampled paths of looks; None: the modes'."""
+        return GlimpseSpeaker(self, paths)
 
     @torch.no_grad()
     def metrics(self, words: Tensor, mask: Tensor, *others: Any) -> dict[str, Measure]:
@@ -163,13 +168,15 @@ class GlimpseCaptioner(PyroModule):
 
         * ``nll_per_word``: -log of the mean probability of the sentence over paths, per word;
         * ``words``: number of words predicted per sentence, the end mark included;
+        * ``entropy``: of the choices of layer and location, in nats per word;
         * ``layer_l``: the fraction of looks at layer l.
         """
         *maps, samples = others
         with poutine.trace() as tracer, pyro.plate("samples", samples, dim=-2):
             script = self(words, mask, *maps)
         steps = range(1, words.shape[1])
-        sites = [tracer.trace.nodes[f"word_{t}"] for t in steps]
+        nodes: Any = tracer.trace.nodes
+        sites = [nodes[f"word_{t}"] for t in steps]
         probabilities = [site["fn"].log_prob(site["value"]) * site["mask"] for site in sites]
         each = torch.stack(torch.broadcast_tensors(*probabilities)).sum(0)
         each = each.expand(samples, len(words)).logsumexp(0) - math.log(samples)
@@ -179,10 +186,22 @@ class GlimpseCaptioner(PyroModule):
             "nll_per_word": Measure(-each / count, count),
             "words": Measure(count),
         }
+        entropies = [
+            nodes[f"{kind}_{t}"]["fn"].entropy().expand(samples, len(words)).mean(0)
+            for t in steps
+            for kind in ("layer", "location")
+        ]
+        undecided = torch.stack(entropies, -1).unflatten(-1, (-1, SITES)).sum(-1)
+        found["entropy"] = Measure((undecided * counted).sum(-1) / count, count)
         for layer in range(len(self.network.channels)):
             share = (script.layers == layer).expand(samples, *counted.shape).to(each.dtype).mean(0)
             found[f"layer_{layer}"] = Measure((share * counted).sum(-1) / count, count)
         return found
+
+
+def counting(mask: Tensor) -> AbstractContextManager[Any]:
+    """Sites count only where the mask ``[B]`` is true (Pyro's type asks for less than it takes)."""
+    return MaskMessenger(mask)  # type: ignore[arg-type]
 
 
 def _predict(baselines: SentenceBaselines, to_come: Tensor, site: int, state: Tensor) -> Tensor:

@@ -68,7 +68,7 @@ class ProposalNetwork(nn.Module):
         self.policy = policy
 
     def forward(self, r2: Tensor, label: Tensor, *context: Any) -> Any:
-        """What the policy says for ``r2 [..., B, inputs]`` and an embedded label ``[..., B, hidden]``."""
+        """What the policy says for ``r2 [..., B, inputs]``, an embedded label ``[..., B, hidden]``."""
         return self.policy(torch.relu(self.state(r2) + label), *context)
 
 

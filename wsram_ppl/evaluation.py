@@ -25,6 +25,19 @@ def pyro_settings(*, validate: bool) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def evaluating(*modules: nn.Module) -> Iterator[None]:
+    """Modules are in evaluation mode (no dropout) while entered, and then as they were."""
+    modes = [module.training for module in modules]
+    for module in modules:
+        module.eval()
+    try:
+        yield
+    finally:
+        for module, mode in zip(modules, modes, strict=True):
+            module.train(mode)
+
+
 class Measure(NamedTuple):
     """Something measured on each datum, and what the datum counts in the mean (by default 1).
 
@@ -75,13 +88,10 @@ def evaluate(
     Raises:
         InputError: no data.
     """
-    training = model.training, guide.training
-    model.eval()
-    guide.eval()
     nesting = getattr(model, "max_plate_nesting", float("inf"))
     totals: dict[str, Tensor] = {}
     examples = 0
-    try:
+    with evaluating(model, guide):
         for batch in batches:
             sample = importance_sample(
                 model, guide, *batch, num_particles=particles, max_plate_nesting=nesting
@@ -91,9 +101,6 @@ def evaluate(
             for name, measure in measures.items():
                 totals[name] = totals.get(name, 0.0) + measure.total()
             examples += batch[0].shape[0]
-    finally:
-        model.train(training[0])
-        guide.train(training[1])
     if examples == 0:
         raise InputError("there is no data to evaluate on")
     means = {name: float(total[0] / total[1]) for name, total in totals.items()}

@@ -332,7 +332,7 @@ class SceneCaptions:
         if not 0 <= noise < float("inf"):
             raise InputError(f"noise = {noise}: should be a number of at least 0")
         self.vocabulary = VOCABULARY
-        self.layer_shapes = LAYER_SHAPES
+        self.layer_shapes: tuple[tuple[int, int, int], ...] = LAYER_SHAPES
         self._held_out, self._noise, self._test_seed = held_out, noise, test_seed
         self._device = torch.device("cpu")
 
