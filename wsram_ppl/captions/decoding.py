@@ -28,6 +28,11 @@ class Looks(NamedTuple):
     sizes: Tensor
     weights: Tensor
 
+    def of(self, sentence: int) -> Looks:
+        """Those of one sentence, B = 1."""
+        one = slice(sentence, sentence + 1)
+        return Looks(*(part[:, one] for part in self))
+
 
 class Speaker(Protocol):
     """A model that says a word at a time, for K hypotheses about each of B pictures at once."""

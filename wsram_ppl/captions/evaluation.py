@@ -10,6 +10,7 @@ from torch import nn
 from wsram_ppl.captions.batches import CaptionSource, Examples, HeldOut
 from wsram_ppl.captions.bleu import Bleu, corpus_bleu
 from wsram_ppl.captions.decoding import Sentences, Speaker, beam_search, sample
+from wsram_ppl.data import DataSource
 from wsram_ppl.errors import InputError
 from wsram_ppl.evaluation import evaluating
 
@@ -90,9 +91,22 @@ def captions(
 
 
 def score(found: list[Caption]) -> Bleu:
-    """Corpus BLEU of captions; both they and their references are normalised already."""
+    """Corpus BLEU of captions (both they and their references are normalised already)."""
     return corpus_bleu(
         [caption.text for caption in found],
         [caption.references for caption in found],
         tokenisation="captions",
     )
+
+
+def split_of(source: DataSource, split: str | None) -> dict[str, Any]:
+    """The keyword that chooses a held-out split of a source; nothing for the default.
+
+    Raises:
+        InputError: the source has no splits to choose from.
+    """
+    if split is None:
+        return {}
+    if not isinstance(source, CaptionSource):
+        raise InputError(f"{type(source).__name__} has one held-out set: leave out --split")
+    return {"split": split}
