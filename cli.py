@@ -180,7 +180,7 @@ def _decoding(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option(
             "--longest",
             type=click.IntRange(min=1),
-            default=30,
+            default=20,
             show_default=True,
             help="Captions: words at most.",
         ),

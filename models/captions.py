@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from functools import partial
-from typing import Annotated, Any, Literal, NamedTuple, cast
+from typing import Annotated, Any, Literal, NamedTuple
 
 import pyro
 import pyro.distributions as dist
@@ -115,7 +114,7 @@ class GlimpseCaptioner(PyroModule):
                 with counting(counted[t]):
                     r2 = network.decide(drive, r1, r2)
                     choice = network.policy(r2.output, view.cells)
-                    infer = self.declare_baselines(baselines, to_come[t], r2.output)
+                    infer = [baselines.declare(site, r2.output, to_come[t]) for site in range(SITES)]
                     layer, location = self.sample_look(t, choice, view.cells, infer)
                     r1 = network.look(view, layer, location, drive, r1)
                     logits = network.say(r1).to(self.location_std)
@@ -144,17 +143,6 @@ class GlimpseCaptioner(PyroModule):
         else:
             where = dist.Normal(place, self.location_std).to_event(1)
         return layer, pyro.sample(f"location_{t}", where, infer=infer[1])
-
-    def declare_baselines(
-        self, baselines: SentenceBaselines, to_come: Tensor, r2: Tensor
-    ) -> list[InferDict]:
-        """``infer`` for the two sites of a word: a baseline on the state and the words to come."""
-        declared = [
-            {"nn_baseline": partial(_predict, baselines, to_come, site), "nn_baseline_input": r2}
-            for site in range(SITES)
-        ]
-        # Pyro's own key, which its type of ``infer`` leaves out.
-        return [cast(InferDict, {"baseline": options}) for options in declared]
 
     # What training, evaluation and decoding ask of a model.
 
@@ -202,7 +190,3 @@ class GlimpseCaptioner(PyroModule):
 def counting(mask: Tensor) -> AbstractContextManager[Any]:
     """Sites count only where the mask ``[B]`` is true (Pyro's type asks for less than it takes)."""
     return MaskMessenger(mask)  # type: ignore[arg-type]
-
-
-def _predict(baselines: SentenceBaselines, to_come: Tensor, site: int, state: Tensor) -> Tensor:
-    return baselines(state, to_come, site).float()  # type: ignore[no-any-return]

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import pyro
 import torch
 from pyro.nn import PyroModule
+from pyro.poutine.runtime import InferDict
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -87,6 +88,16 @@ class SiteBaselines(nn.Module):
         """For the site of that index, from an embedded label: ``[..., hidden] (twice) -> [...]``."""
         features = torch.relu(self.state(state) + label)
         return features @ self.out.weight[site] + self.out.bias[site]
+
+    def declare(self, site: int, state: Tensor, label: Tensor) -> InferDict:
+        """``infer`` of the site of that index: this prediction as its baseline, in Pyro's schema."""
+
+        def predict(state: Tensor) -> Tensor:
+            predicted: Tensor = self(state, label, site)
+            return predicted.float()
+
+        # Pyro's own key, which its type of ``infer`` leaves out.
+        return cast(InferDict, {"baseline": {"nn_baseline": predict, "nn_baseline_input": state}})
 
 
 class GlimpseEncoder(nn.Module):

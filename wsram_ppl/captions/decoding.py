@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from wsram_ppl.captions.vocabulary import END, START
+from wsram_ppl.captions.vocabulary import END, START, UNKNOWN
 from wsram_ppl.errors import InputError
 
 __all__ = ["Looks", "Sentences", "Speaker", "beam_search", "sample"]
@@ -72,7 +72,8 @@ def beam_search(
     """The most probable sentences that a beam finds.
 
     A finished hypothesis stays in the beam and competes with those that go on. With a beam of 1 this is
-    greedy decoding. What has not ended after ``longest`` words is cut there.
+    greedy decoding. What has not ended after ``longest`` words is cut there. The unknown word is no
+    word, and never said.
 
     Args:
         maps: for each layer ``[B, channels, height, width]``.
@@ -98,7 +99,7 @@ def beam_search(
         # A finished hypothesis has one continuation, at no cost.
         rest = torch.full_like(log_probs[0, 0], -torch.inf)
         rest[END] = 0.0
-        total = scores.unsqueeze(-1) + torch.where(ended.unsqueeze(-1), rest, log_probs)
+        total = scores.unsqueeze(-1) + torch.where(ended.unsqueeze(-1), rest, _sayable(log_probs))
         total = total.movedim(1, 0).flatten(1)  # [B, K * vocabulary]
         scores, best = total.topk(min(beam, total.shape[1]), -1)
         scores, best = scores.T, best.T
@@ -117,7 +118,7 @@ def beam_search(
 def sample(
     speaker: Speaker, maps: tuple[Tensor, ...], *, longest: int, temperature: float = 1.0
 ) -> Sentences:
-    """Sentences drawn a word at a time from the model's probabilities.
+    """Sentences drawn a word at a time from the model's probabilities, the unknown word left out.
 
     Args:
         maps: for each layer ``[B, channels, height, width]``.
@@ -137,7 +138,7 @@ def sample(
     words = log_probs.new_empty(*parents.shape, 0, dtype=torch.long)
     ended = torch.zeros_like(parents, dtype=torch.bool)
     for position in range(longest):
-        drawn = torch.distributions.Categorical(logits=log_probs / temperature).sample()
+        drawn = torch.distributions.Categorical(logits=_sayable(log_probs) / temperature).sample()
         said = drawn.masked_fill(ended, END)
         found = log_probs.gather(-1, said.unsqueeze(-1)).squeeze(-1)
         scores = scores + found.masked_fill(ended, 0.0)
@@ -152,6 +153,13 @@ def sample(
 def _begin(speaker: Speaker, maps: tuple[Tensor, ...]) -> tuple[Any, Tensor]:
     start = torch.full((1, maps[0].shape[0]), START, device=maps[0].device)
     return speaker.step(speaker.begin(*maps), torch.zeros_like(start), start)
+
+
+def _sayable(log_probs: Tensor) -> Tensor:
+    """``[..., vocabulary]`` without start mark and unknown word."""
+    unsaid = torch.zeros_like(log_probs[(0,) * (log_probs.dim() - 1)], dtype=torch.bool)
+    unsaid[START], unsaid[UNKNOWN] = True, True
+    return log_probs.masked_fill(unsaid, -torch.inf)
 
 
 def _finish(

@@ -27,7 +27,7 @@ class Decoding(NamedTuple):
 
     beam: int = 3
     paths: int = 0
-    longest: int = 30
+    longest: int = 20
     length_penalty: float = 0.7
 
 
