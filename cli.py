@@ -12,7 +12,7 @@ import shlex
 import sys
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -153,24 +153,59 @@ def train(
     _print_measures(summary)
 
 
+def _decoding(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options of how captions are decoded (:class:`wsram_ppl.captions.evaluation.Decoding`)."""
+    options = [
+        click.option(
+            "--beam",
+            type=click.IntRange(min=0),
+            default=3,
+            show_default=True,
+            help="Captions: sentences kept per picture while searching; 0: draw one at random.",
+        ),
+        click.option(
+            "--paths",
+            type=click.IntRange(min=0),
+            default=0,
+            show_default=True,
+            help="Captions: sampled paths of looks whose mean counts; 0: the most probable looks.",
+        ),
+        click.option(
+            "--length-penalty",
+            type=click.FloatRange(min=0),
+            default=0.7,
+            show_default=True,
+            help="Captions: 0 prefers short sentences, 1 the best mean per word.",
+        ),
+        click.option(
+            "--longest",
+            type=click.IntRange(min=1),
+            default=20,
+            show_default=True,
+            help="Captions: words at most.",
+        ),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
 @main.command()
 @_EXISTING_RUN
 @click.option(
     "--samples",
     type=click.IntRange(min=1),
-    default=20,
-    show_default=True,
-    help="Glimpse sequences behind each prediction.",
+    help="Glimpse sequences behind each prediction; by default 20, for captions 10.",
 )
 @click.option(
     "--particles",
     type=click.IntRange(min=1),
-    default=100,
-    show_default=True,
-    help="Particles of the log-likelihood bound.",
+    help="Particles of the log-likelihood bound; by default 100, for captions 10.",
 )
 @click.option("--examples", type=click.IntRange(min=1), help="Held-out examples; by default all.")
 @click.option("--batch-size", type=click.IntRange(min=1), default=100, show_default=True)
+@click.option("--split", type=click.Choice(["dev", "test"]), help="Held-out split of captions.")
+@_decoding
 @click.option(
     "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the samples drawn."
 )
@@ -178,38 +213,58 @@ def train(
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def evaluate(
     run: Path,
-    samples: int,
-    particles: int,
+    samples: int | None,
+    particles: int | None,
     examples: int | None,
     batch_size: int,
+    split: str | None,
     seed: int,
     device: str,
     as_json: bool,
+    **how: Any,
 ) -> None:
     """Measure the trained RUN on held-out data.
 
     log_likelihood is the importance bound with many particles of the run's guide, in nats per example;
-    ess is that sample's effective size.
+    ess is that sample's effective size. A model that writes captions is also scored by BLEU, with a
+    caption for each picture.
     """
     _register()
     import torch
 
     from wsram_ppl import evaluation
+    from wsram_ppl.captions import evaluation as captions
     from wsram_ppl.devices import resolve_device
     from wsram_ppl.runs import RunDirectory
 
     with evaluation.pyro_settings(validate=False):
         _, parts, step = RunDirectory(run).load(resolve_device(device))
         torch.manual_seed(seed)
-        batches = parts.data.evaluation_batches(batch_size, examples)
+        speaks = captions.can_speak(parts.model)
+        chosen = captions.split_of(parts.data, split)
         result = evaluation.evaluate(
-            parts.model, parts.guide, batches, samples=samples, particles=particles
+            parts.model,
+            parts.guide,
+            parts.data.evaluation_batches(batch_size, examples, **chosen),
+            samples=samples or (10 if speaks else 20),
+            particles=particles or (10 if speaks else 100),
         )
-    result["updates"] = step
+        result["updates"] = step
+        bleu = None
+        if speaks:
+            result["log_likelihood_per_word"] = result["log_likelihood"] / result["words"]
+            decoding = captions.Decoding(**how)
+            described = captions.captions(
+                parts.model, parts.data, decoding, examples=examples, batch_size=batch_size, **chosen
+            )
+            bleu = captions.score(list(described))
     if as_json:
-        click.echo(json.dumps(result))
-    else:
-        _print_measures(result)
+        extra = {**bleu.to_data(), **how} if bleu else {}
+        click.echo(json.dumps({**result, **extra}))
+        return
+    _print_measures(result)
+    for line in bleu.lines() if bleu else ():
+        click.echo(f"  {line}")
 
 
 @main.command()
@@ -599,6 +654,53 @@ def features(experiment: Path, overrides: tuple[str, ...], device: str) -> None:
         count, seconds = len(store.rows) + len(store.unreadable) - begun[0], time.monotonic() - begun[1]
         work = f"{count:,} computed in {seconds:.0f} s ({count / max(seconds, 1e-9):.1f} per second)"
     click.echo(f"{store.folder}: {len(store.rows):,} photos, maps of {shapes}; {work}")
+
+
+@main.command()
+@_EXISTING_RUN
+@click.argument("photos", nargs=-1, required=True)
+@_decoding
+@click.option(
+    "--out", type=click.Path(path_type=Path), help="Folder of the pictures; by default RUN/captions."
+)
+@click.option(
+    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the samples drawn."
+)
+@click.option("--device", default="cpu", show_default=True, help="auto, cpu, cuda, cuda:N or mps.")
+def caption(
+    run: Path, photos: tuple[str, ...], out: Path | None, seed: int, device: str, **how: Any
+) -> None:
+    """Describe PHOTOS by the trained RUN, and draw where it looked for each word.
+
+    \b
+    PHOTOS are files; for a run on generated scenes, numbers of held-out scenes.
+    A picture shows, for each word, the layer and the part of the photo that were looked at.
+
+    \b
+    Example:
+      python cli.py caption runs/flickr8k photo1.jpg photo2.jpg
+    """
+    _register()
+    import torch
+
+    from wsram_ppl import evaluation
+    from wsram_ppl.captions import CaptionSource
+    from wsram_ppl.captions.evaluation import Decoding, describe
+    from wsram_ppl.captions.pictures import draw_captions
+    from wsram_ppl.devices import resolve_device
+    from wsram_ppl.runs import RunDirectory
+
+    with evaluation.pyro_settings(validate=False):
+        spec, parts, _ = RunDirectory(run).load(resolve_device(device))
+        if not isinstance(parts.data, CaptionSource):
+            raise InputError(f"data source '{spec.data.name}' has no captions: {run} writes none")
+        torch.manual_seed(seed)
+        pictures = parts.data.look_up(photos)
+        sentences = describe(parts.model, pictures, Decoding(**how))
+        files = draw_captions(parts.data, pictures.names, sentences, out or run / "captions")
+    for name, words, file in zip(photos, sentences.words.tolist(), files, strict=True):
+        click.echo(f"{name}: {parts.data.vocabulary.decode(words)}")
+        click.echo(f"  {file}")
 
 
 @main.command()

@@ -10,7 +10,7 @@ from pyro.nn import PyroModule
 from torch import Tensor
 
 from models.digits import GlimpseClassifier
-from models.networks import ProposalNetwork, Sight, SiteBaselines, submodule
+from models.networks import Policy, ProposalNetwork, Sight, SiteBaselines, submodule
 from wsram_ppl.errors import InputError
 from wsram_ppl.registry import GUIDES
 
@@ -39,7 +39,8 @@ class InferenceNetwork(PyroModule):
         network = model.network
         hidden = hidden or network.hidden
         self._model = (model,)  # in a tuple, lest nn.Module registers it
-        self.network = ProposalNetwork(network.hidden, hidden, model.classes, len(model.scales))
+        policy = Policy(hidden, len(model.scales))
+        self.network = ProposalNetwork(network.hidden, hidden, model.classes, policy)
         self.baselines = SiteBaselines(network.hidden, model.classes, 2 * model.num_glimpses)
 
     @property

@@ -191,7 +191,7 @@ class GlimpseClassifier(PyroModule):
 
 def _predict(baselines: SiteBaselines, site: int, inputs: tuple[Tensor, Tensor]) -> Tensor:
     state, labels = inputs
-    return baselines(state, labels, site).float()  # type: ignore[no-any-return]
+    return baselines(state, baselines.label(labels), site).float()  # type: ignore[no-any-return]
 
 
 def _centre_of_brightness(images: Tensor) -> Tensor:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import pyro
 import torch
 from pyro.nn import PyroModule
+from pyro.poutine.runtime import InferDict
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -59,18 +60,17 @@ class Policy(nn.Module):
 
 
 class ProposalNetwork(nn.Module):
-    """The inference network: a layer on [r2, one_hot(y)] and a policy of the usual form."""
+    """The inference network: a layer on [r2, one_hot(y)] and a policy of the model's form."""
 
-    def __init__(self, inputs: int, hidden: int, classes: int, num_scales: int) -> None:
+    def __init__(self, inputs: int, hidden: int, classes: int, policy: nn.Module) -> None:
         super().__init__()
         self.state = nn.Linear(inputs, hidden)
         self.label = nn.Embedding(classes, hidden)  # with `state`: a layer on [r2, one_hot(y)]
-        self.policy = Policy(hidden, num_scales)
+        self.policy = policy
 
-    def forward(self, r2: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
-        """A policy from ``r2 [..., B, inputs]`` and an embedded label ``[..., B, hidden]``."""
-        policy: tuple[Tensor, Tensor] = self.policy(torch.relu(self.state(r2) + label))
-        return policy
+    def forward(self, r2: Tensor, label: Tensor, *context: Any) -> Any:
+        """What the policy says for ``r2 [..., B, inputs]``, an embedded label ``[..., B, hidden]``."""
+        return self.policy(torch.relu(self.state(r2) + label), *context)
 
 
 class SiteBaselines(nn.Module):
@@ -84,10 +84,20 @@ class SiteBaselines(nn.Module):
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.out.bias)
 
-    def forward(self, state: Tensor, labels: Tensor, site: int) -> Tensor:
-        """``[..., hidden], [...] -> [...]`` for the site of that index."""
-        features = torch.relu(self.state(state) + self.label(labels))
+    def forward(self, state: Tensor, label: Tensor, site: int) -> Tensor:
+        """For the site of that index, from an embedded label: ``[..., hidden] (twice) -> [...]``."""
+        features = torch.relu(self.state(state) + label)
         return features @ self.out.weight[site] + self.out.bias[site]
+
+    def declare(self, site: int, state: Tensor, label: Tensor) -> InferDict:
+        """``infer`` of the site of that index: this prediction as its baseline, in Pyro's schema."""
+
+        def predict(state: Tensor) -> Tensor:
+            predicted: Tensor = self(state, label, site)
+            return predicted.float()
+
+        # Pyro's own key, which its type of ``infer`` leaves out.
+        return cast(InferDict, {"baseline": {"nn_baseline": predict, "nn_baseline_input": state}})
 
 
 class GlimpseEncoder(nn.Module):

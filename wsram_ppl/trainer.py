@@ -100,6 +100,14 @@ class Trainer:
         parts.objective.regularizer = self.exploration
         self.optimizer = make_optimizer(self.training, parts.model, parts.guide)
         self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        # The gradient of a baseline's regression may be thousands of times as long as the model's.
+        followed = {
+            id(p) for group in parameter_groups(parts.model, parts.guide).values() for p in group
+        }
+        self._clipped = [
+            [p for p in self.parameters if id(p) in followed],
+            [p for p in self.parameters if id(p) not in followed],
+        ]
         self.loss, self.optimizer = self.fabric.setup(
             parts.objective(parts.model, parts.guide), self.optimizer
         )
@@ -171,8 +179,9 @@ class Trainer:
         self._seed(_SAMPLES)
         self.optimizer.zero_grad(set_to_none=True)
         self.fabric.backward(self.loss(*prepared) / training.batch_size)
-        norm = nn.utils.clip_grad_norm_(self.parameters, training.gradient_clip or math.inf)
-        self._finite &= norm.isfinite()
+        for parameters in self._clipped:
+            norm = nn.utils.clip_grad_norm_(parameters, training.gradient_clip or math.inf)
+            self._finite &= norm.isfinite()
         if check:
             self.check(batch)
         self.optimizer.step()
@@ -220,7 +229,8 @@ class Trainer:
         objective, model = self.experiment.objective, self.experiment.model
         self._seed(_LOGGING)
         measures = batch_metrics(model, batch, objective.num_particles)
-        values = {name: value.mean() for name, value in measures.items()}
+        totals = {name: measure.total() for name, measure in measures.items()}
+        values = {name: total[0] / total[1] for name, total in totals.items()}
         values = {**objective.statistics, **values}
         self.check(batch)
         numbers = {name: float(value) for name, value in values.items()}

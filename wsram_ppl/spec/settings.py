@@ -76,7 +76,8 @@ class Training(BaseModel):
         guide_learning_rate: of the guide's own parameters; None: as ``learning_rate``.
         optimizer: the class in ``torch.optim``.
         weight_decay: as that class understands it, >= 0.
-        gradient_clip: largest norm of the whole gradient; None (in TOML 0 or "none"): no clipping.
+        gradient_clip: largest norm of the gradient, of coefficient networks (``baselines``) and of all
+            else each; None (in TOML 0 or "none"): no clipping.
         seed: of everything random in the run.
         log_every: updates between rows of the metrics.
         eval_every: updates between evaluations on held-out data; 0: never.
