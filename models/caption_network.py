@@ -75,6 +75,11 @@ class View(NamedTuple):
     second: State
 
 
+def wide(x: Tensor) -> Tensor:
+    """``x`` in float32 at least: products may be in bfloat16, memory and log-densities not."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 def make_cells(maps: tuple[Tensor, ...]) -> Cells:
     """Maps ``[B, channels, height, width]`` as cells, scaled, with their places as further channels."""
     laid_out, sizes, centres, layers = [], [], [], []
@@ -160,7 +165,7 @@ class GridPolicy(nn.Module):
         """``[..., B, hidden] -> Choice``, scores for ``place``."""
         queries = self.query(state).split(self.widths, -1)
         scores = [
-            torch.einsum("...bc,bnc->...bn", query, features.to(query.dtype)).float() / width**0.5
+            wide(torch.einsum("...bc,bnc->...bn", query, features.to(query.dtype))) / width**0.5
             for query, features, width in zip(queries, cells.maps, self.widths, strict=True)
         ]
         layers = [score.logsumexp(-1) - score.new_tensor(score.shape[-1]).log() for score in scores]
@@ -173,7 +178,7 @@ class PlacePolicy(Policy):
     def forward(self, state: Tensor, cells: Cells) -> Choice:  # type: ignore[override]
         """``[..., B, hidden] -> Choice``, a mean for ``place``."""
         mean, layers = super().forward(state)
-        return Choice(layers.float(), mean.float())
+        return Choice(wide(layers), wide(mean))
 
 
 class LSTMLayer(nn.Module):
@@ -194,7 +199,7 @@ class LSTMLayer(nn.Module):
         """``[..., B, inputs], [..., B, 4 hidden] -> [..., B, hidden]``, with broadcasting."""
         shape = torch.broadcast_shapes(new.shape[:-1], state.output.shape[:-1])
         both = torch.cat([part.expand(*shape, -1) for part in (new, state.output)], -1)
-        gates = (self.gates(both) + drive).float()
+        gates = wide(self.gates(both) + drive)
         opened, candidate = gates.split([3 * self.hidden, self.hidden], -1)
         write, keep, show = torch.sigmoid(opened).chunk(3, -1)
         memory = keep * state.memory + write * torch.tanh(candidate)
@@ -249,7 +254,7 @@ class CaptionNetwork(nn.Module):
         whole = torch.relu(self.whole(torch.cat(mean, -1)))
         if torch.is_autocast_enabled(whole.device.type):  # once, not at every word
             cells = cells._replace(maps=tuple(features.to(whole.dtype) for features in cells.maps))
-        nothing = whole.new_zeros(whole.shape, dtype=torch.float32)
+        nothing = torch.zeros_like(wide(whole))
         state = State(nothing, nothing)
         return View(cells, self.picture(whole), state, state)
 

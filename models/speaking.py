@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from models.caption_network import State, View
+from models.caption_network import State, View, wide
 from wsram_ppl.captions.decoding import Looks
 from wsram_ppl.handlers import Mode
 
@@ -77,7 +77,7 @@ class GlimpseSpeaker:
         else:
             layer, location = self.model.sample_look(t, choice, view.cells)
         first = network.look(view, layer, location, drive, first)
-        coming = torch.log_softmax(network.say(first).float(), -1)
+        coming = torch.log_softmax(wide(network.say(first)), -1)
         layers = torch.cat([_follow(state.layers, parents), layer.unsqueeze(-1)], -1)
         axis = -1 if network.by_cell else -2
         before = _follow(state.locations, parents).to(location.dtype)

@@ -22,7 +22,7 @@ _SIDE = 176  # of a photo in the picture, its longer one
 _GAP = 8
 _LINE = 20
 _INK, _PAPER = "#202124", "#ffffff"
-_DIM = 0.45  # brightness of what was not looked at
+_DIM = 0.5  # brightness of what was not looked at
 
 
 def draw_caption(
@@ -50,12 +50,13 @@ def draw_caption(
     tiles = [_tile(small, "", None)]
     best = int(looks.weights[:, 0].argmax())
     for t, word in enumerate(words):
-        light = np.full((small.height, small.width), _DIM)
+        seen_by = np.zeros((small.height, small.width))
         for s in range(looks.layers.shape[0]):
             left, top, right, low = _box(looks, s, t, small)
-            light[top:low, left:right] += (1 - _DIM) * float(looks.weights[s, 0])
+            seen_by[top:low, left:right] += float(looks.weights[s, 0])
+        light = _DIM + (1 - _DIM) * seen_by / seen_by.max()
         layer = int(looks.layers[best, 0, t])
-        seen = Image.fromarray((np.asarray(small) * np.minimum(light, 1.0)[..., None]).astype(np.uint8))
+        seen = Image.fromarray((np.asarray(small) * light[..., None]).astype(np.uint8))
         left, top, right, low = _box(looks, best, t, small)
         colour = COLOURS[layer % len(COLOURS)]
         ImageDraw.Draw(seen).rectangle([left, top, right - 1, low - 1], outline=colour, width=2)
