@@ -21,6 +21,9 @@ from wsram_ppl.schedules import NonNegativeSchedule, PositiveSchedule, Schedule
 #: Keys of ``[training]`` that do not change the trained weights: where and how often to look.
 IMMATERIAL: Final = (
     "device",
+    "devices",
+    "strategy",
+    "num_nodes",
     "threads",
     "prefetch",
     "log_every",
@@ -71,7 +74,7 @@ class Training(BaseModel):
 
     Attributes:
         steps: number of updates.
-        batch_size: examples per update.
+        batch_size: examples per update, of all processes together.
         learning_rate: of the model's parameters, >= 0.
         guide_learning_rate: of the guide's own parameters; None: as ``learning_rate``.
         optimizer: the class in ``torch.optim``.
@@ -88,6 +91,11 @@ class Training(BaseModel):
             (:meth:`wsram_ppl.trainer.Trainer.probe`); 0: never.
         probe_repeats: gradients drawn in each, at least 2.
         device: auto, cpu, cuda, cuda:N or mps.
+        devices: processes on this machine, one for each GPU (or so many on the CPU); they share each
+            minibatch.
+        strategy: "ddp": gradients are summed over processes at every update; "auto": that, if there
+            are several.
+        num_nodes: machines, each with so many devices.
         precision: of the arithmetic, as in Lightning Fabric.
         matmul_precision: of products of float32 matrices, as in
             ``torch.set_float32_matmul_precision``: "medium" multiplies in bfloat16 where the processor
@@ -126,6 +134,9 @@ class Training(BaseModel):
     probe_every: NonNegativeInt = 0
     probe_repeats: Annotated[int, Field(ge=2)] = 20
     device: Annotated[str, AfterValidator(check_device)] = "cpu"
+    devices: PositiveInt = 1
+    strategy: Literal["auto", "ddp"] = "auto"
+    num_nodes: PositiveInt = 1
     precision: Literal["32-true", "64-true", "bf16-mixed"] = "32-true"
     matmul_precision: Literal["highest", "high", "medium"] = "highest"
     threads: NonNegativeInt = 0
