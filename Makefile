@@ -2,6 +2,7 @@
 # make test    own environment, install with test extras, the whole test suite
 # make check   lint, types and the wheel's contents (after make test's install)
 # make bench   speed, as ratios
+# make profile where an update's time goes
 
 PYTHON ?= python3
 VENV   := .venv
@@ -10,7 +11,7 @@ BIN    := $(VENV)/bin
 STEPS  := 9000
 RUN    := runs/demo-$(shell date +%Y%m%d-%H%M%S)
 
-.PHONY: demo test check lint types wheel bench clean
+.PHONY: demo test check lint types wheel bench profile clean
 
 demo: $(VENV)/.installed-cli
 	$(BIN)/python cli.py train experiments/digits.toml --set training.steps=$(STEPS) --out $(RUN)
@@ -36,6 +37,9 @@ wheel: $(VENV)/.installed-test
 
 bench: $(VENV)/.installed-test
 	$(BIN)/python benchmarks/digits.py
+
+profile: $(VENV)/.installed-test
+	$(BIN)/python benchmarks/breakdown.py
 
 # Installed once per environment, and again only when the requirements change.
 $(VENV)/.installed-cli: $(VENV)/.created pyproject.toml

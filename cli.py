@@ -12,19 +12,14 @@ import shlex
 import sys
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from wsram_ppl import __version__
 from wsram_ppl.errors import Elsewhere, InputError, Interrupted, RunError, exit_code
-
-if TYPE_CHECKING:
-    from tqdm import tqdm
-
-    from wsram_ppl.studies.jobs import Job
 
 _EXISTING_RUN = click.argument("run", type=click.Path(path_type=Path))
 
@@ -115,6 +110,7 @@ def train(
     _register()
     from wsram_ppl import training
     from wsram_ppl.processes import first_process
+    from wsram_ppl.progress import RunBar
     from wsram_ppl.runs import SPEC, RunDirectory
     from wsram_ppl.spec import load_spec
 
@@ -143,7 +139,7 @@ def train(
         return
     for note in spec.notes:
         click.echo(f"note: {note}", err=True)
-    with _Bar(spec.training.steps) as bar:
+    with RunBar(spec.training.steps) as bar:
         summary = training.train(spec, run, bar.update)
     click.echo(
         f"{run}: {summary['updates']} updates in {summary['seconds']:.0f} s "
@@ -152,24 +148,59 @@ def train(
     _print_measures(summary)
 
 
+def _decoding(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options of how captions are decoded (:class:`wsram_ppl.captions.evaluation.Decoding`)."""
+    options = [
+        click.option(
+            "--beam",
+            type=click.IntRange(min=0),
+            default=3,
+            show_default=True,
+            help="Captions: sentences kept per picture while searching; 0: draw one at random.",
+        ),
+        click.option(
+            "--paths",
+            type=click.IntRange(min=0),
+            default=0,
+            show_default=True,
+            help="Captions: sampled paths of looks whose mean counts; 0: the most probable looks.",
+        ),
+        click.option(
+            "--length-penalty",
+            type=click.FloatRange(min=0),
+            default=0.7,
+            show_default=True,
+            help="Captions: 0 prefers short sentences, 1 the best mean per word.",
+        ),
+        click.option(
+            "--longest",
+            type=click.IntRange(min=1),
+            default=20,
+            show_default=True,
+            help="Captions: words at most.",
+        ),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
 @main.command()
 @_EXISTING_RUN
 @click.option(
     "--samples",
     type=click.IntRange(min=1),
-    default=20,
-    show_default=True,
-    help="Glimpse sequences behind each prediction.",
+    help="Glimpse sequences behind each prediction; by default 20, for captions 10.",
 )
 @click.option(
     "--particles",
     type=click.IntRange(min=1),
-    default=100,
-    show_default=True,
-    help="Particles of the log-likelihood bound.",
+    help="Particles of the log-likelihood bound; by default 100, for captions 10.",
 )
 @click.option("--examples", type=click.IntRange(min=1), help="Held-out examples; by default all.")
 @click.option("--batch-size", type=click.IntRange(min=1), default=100, show_default=True)
+@click.option("--split", type=click.Choice(["dev", "test"]), help="Held-out split of captions.")
+@_decoding
 @click.option(
     "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the samples drawn."
 )
@@ -177,38 +208,58 @@ def train(
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def evaluate(
     run: Path,
-    samples: int,
-    particles: int,
+    samples: int | None,
+    particles: int | None,
     examples: int | None,
     batch_size: int,
+    split: str | None,
     seed: int,
     device: str,
     as_json: bool,
+    **how: Any,
 ) -> None:
     """Measure the trained RUN on held-out data.
 
     log_likelihood is the importance bound with many particles of the run's guide, in nats per example;
-    ess is that sample's effective size.
+    ess is that sample's effective size. A model that writes captions is also scored by BLEU, with a
+    caption for each picture.
     """
     _register()
     import torch
 
     from wsram_ppl import evaluation
+    from wsram_ppl.captions import evaluation as captions
     from wsram_ppl.devices import resolve_device
     from wsram_ppl.runs import RunDirectory
 
     with evaluation.pyro_settings(validate=False):
         _, parts, step = RunDirectory(run).load(resolve_device(device))
         torch.manual_seed(seed)
-        batches = parts.data.evaluation_batches(batch_size, examples)
+        speaks = captions.can_speak(parts.model)
+        chosen = captions.split_of(parts.data, split)
         result = evaluation.evaluate(
-            parts.model, parts.guide, batches, samples=samples, particles=particles
+            parts.model,
+            parts.guide,
+            parts.data.evaluation_batches(batch_size, examples, **chosen),
+            samples=samples or (10 if speaks else 20),
+            particles=particles or (10 if speaks else 100),
         )
-    result["updates"] = step
+        result["updates"] = step
+        bleu = None
+        if speaks:
+            result["log_likelihood_per_word"] = result["log_likelihood"] / result["words"]
+            decoding = captions.Decoding(**how)
+            described = captions.captions(
+                parts.model, parts.data, decoding, examples=examples, batch_size=batch_size, **chosen
+            )
+            bleu = captions.score(list(described))
     if as_json:
-        click.echo(json.dumps(result))
-    else:
-        _print_measures(result)
+        extra = {**bleu.to_data(), **how} if bleu else {}
+        click.echo(json.dumps({**result, **extra}))
+        return
+    _print_measures(result)
+    for line in bleu.lines() if bleu else ():
+        click.echo(f"  {line}")
 
 
 @main.command()
@@ -366,6 +417,7 @@ def compare(
       python cli.py compare experiments/table1.toml --out studies/table1 --jobs 2
     """
     _register()
+    from wsram_ppl.progress import StudyBars
     from wsram_ppl.studies.comparison import compare as run_study
     from wsram_ppl.studies.definition import load_study
     from wsram_ppl.studies.report import write_report
@@ -379,7 +431,7 @@ def compare(
     loaded = load_study(study, overrides)
     folder = out or Path("studies") / study.stem
     call = shlex.join(["python", *sys.argv])
-    with _StudyBars() as bars:
+    with StudyBars() as bars:
         result = run_study(
             loaded, folder, train_command, bars, jobs=jobs, run_missing=not report_only, call=call
         )
@@ -448,102 +500,6 @@ def _print_measures(measures: Mapping[str, Any]) -> None:
         click.echo(f"  {name:<12} {text}")
 
 
-class _Bar:
-    """A progress bar on standard error, silent where that is not a terminal."""
-
-    def __init__(self, steps: int) -> None:
-        from tqdm import tqdm
-
-        self._bar = tqdm(total=steps, unit="update", disable=None, dynamic_ncols=True)
-
-    def __enter__(self) -> _Bar:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._bar.close()
-
-    def update(self, step: int, numbers: Mapping[str, float] | None) -> None:
-        self._bar.update(step - self._bar.n)
-        if numbers is not None:
-            shown = {
-                "error": f"{numbers['error']:.0%}" if "error" in numbers else None,
-                "bound": f"{numbers['bound']:.3f}",
-                "ess": f"{numbers['ess']:.2f}",
-            }
-            self._bar.set_postfix({k: v for k, v in shown.items() if v is not None})
-
-
-class _StudyBars:
-    """A bar for each run at work and one for all; one line for each run that has ended.
-
-    The bars are silent where standard error is not a terminal.
-    """
-
-    def __init__(self) -> None:
-        self._bars: dict[str, tqdm[Any]] = {}
-        self._all: tqdm[Any] | None = None
-        self._begun: dict[str, float] = {}
-        self._count, self._total = 0, 0
-
-    def __enter__(self) -> _StudyBars:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        for bar in (*self._bars.values(), self._all):
-            if bar is not None:
-                bar.close()
-
-    def noted(self, text: str) -> None:
-        from tqdm import tqdm
-
-        tqdm.write(f"note: {text}", file=sys.stderr)
-
-    def planned(self, jobs: Sequence[Job]) -> None:
-        if self._all is not None:
-            self._all.close()
-        self._count, self._total = 0, len(jobs)
-        self._all = self._bar("all", sum(job.steps for job in jobs), position=0)
-
-    def started(self, job: Job) -> None:
-        taken = {bar.pos for bar in self._bars.values()}
-        position = next(n for n in range(1, len(taken) + 2) if -n not in taken)
-        self._bars[job.name] = self._bar(job.name, job.steps, position)
-        self._begun[job.name] = time.monotonic()
-
-    def progressed(self, job: Job, step: int, numbers: Mapping[str, float]) -> None:
-        bar = self._bars[job.name]
-        assert self._all is not None
-        self._all.update(step - bar.n)
-        bar.update(step - bar.n)
-        if "error" in numbers:
-            bar.set_postfix_str(f"error {numbers['error']:.0%}")
-
-    def ended(self, job: Job, failure: str | None) -> None:
-        from tqdm import tqdm
-
-        bar = self._bars.pop(job.name)
-        assert self._all is not None
-        self._all.update(job.steps - bar.n)
-        bar.close()
-        self._count += 1
-        seconds = time.monotonic() - self._begun.pop(job.name)
-        end = f"finished in {seconds:.0f} s" if failure is None else f"failed: {failure}"
-        tqdm.write(f"[{self._count}/{self._total}] {job.name} {end}")
-
-    def _bar(self, name: str, steps: int, position: int) -> tqdm[Any]:
-        from tqdm import tqdm
-
-        return tqdm(
-            total=steps,
-            desc=name,
-            unit="update",
-            position=position,
-            leave=False,
-            disable=None,
-            dynamic_ncols=True,
-        )
-
-
 @main.command()
 @click.argument("experiment", type=click.Path(path_type=Path))
 @click.option(
@@ -598,6 +554,53 @@ def features(experiment: Path, overrides: tuple[str, ...], device: str) -> None:
         count, seconds = len(store.rows) + len(store.unreadable) - begun[0], time.monotonic() - begun[1]
         work = f"{count:,} computed in {seconds:.0f} s ({count / max(seconds, 1e-9):.1f} per second)"
     click.echo(f"{store.folder}: {len(store.rows):,} photos, maps of {shapes}; {work}")
+
+
+@main.command()
+@_EXISTING_RUN
+@click.argument("photos", nargs=-1, required=True)
+@_decoding
+@click.option(
+    "--out", type=click.Path(path_type=Path), help="Folder of the pictures; by default RUN/captions."
+)
+@click.option(
+    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the samples drawn."
+)
+@click.option("--device", default="cpu", show_default=True, help="auto, cpu, cuda, cuda:N or mps.")
+def caption(
+    run: Path, photos: tuple[str, ...], out: Path | None, seed: int, device: str, **how: Any
+) -> None:
+    """Describe PHOTOS by the trained RUN, and draw where it looked for each word.
+
+    \b
+    PHOTOS are files; for a run on generated scenes, numbers of held-out scenes.
+    A picture shows, for each word, the layer and the part of the photo that were looked at.
+
+    \b
+    Example:
+      python cli.py caption runs/flickr8k photo1.jpg photo2.jpg
+    """
+    _register()
+    import torch
+
+    from wsram_ppl import evaluation
+    from wsram_ppl.captions import CaptionSource
+    from wsram_ppl.captions.evaluation import Decoding, describe
+    from wsram_ppl.captions.pictures import draw_captions
+    from wsram_ppl.devices import resolve_device
+    from wsram_ppl.runs import RunDirectory
+
+    with evaluation.pyro_settings(validate=False):
+        spec, parts, _ = RunDirectory(run).load(resolve_device(device))
+        if not isinstance(parts.data, CaptionSource):
+            raise InputError(f"data source '{spec.data.name}' has no captions: {run} writes none")
+        torch.manual_seed(seed)
+        pictures = parts.data.look_up(photos)
+        sentences = describe(parts.model, pictures, Decoding(**how))
+        files = draw_captions(parts.data, pictures.names, sentences, out or run / "captions")
+    for name, words, file in zip(photos, sentences.words.tolist(), files, strict=True):
+        click.echo(f"{name}: {parts.data.vocabulary.decode(words)}")
+        click.echo(f"  {file}")
 
 
 @main.command()

@@ -10,7 +10,7 @@ from pyro.nn import PyroModule
 from torch import Tensor
 
 from models.digits import GlimpseClassifier
-from models.networks import ProposalNetwork, SiteBaselines, submodule
+from models.networks import Policy, ProposalNetwork, Sight, SiteBaselines, submodule
 from wsram_ppl.errors import InputError
 from wsram_ppl.registry import GUIDES
 
@@ -39,7 +39,8 @@ class InferenceNetwork(PyroModule):
         network = model.network
         hidden = hidden or network.hidden
         self._model = (model,)  # in a tuple, lest nn.Module registers it
-        self.network = ProposalNetwork(network.hidden, hidden, model.classes, len(model.scales))
+        policy = Policy(hidden, len(model.scales))
+        self.network = ProposalNetwork(network.hidden, hidden, model.classes, policy)
         self.baselines = SiteBaselines(network.hidden, model.classes, 2 * model.num_glimpses)
 
     @property
@@ -48,7 +49,7 @@ class InferenceNetwork(PyroModule):
 
     def forward(
         self,
-        images: Tensor,
+        images: Tensor | Sight,
         labels: Tensor | None = None,
         observations: Mapping[str, Tensor] | None = None,
     ) -> None:
@@ -65,7 +66,7 @@ class InferenceNetwork(PyroModule):
         model, network = self.model, self.model.network
         label = proposal.label(labels)
         pyramid, r1, r2 = network.start(images)
-        with pyro.plate("images", images.shape[0], dim=-1):
+        with pyro.plate("images", r2.shape[0], dim=-1):
             for n in range(model.num_glimpses):
                 infer = model.declare_baseline(baselines, n, r2.detach(), labels)
                 location, scale = model.sample_glimpse(n, proposal(r2.detach(), label), infer)

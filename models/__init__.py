@@ -1,5 +1,6 @@
 """Prediction networks as Pyro models; importing this package registers them by name."""
 
+from models.captions import GlimpseCaptioner
 from models.digits import GlimpseClassifier
 
-__all__ = ["GlimpseClassifier"]
+__all__ = ["GlimpseCaptioner", "GlimpseClassifier"]

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import pyro
 import torch
 from pyro.nn import PyroModule
+from pyro.poutine.runtime import InferDict
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -59,18 +60,17 @@ class Policy(nn.Module):
 
 
 class ProposalNetwork(nn.Module):
-    """The inference network: a layer on [r2, one_hot(y)] and a policy of the usual form."""
+    """The inference network: a layer on [r2, one_hot(y)] and a policy of the model's form."""
 
-    def __init__(self, inputs: int, hidden: int, classes: int, num_scales: int) -> None:
+    def __init__(self, inputs: int, hidden: int, classes: int, policy: nn.Module) -> None:
         super().__init__()
         self.state = nn.Linear(inputs, hidden)
         self.label = nn.Embedding(classes, hidden)  # with `state`: a layer on [r2, one_hot(y)]
-        self.policy = Policy(hidden, num_scales)
+        self.policy = policy
 
-    def forward(self, r2: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
-        """A policy from ``r2 [..., B, inputs]`` and an embedded label ``[..., B, hidden]``."""
-        policy: tuple[Tensor, Tensor] = self.policy(torch.relu(self.state(r2) + label))
-        return policy
+    def forward(self, r2: Tensor, label: Tensor, *context: Any) -> Any:
+        """What the policy says for ``r2 [..., B, inputs]``, an embedded label ``[..., B, hidden]``."""
+        return self.policy(torch.relu(self.state(r2) + label), *context)
 
 
 class SiteBaselines(nn.Module):
@@ -84,10 +84,20 @@ class SiteBaselines(nn.Module):
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.out.bias)
 
-    def forward(self, state: Tensor, labels: Tensor, site: int) -> Tensor:
-        """``[..., hidden], [...] -> [...]`` for the site of that index."""
-        features = torch.relu(self.state(state) + self.label(labels))
+    def forward(self, state: Tensor, label: Tensor, site: int) -> Tensor:
+        """For the site of that index, from an embedded label: ``[..., hidden] (twice) -> [...]``."""
+        features = torch.relu(self.state(state) + label)
         return features @ self.out.weight[site] + self.out.bias[site]
+
+    def declare(self, site: int, state: Tensor, label: Tensor) -> InferDict:
+        """``infer`` of the site of that index: this prediction as its baseline, in Pyro's schema."""
+
+        def predict(state: Tensor) -> Tensor:
+            predicted: Tensor = self(state, label, site)
+            return predicted.float()
+
+        # Pyro's own key, which its type of ``infer`` leaves out.
+        return cast(InferDict, {"baseline": {"nn_baseline": predict, "nn_baseline_input": state}})
 
 
 class GlimpseEncoder(nn.Module):
@@ -105,6 +115,20 @@ class GlimpseEncoder(nn.Module):
         what = torch.relu(self.what(patch))
         where = torch.relu(self.where(location) + self.which(scale))
         return torch.relu(self.glimpse(what * where))
+
+
+class Sight:
+    """Images as the network sees them, before any parameter.
+
+    No dataclass: Lightning Fabric would copy one, tensor by tensor, at every call.
+
+    Args:
+        pyramid: what glimpses are read from.
+        context: the images at low resolution, ``[B, context * context]``.
+    """
+
+    def __init__(self, pyramid: Pyramid, context: Tensor) -> None:
+        self.pyramid, self.context = pyramid, context
 
 
 class GlimpseNetwork(nn.Module):
@@ -136,12 +160,17 @@ class GlimpseNetwork(nn.Module):
         self.policy = Policy(hidden, len(scales))
         self.label = nn.Linear(hidden, classes)
 
+    def see(self, images: Tensor) -> Sight:
+        """``images [B, height, width]`` as the network sees them."""
+        context = F.adaptive_avg_pool2d(images.unsqueeze(1), self.context).flatten(1)
+        return Sight(build_pyramid(images, self.scales, self.patch), context)
+
     @shared
-    def start(self, images: Tensor) -> tuple[Pyramid, Tensor, Tensor]:
-        """``images [B, height, width]`` -> what glimpses are read from, and r1, r2 before any."""
-        small = F.adaptive_avg_pool2d(images.unsqueeze(1), self.context).flatten(1)
-        r2 = self.context_layers(small)
-        return build_pyramid(images, self.scales, self.patch), torch.zeros_like(r2), r2
+    def start(self, images: Tensor | Sight) -> tuple[Pyramid, Tensor, Tensor]:
+        """Images, or what was seen of them -> what glimpses are read from, and r1, r2 before any."""
+        sight = self.see(images) if isinstance(images, Tensor) else images
+        r2 = self.context_layers(sight.context)
+        return sight.pyramid, torch.zeros_like(r2), r2
 
     @shared
     def look(self, pyramid: Pyramid, location: Tensor, scale: Tensor, r1: Tensor) -> Tensor:

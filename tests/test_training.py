@@ -319,6 +319,37 @@ def test_optimisers_and_precisions(optimizer: str, precision: str, tmp_path: Pat
     assert all(torch.isfinite(value).all() for value in weights(run).values())
 
 
+def test_prefetching_changes_no_bit(tmp_path: Path) -> None:
+    found = []
+    for prefetch in ("true", "false"):
+        spec = make_spec(f"training.prefetch={prefetch}", "training.probe_every=4")
+        run = RunDirectory(tmp_path / prefetch)
+        train(spec, run)
+        found.append(weights(run))
+    assert all(value.equal(found[1][name]) for name, value in found[0].items())
+
+
+def test_a_model_prepares_its_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the model's ``prepare`` returns is what model and guide get; the numbers stay the same."""
+    found = []
+    for prepare in (models.GlimpseClassifier.prepare, None):
+        monkeypatch.setattr(models.GlimpseClassifier, "prepare", prepare)
+        run = RunDirectory(tmp_path / str(len(found)))
+        train(make_spec(), run)
+        found.append(weights(run))
+    assert all(value.equal(found[1][name]) for name, value in found[0].items())
+
+
+def test_matrix_products_are_as_precise_as_asked_for() -> None:
+    try:
+        Trainer.start(make_spec("training.matmul_precision=medium"))
+        assert torch.get_float32_matmul_precision() == "medium"
+        Trainer.start(make_spec())
+        assert torch.get_float32_matmul_precision() == "highest"
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
 def test_threads_are_as_asked_for() -> None:
     try:
         Trainer.start(make_spec("training.threads=2"))
@@ -395,7 +426,8 @@ def test_numbers_that_are_not_finite_stop_the_run(rate: str, validate: bool, tmp
 
 def test_what_is_not_finite_is_named_and_dumped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The step, the site, a dump; the last good checkpoint stays, and its weights are good."""
-    spec = make_spec("training.checkpoint_every=2", "training.log_every=100")
+    settings = ["checkpoint_every=2", "log_every=100", "prefetch=false"]
+    spec = make_spec(*(f"training.{setting}" for setting in settings))
     run = RunDirectory(tmp_path / "run")
     batch, classify = PlacedDigits.training_batch, GlimpseNetwork.classify
     steps: list[int] = []

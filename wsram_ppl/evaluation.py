@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyro
 import torch
@@ -27,13 +27,44 @@ def pyro_settings(*, validate: bool) -> Iterator[None]:
         yield
 
 
-def batch_metrics(model: nn.Module, batch: tuple[Tensor, ...], samples: int) -> dict[str, Tensor]:
-    """The model's own per-datum measures ``[B]`` of a batch, if it has a method ``metrics``.
+@contextmanager
+def evaluating(*modules: nn.Module) -> Iterator[None]:
+    """Modules are in evaluation mode (no dropout) while entered, and then as they were."""
+    modes = [module.training for module in modules]
+    for module in modules:
+        module.eval()
+    try:
+        yield
+    finally:
+        for module, mode in zip(modules, modes, strict=True):
+            module.train(mode)
 
-    ``metrics(*batch, samples)`` may return any of them, ``error`` among them where there is one.
+
+class Measure(NamedTuple):
+    """Something measured on each datum, and what the datum counts in the mean (by default 1).
+
+    A measure per word of a sentence, say, counts as often as the sentence has words.
+    """
+
+    values: Tensor
+    weights: Tensor | None = None
+
+    def total(self) -> Tensor:
+        """``[2]``, float64: the weighted sum and the sum of weights."""
+        values = self.values.double()
+        weights = torch.ones_like(values) if self.weights is None else self.weights.to(values)
+        return torch.stack([(values * weights).sum(), weights.sum()])
+
+
+def batch_metrics(model: nn.Module, batch: tuple[Tensor, ...], samples: int) -> dict[str, Measure]:
+    """The model's own measures of each datum of a batch, if it has a method ``metrics``.
+
+    ``metrics(*batch, samples)`` may return any by name, ``error`` among them where there is one: values
+    ``[B]``, or a :class:`Measure`.
     """
     measure = getattr(model, "metrics", None)
-    return {} if measure is None else dict(measure(*batch, samples))
+    found = {} if measure is None else measure(*batch, samples)
+    return {k: v if isinstance(v, Measure) else Measure(v) for k, v in found.items()}
 
 
 @torch.no_grad()
@@ -61,13 +92,10 @@ def evaluate(
     Raises:
         InputError: no data.
     """
-    training = model.training, guide.training
-    model.eval()
-    guide.eval()
     nesting = getattr(model, "max_plate_nesting", float("inf"))
     totals: dict[str, Tensor] = {}
     examples = 0
-    try:
+    with evaluating(model, guide):
         for whole in batches:
             size = whole[0].shape[0]
             examples += size
@@ -78,16 +106,13 @@ def evaluate(
                 sample = importance_sample(
                     model, guide, *batch, num_particles=particles, max_plate_nesting=nesting
                 )
-                measures = {"log_likelihood": sample.bound, "ess": sample.ess}
+                measures = {"log_likelihood": Measure(sample.bound), "ess": Measure(sample.ess)}
                 measures |= batch_metrics(model, batch, samples)
-            for name, value in measures.items():
-                totals[name] = totals.get(name, 0.0) + value.double().sum()
-    finally:
-        model.train(training[0])
-        guide.train(training[1])
+            for name, measure in measures.items():
+                totals[name] = totals.get(name, 0.0) + measure.total()
     if examples == 0:
         raise InputError("there is no data to evaluate on")
     if share:
         totals = collectives.sum_by_name(totals)
-    means = {name: float(total) / examples for name, total in totals.items()}
+    means = {name: float(total[0] / total[1]) for name, total in totals.items()}
     return means | {"particles": particles, "samples": samples, "examples": examples}

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from pyro.nn import PyroModule
@@ -15,11 +15,12 @@ from torch.optim import Optimizer
 
 from wsram_ppl import collectives
 from wsram_ppl.data import training_rows
+from wsram_ppl.data.ahead import Minibatches
 from wsram_ppl.devices import seed_for
 from wsram_ppl.diagnostics import gradient_moments, parameter_groups
 from wsram_ppl.divergence import find_cause
 from wsram_ppl.errors import Diverged, InputError, RunError
-from wsram_ppl.evaluation import batch_metrics, evaluate
+from wsram_ppl.evaluation import Measure, batch_metrics, evaluate
 from wsram_ppl.exploration import Exploration
 from wsram_ppl.processes import Processes
 from wsram_ppl.runs import RunDirectory, Saved, strip
@@ -72,6 +73,19 @@ def compile_networks(program: nn.Module) -> int:
     return count
 
 
+class Minibatch(NamedTuple):
+    """What an update works on.
+
+    Attributes:
+        batch: of the data source.
+        prepared: the same as model and guide are to get it: by the model's own
+            ``prepare(*batch)``, if it has one (what needs no parameter, done ahead of the update).
+    """
+
+    batch: tuple[Tensor, ...]
+    prepared: tuple[Any, ...]
+
+
 @dataclass
 class Trainer:
     """One run's parts, on their device, and how far it has come.
@@ -109,12 +123,23 @@ class Trainer:
         parts.objective.regularizer = self.exploration
         self.optimizer = make_optimizer(self.training, parts.model, parts.guide)
         self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        # The gradient of a baseline's regression may be thousands of times as long as the model's.
+        followed = {
+            id(p) for group in parameter_groups(parts.model, parts.guide).values() for p in group
+        }
+        self._clipped = [
+            [p for p in self.parameters if id(p) in followed],
+            [p for p in self.parameters if id(p) not in followed],
+        ]
         self.loss, self.optimizer = self.fabric.setup(
             parts.objective(parts.model, parts.guide), self.optimizer
         )
         if self.share.count > 1:
             self.copy_from_first()
         self._finite = torch.ones((), dtype=torch.bool, device=self.fabric.device)
+        self._minibatches = Minibatches(
+            self._minibatch, self.training.steps, ahead=self.training.prefetch
+        )
         self._buffers = {
             (part, name): dict(getattr(parts, part).named_buffers())[name]
             for part, name in parts.scheduled
@@ -129,6 +154,7 @@ class Trainer:
         """
         if spec.training.threads:
             torch.set_num_threads(spec.training.threads)
+        torch.set_float32_matmul_precision(spec.training.matmul_precision)
         processes = processes or Processes.launch(spec.training)
         torch.manual_seed(seed_for(spec.training.seed, _PARAMETERS))
         with processes.one_after_the_other():  # the first may download what the others then find
@@ -154,17 +180,21 @@ class Trainer:
         Raises:
             InputError: it cannot, or it holds what is not a number.
         """
-        for index, part in enumerate(self._training_batch(0)):
+        for index, part in enumerate(self._minibatches.extra(self.step).batch):
             if not part.isfinite().all():
                 raise InputError(
                     f"data {self.spec.data.name!r}: part {index} of the first minibatch is not finite"
                 )
 
-    def _training_batch(self, step: int) -> tuple[Tensor, ...]:
+    @torch.no_grad()
+    def _minibatch(self, step: int) -> Minibatch:
         """This process's rows of the minibatch of an update."""
-        training, data = self.training, self.experiment.data
+        parts, training = self.experiment, self.training
         size = training.batch_size
-        return self._cast(training_rows(data, step, size, training.seed, self.share.rows(size)))
+        rows = self.share.rows(size)
+        batch = self._cast(training_rows(parts.data, step, size, training.seed, rows))
+        prepare: Callable[..., tuple[Any, ...]] | None = getattr(parts.model, "prepare", None)
+        return Minibatch(batch, batch if prepare is None else prepare(*batch))
 
     def _cast(self, batch: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """The batch in double precision where the model is."""
@@ -200,14 +230,15 @@ class Trainer:
         """
         training = self.training
         self.schedule(self.step / max(training.steps - 1, 1))  # the last update is at the end
-        batch = self._training_batch(self.step)
+        batch, prepared = self._minibatches(self.step)
         self._seed(_SAMPLES)
         self.optimizer.zero_grad(set_to_none=True)
         with self._explained(batch, self.step + 1), self.share.drawing(training.batch_size):
-            self.fabric.backward(self.loss(*batch) / training.batch_size)
+            self.fabric.backward(self.loss(*prepared) / training.batch_size)
         self._sum_gradients(signal)
-        norm = nn.utils.clip_grad_norm_(self.parameters, training.gradient_clip or math.inf)
-        self._finite &= norm.isfinite()
+        for parameters in self._clipped:
+            norm = nn.utils.clip_grad_norm_(parameters, training.gradient_clip or math.inf)
+            self._finite &= norm.isfinite()
         if check:
             self.check(batch)
         self.optimizer.step()
@@ -281,8 +312,9 @@ class Trainer:
         self._seed(_LOGGING)
         with self._explained(batch, self.step), self.share.drawing(self.training.batch_size):
             measures = batch_metrics(model, batch, objective.num_particles)
-        own = {name: value.mean() for name, value in measures.items()}
-        values = collectives.mean_by_name({**objective.statistics, **own})
+        measures = {name: Measure(value) for name, value in objective.statistics.items()} | measures
+        totals = collectives.sum_by_name({name: each.total() for name, each in measures.items()})
+        values = {name: total[0] / total[1] for name, total in totals.items()}
         self.check(batch)
         numbers = {name: float(value) for name, value in values.items()}
         bad = [name for name, value in numbers.items() if not math.isfinite(value)]
@@ -316,7 +348,7 @@ class Trainer:
         if there had been no probe.
         """
         training, parts = self.training, self.experiment
-        batch = self._training_batch(_PROBE_STEP)
+        minibatch = self._minibatches.extra(_PROBE_STEP)
         self._seed(_PROBE)
         groups = {"model": parameter_groups(parts.model, parts.guide)["model"]}
         with self.fabric.autocast(), self.share.drawing(training.batch_size):
@@ -324,7 +356,7 @@ class Trainer:
                 parts.objective,
                 parts.model,
                 parts.guide,
-                *batch,
+                *minibatch.prepared,
                 repeats=training.probe_repeats,
                 groups=groups,
             )["model"]

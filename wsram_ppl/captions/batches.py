@@ -24,6 +24,7 @@ __all__ = [
     "Rows",
     "check_whole",
     "generator",
+    "options_of",
 ]
 
 #: (words [B, T + 1], mask [B, T + 1], *maps); see :mod:`wsram_ppl.captions`.
@@ -56,10 +57,14 @@ class CaptionSource(DataSource, Protocol):
     Attributes:
         vocabulary: the words of the batches.
         layer_shapes: (channels, height, width) of each layer's map.
+        model_options: what these say to a model (:func:`options_of`).
     """
 
     vocabulary: Vocabulary
     layer_shapes: tuple[tuple[int, int, int], ...]
+
+    @property
+    def model_options(self) -> dict[str, Any]: ...
 
     def examples(
         self, size: int, limit: int | None = None, split: HeldOut = "dev"
@@ -74,6 +79,12 @@ class CaptionSource(DataSource, Protocol):
     def pictures(self, names: Sequence[str]) -> list[npt.NDArray[np.uint8]]:
         """The pictures themselves, each [height, width, 3], for drawing."""
         ...
+
+
+def options_of(source: CaptionSource) -> dict[str, Any]:
+    """The options of a model that follow from the data: number of words, and channels of each layer."""
+    channels = tuple(channels for channels, _, _ in source.layer_shapes)
+    return {"vocabulary": len(source.vocabulary), "channels": channels}
 
 
 class EncodedCaptions:

@@ -24,6 +24,7 @@ from wsram_ppl.captions.batches import (
     Rows,
     check_whole,
     generator,
+    options_of,
 )
 from wsram_ppl.captions.features import (
     FeatureStore,
@@ -172,6 +173,10 @@ class FlickrCaptions:
             progress=progress,
         )
         return store, (*data.notices, *store.notices())
+
+    @property
+    def model_options(self) -> dict[str, Any]:
+        return options_of(self)
 
     def training_batch(self, step: int, size: int, seed: int) -> CaptionBatch:
         """The batch of update ``step``: ``size`` captions; a pure function of its arguments.

@@ -27,7 +27,7 @@ import torch
 from pydantic import Field, NonNegativeInt, PositiveInt
 from torch import Tensor
 
-from wsram_ppl.captions.batches import CaptionBatch, Examples, HeldOut, check_whole
+from wsram_ppl.captions.batches import CaptionBatch, Examples, HeldOut, check_whole, options_of
 from wsram_ppl.captions.vocabulary import END, START, Vocabulary
 from wsram_ppl.errors import InputError
 from wsram_ppl.registry import DATA_SOURCES
@@ -332,9 +332,13 @@ class SceneCaptions:
         if not 0 <= noise < float("inf"):
             raise InputError(f"noise = {noise}: should be a number of at least 0")
         self.vocabulary = VOCABULARY
-        self.layer_shapes = LAYER_SHAPES
+        self.layer_shapes: tuple[tuple[int, int, int], ...] = LAYER_SHAPES
         self._held_out, self._noise, self._test_seed = held_out, noise, test_seed
         self._device = torch.device("cpu")
+
+    @property
+    def model_options(self) -> dict[str, Any]:
+        return options_of(self)
 
     def training_batch(self, step: int, size: int, seed: int) -> CaptionBatch:
         """The batch of update ``step``: ``size`` scenes that no other step has.

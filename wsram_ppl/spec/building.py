@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -35,13 +36,17 @@ class Experiment:
 def build(spec: Spec) -> Experiment:
     """Constructs the components; seed torch before, since the parameters are drawn here.
 
+    A data source may have an attribute ``model_options``: what its data imply for a model, by the name
+    of the option, like the number of words. A model that has the option gets the value, unless the
+    spec sets it.
+
     Raises:
         InputError: a component does not accept its options, is not of the right kind, or cannot be
             scheduled as asked.
         RunError: a component failed otherwise.
     """
     data = _construct("data", spec.data)
-    model = _construct("model", spec.model)
+    model = _construct("model", spec.model, implied=getattr(data, "model_options", {}))
     guide = _construct("guide", spec.guide, model)
     objective = _construct("objective", spec.objective)
     scheduled: dict[tuple[Literal["model", "guide"], str], Schedule] = {}
@@ -57,11 +62,13 @@ def build(spec: Spec) -> Experiment:
     return Experiment(model, guide, objective, data, scheduled)
 
 
-def _construct(section: str, component: Component, *leading: object) -> Any:
+def _construct(
+    section: str, component: Component, *leading: object, implied: Mapping[str, Any] | None = None
+) -> Any:
     cls = component_class(section, component.name)
     known = constructor_options(section, cls).known
     schedules = _schedules(section, component)
-    arguments: dict[str, Any] = {}
+    arguments = {name: value for name, value in (implied or {}).items() if name in known}
     for name, value in component.options.items():
         if name in schedules:
             arguments[name] = schedules[name].initial

@@ -25,6 +25,7 @@ IMMATERIAL: Final = (
     "strategy",
     "num_nodes",
     "threads",
+    "prefetch",
     "log_every",
     "eval_every",
     "eval_examples",
@@ -78,7 +79,8 @@ class Training(BaseModel):
         guide_learning_rate: of the guide's own parameters; None: as ``learning_rate``.
         optimizer: the class in ``torch.optim``.
         weight_decay: as that class understands it, >= 0.
-        gradient_clip: largest norm of the whole gradient; None (in TOML 0 or "none"): no clipping.
+        gradient_clip: largest norm of the gradient, of coefficient networks (``baselines``) and of all
+            else each; None (in TOML 0 or "none"): no clipping.
         seed: of everything random in the run.
         log_every: updates between rows of the metrics.
         eval_every: updates between evaluations on held-out data; 0: never.
@@ -95,7 +97,11 @@ class Training(BaseModel):
             are several.
         num_nodes: machines, each with so many devices.
         precision: of the arithmetic, as in Lightning Fabric.
+        matmul_precision: of products of float32 matrices, as in
+            ``torch.set_float32_matmul_precision``: "medium" multiplies in bfloat16 where the processor
+            can, "high" in TF32 on GPUs; sums and everything else stay in float32.
         threads: of one operation on the CPU; 0: torch's default.
+        prefetch: whether a thread of its own prepares the next minibatch while one trains.
         validate_sites: whether Pyro checks distributions and site shapes at every update (slow);
             ``validate`` in TOML.
         compile: whether the plain networks are compiled.
@@ -132,7 +138,9 @@ class Training(BaseModel):
     strategy: Literal["auto", "ddp"] = "auto"
     num_nodes: PositiveInt = 1
     precision: Literal["32-true", "64-true", "bf16-mixed"] = "32-true"
+    matmul_precision: Literal["highest", "high", "medium"] = "highest"
     threads: NonNegativeInt = 0
+    prefetch: bool = True
     # Another name here, since pydantic's BaseModel has a method "validate".
     validate_sites: bool = Field(default=False, alias="validate")
     compile: bool = False

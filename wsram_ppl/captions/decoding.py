@@ -1,0 +1,180 @@
+"""From next-word probabilities to sentences: beam search and sampling, for any model that can speak."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from wsram_ppl.captions.vocabulary import END, START, UNKNOWN
+from wsram_ppl.errors import InputError
+
+__all__ = ["Looks", "Sentences", "Speaker", "beam_search", "sample"]
+
+
+class Looks(NamedTuple):
+    """Where a model looked for each of T words of B sentences, on each of S paths.
+
+    Attributes:
+        layers: ``[S, B, T]``, of the conv net.
+        centres: ``[S, B, T, 2]``, (x, y), the picture spanning [-1, 1]^2, y downwards.
+        sizes: ``[S, B, T, 2]``, width and height of what was read, in the same units.
+        weights: ``[S, B]``, of the paths given the words before the last; they sum to 1.
+    """
+
+    layers: Tensor
+    centres: Tensor
+    sizes: Tensor
+    weights: Tensor
+
+    def of(self, sentence: int) -> Looks:
+        """Those of one sentence, B = 1."""
+        one = slice(sentence, sentence + 1)
+        return Looks(*(part[:, one] for part in self))
+
+
+class Speaker(Protocol):
+    """A model that says a word at a time, for K hypotheses about each of B pictures at once."""
+
+    def begin(self, *maps: Tensor) -> Any:
+        """What it knows before the first word: one hypothesis per picture."""
+
+    def step(self, state: Any, parents: Tensor, words: Tensor) -> tuple[Any, Tensor]:
+        """Goes on with hypotheses ``parents [K, B]`` of the state, each followed by ``words [K, B]``.
+
+        Returns:
+            The state, of K hypotheses, and log-probabilities of their next words, ``[K, B, words]``.
+        """
+
+    def looks(self, state: Any, chosen: Tensor) -> Looks | None:
+        """Where it looked, for the hypotheses ``chosen [B]``; None for a model that does not look."""
+
+
+class Sentences(NamedTuple):
+    """Sentences about B pictures.
+
+    Attributes:
+        words: ``[B, T]``, without start mark; from the first end mark on, end marks.
+        log_probability: ``[B]``, of the sentence, in nats; in which the end mark counts.
+        looks: where the model looked for each word, if it tells.
+    """
+
+    words: Tensor
+    log_probability: Tensor
+    looks: Looks | None
+
+
+@torch.no_grad()
+def beam_search(
+    speaker: Speaker, maps: tuple[Tensor, ...], *, beam: int, longest: int, length_penalty: float = 0.0
+) -> Sentences:
+    """The most probable sentences that a beam finds.
+
+    A finished hypothesis stays in the beam and competes with those that go on. With a beam of 1 this is
+    greedy decoding. What has not ended after ``longest`` words is cut there. The unknown word is no
+    word, and never said.
+
+    Args:
+        maps: for each layer ``[B, channels, height, width]``.
+        beam: hypotheses per picture.
+        longest: words per sentence, end mark included.
+        length_penalty: the best of the beam is that of the largest log-probability over
+            length ** length_penalty: 0 prefers short sentences, 1 the mean per word.
+
+    Raises:
+        InputError: a number out of range.
+    """
+    if beam < 1 or longest < 1 or length_penalty < 0:
+        raise InputError(
+            "beam and longest should be at least 1 and length_penalty at least 0, not "
+            f"{beam}, {longest} and {length_penalty}"
+        )
+    state, log_probs = _begin(speaker, maps)
+    batch, vocabulary = log_probs.shape[1:]
+    scores = log_probs.new_zeros(1, batch)
+    words = log_probs.new_empty(1, batch, 0, dtype=torch.long)
+    ended = torch.zeros(1, batch, dtype=torch.bool, device=scores.device)
+    for position in range(longest):
+        # A finished hypothesis has one continuation, at no cost.
+        rest = torch.full_like(log_probs[0, 0], -torch.inf)
+        rest[END] = 0.0
+        total = scores.unsqueeze(-1) + torch.where(ended.unsqueeze(-1), rest, _sayable(log_probs))
+        total = total.movedim(1, 0).flatten(1)  # [B, K * vocabulary]
+        scores, best = total.topk(min(beam, total.shape[1]), -1)
+        scores, best = scores.T, best.T
+        parents, said = best // vocabulary, best % vocabulary
+        words = torch.cat([_follow(words, parents), said.unsqueeze(-1)], -1)
+        ended = ended.gather(0, parents) | (said == END)
+        if position + 1 == longest or bool(ended.all()):
+            break
+        state, log_probs = speaker.step(state, parents, said)
+    lengths = ((words == END).cumsum(-1) == 0).sum(-1) + ended  # with the end mark, if it came
+    chosen = (scores / lengths.clamp_min(1).to(scores) ** length_penalty).argmax(0)
+    return _finish(speaker, state, parents, words, scores, chosen)
+
+
+@torch.no_grad()
+def sample(
+    speaker: Speaker, maps: tuple[Tensor, ...], *, longest: int, temperature: float = 1.0
+) -> Sentences:
+    """Sentences drawn a word at a time from the model's probabilities, the unknown word left out.
+
+    Args:
+        maps: for each layer ``[B, channels, height, width]``.
+        longest: words per sentence, end mark included.
+        temperature: log-probabilities are divided by it; 1 is the model itself.
+
+    Raises:
+        InputError: a number out of range.
+    """
+    if longest < 1 or temperature <= 0:
+        raise InputError(
+            f"longest should be at least 1 and temperature above 0, not {longest} and {temperature}"
+        )
+    state, log_probs = _begin(speaker, maps)
+    parents = torch.zeros_like(log_probs[..., 0], dtype=torch.long)
+    scores = torch.zeros_like(log_probs[..., 0])
+    words = log_probs.new_empty(*parents.shape, 0, dtype=torch.long)
+    ended = torch.zeros_like(parents, dtype=torch.bool)
+    for position in range(longest):
+        drawn = torch.distributions.Categorical(logits=_sayable(log_probs) / temperature).sample()
+        said = drawn.masked_fill(ended, END)
+        found = log_probs.gather(-1, said.unsqueeze(-1)).squeeze(-1)
+        scores = scores + found.masked_fill(ended, 0.0)
+        words = torch.cat([words, said.unsqueeze(-1)], -1)
+        ended = ended | (said == END)
+        if position + 1 == longest or bool(ended.all()):
+            break
+        state, log_probs = speaker.step(state, parents, said)
+    return _finish(speaker, state, parents, words, scores, parents[0])
+
+
+def _begin(speaker: Speaker, maps: tuple[Tensor, ...]) -> tuple[Any, Tensor]:
+    start = torch.full((1, maps[0].shape[0]), START, device=maps[0].device)
+    return speaker.step(speaker.begin(*maps), torch.zeros_like(start), start)
+
+
+def _sayable(log_probs: Tensor) -> Tensor:
+    """``[..., vocabulary]`` without start mark and unknown word."""
+    unsaid = torch.zeros_like(log_probs[(0,) * (log_probs.dim() - 1)], dtype=torch.bool)
+    unsaid[START], unsaid[UNKNOWN] = True, True
+    return log_probs.masked_fill(unsaid, -torch.inf)
+
+
+def _finish(
+    speaker: Speaker, state: Any, parents: Tensor, words: Tensor, scores: Tensor, chosen: Tensor
+) -> Sentences:
+    """The chosen [B] of the hypotheses [K, B]; the state is of the step before the last words."""
+    pick = chosen.unsqueeze(0)
+    return Sentences(
+        _follow(words, pick)[0],
+        scores.gather(0, pick)[0],
+        speaker.looks(state, parents.gather(0, pick)[0]),
+    )
+
+
+def _follow(words: Tensor, parents: Tensor) -> Tensor:
+    """``[K, B, t]`` of the parents ``[K', B]``."""
+    index = parents.unsqueeze(-1).expand(*parents.shape, words.shape[-1])
+    return words.gather(0, index)
