@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from models.networks import Policy, SiteBaselines
+from wsram_ppl.errors import InputError
 from wsram_ppl.handlers import shared
 
 #: Channels that every cell has beside its features: x, y and a constant.
@@ -218,7 +219,6 @@ class CaptionNetwork(nn.Module):
         hidden: units of both layers, of words and of what is seen.
         words: of the vocabulary.
         channels: of each layer of the conv net.
-        policy: chooses where to look.
         by_cell: whether places are cells.
         dropout: of words, what is seen, and the state that words are predicted from.
     """
@@ -248,7 +248,17 @@ class CaptionNetwork(nn.Module):
 
     @shared
     def start(self, *maps: Tensor) -> View:
-        """``maps [B, channels, height, width]`` -> what the words are told from."""
+        """``maps [B, channels, height, width]`` -> what the words are told from.
+
+        Raises:
+            InputError: the maps are not those that the network was made for.
+        """
+        found = tuple(features.shape[1] for features in maps)
+        if found != self.channels:
+            raise InputError(
+                f"the captioner reads maps of {list(self.channels)} channels, but the data have "
+                f"{list(found)}: leave model.channels to the data"
+            )
         cells = make_cells(maps)
         mean = [features.mean(1)[..., :-_PLACE] for features in cells.maps]
         whole = torch.relu(self.whole(torch.cat(mean, -1)))

@@ -41,6 +41,7 @@ def train(spec: Spec, run: RunDirectory, progress: Progress | None = None) -> di
     with pyro_settings(validate=spec.training.validate_sites), Signals() as signals:
         trainer = Trainer.start(spec)
         run.claim(spec)
+        run.keep_data(trainer.experiment.data)
         summary = run.summary()
         if summary is not None:
             return summary
