@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from wsram_ppl import __version__
-from wsram_ppl.errors import InputError, Interrupted, RunError
+from wsram_ppl.errors import Elsewhere, InputError, Interrupted, RunError, exit_code
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -44,16 +44,11 @@ class _Commands(click.Group):
             if os.environ.get("WSRAM_TRACEBACK"):
                 raise
             text = " ".join(str(error).split())
-            if isinstance(error, InputError):
-                click.echo(f"error: {text}", err=True)
-                ctx.exit(2)
-            if isinstance(error, Interrupted):
-                click.echo(text, err=True)
-                ctx.exit(error.exit_code)
-            if not isinstance(error, RunError):
+            if not isinstance(error, (InputError, RunError)):
                 text = f"{type(error).__name__}: {text} (WSRAM_TRACEBACK=1 shows where)"
-            click.echo(f"error: {text}", err=True)
-            ctx.exit(1)
+            if not isinstance(error, Elsewhere):
+                click.echo(text if isinstance(error, Interrupted) else f"error: {text}", err=True)
+            ctx.exit(exit_code(error))
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
@@ -119,6 +114,7 @@ def train(
     """
     _register()
     from wsram_ppl import training
+    from wsram_ppl.processes import first_process
     from wsram_ppl.runs import SPEC, RunDirectory
     from wsram_ppl.spec import load_spec
 
@@ -141,9 +137,12 @@ def train(
         device=device,
         seed=seed,
     )
+    run = RunDirectory(out or _free_directory(experiment.stem))
+    if not first_process():
+        training.train(spec, run)
+        return
     for note in spec.notes:
         click.echo(f"note: {note}", err=True)
-    run = RunDirectory(out or _free_directory(experiment.stem))
     with _Bar(spec.training.steps) as bar:
         summary = training.train(spec, run, bar.update)
     click.echo(
@@ -496,7 +495,7 @@ def _print_measures(measures: Mapping[str, Any]) -> None:
     )
     lines["ess"] = f"{measures['ess']:.2f} of {measures['particles']}"
     shown = {"error", "log_likelihood", "ess", "samples", "particles", "examples"}
-    shown |= {"updates", "seconds", "updates_per_second", "torch", "device", "threads"}
+    shown |= {"updates", "seconds", "updates_per_second", "torch", "device", "threads", "processes"}
     for name, value in measures.items():
         if name not in shown:
             lines[name] = f"{value:.4g}"

@@ -1,7 +1,8 @@
 """How fast is training, as ratios measured in one run: ``make bench``.
 
 Each row times its contestants in turn, round after round, and compares medians, so that whatever else
-the machine does falls on all of them alike. One thread, unless ``--threads`` says otherwise.
+the machine does falls on all of them alike. One thread, unless ``--threads`` says otherwise; where the
+next minibatch is prepared ahead, that is done by a second one.
 """
 
 from __future__ import annotations
@@ -37,15 +38,21 @@ EXPERIMENT = Path(__file__).resolve().parent.parent / "experiments" / "digits.to
 Contestants = dict[str, Callable[[], object]]
 
 
-def medians(contestants: Contestants, rounds: int) -> dict[str, float]:
-    """Median milliseconds of each, measured in turns after a few rounds to warm up."""
+def medians(contestants: Contestants, rounds: int, block: int = 1) -> dict[str, float]:
+    """Median milliseconds of each, measured in turns after a few rounds to warm up.
+
+    Args:
+        block: calls in a row that are timed as one.
+    """
     times: dict[str, list[float]] = {name: [] for name in contestants}
-    for turn in range(rounds + 5):
+    for turn in range(rounds + 3):
         for name, work in contestants.items():
             start = time.perf_counter()
-            work()
-            if turn >= 5:
-                times[name].append(1e3 * (time.perf_counter() - start))
+            for _ in range(block):
+                work()
+            if turn >= 3:
+                times[name].append(1e3 * (time.perf_counter() - start) / block)
+            time.sleep(0.02)  # what a thread of its still prepares is not the next one's burden
     return {name: statistics.median(found) for name, found in times.items()}
 
 
@@ -84,22 +91,35 @@ def _row(what: str, ours: float, against: str, theirs: float) -> None:
 
 
 def _whole_update(rounds: int) -> None:
-    trainer = Trainer.start(load_spec(EXPERIMENT))
     digits, _ = read_sample()
     plain = PlainLoop(digits.images.float() / 255, digits.labels)
-    data = trainer.experiment.data
-    found = medians(
-        {
-            "ours": trainer.update,
-            "plain": plain.update,
-            "data": lambda: data.training_batch(trainer.step, 64, 0),
-            "plain data": lambda: plain.batch(64),
-        },
-        rounds,
-    )
-    _row("one update of `cli.py train`", found["ours"], "a plain PyTorch loop", found["plain"])
-    _row("its minibatch", found["data"], "by affine_grid, grid_sample", found["plain data"])
-    print(f"\ndata preparation: {found['data'] / found['ours']:.1%} of an update\n")
+    contestants: Contestants = {"plain": plain.update}
+    trainers = {
+        ahead: Trainer.start(load_spec(EXPERIMENT, [f"training.prefetch={str(ahead).lower()}"]))
+        for ahead in (True, False)
+    }
+    for ahead, trainer in trainers.items():
+        contestants[f"ahead {ahead}"] = trainer.update
+    data = trainers[False].experiment.data
+    minibatches = {
+        "ours": lambda: data.training_batch(trainers[False].step, 64, 0),
+        "plain": lambda: plain.batch(64),
+    }
+    for precision in ("highest", "medium"):
+        torch.set_float32_matmul_precision(precision)
+        # In blocks, so that each finds the caches as it leaves them.
+        found = medians(contestants, max(rounds // 4, 5), block=10)
+        end = "" if precision == "highest" else ", matmul_precision medium on both sides"
+        _row(f"one update of `cli.py train`{end}", found["ahead True"], "a plain loop", found["plain"])
+        _row(f"without prefetch{end}", found["ahead False"], "a plain loop", found["plain"])
+        if precision == "highest":
+            alone = found["ahead False"]
+    torch.set_float32_matmul_precision("highest")
+    batch = medians(minibatches, rounds)
+    _row("its minibatch", batch["ours"], "by affine_grid, grid_sample", batch["plain"])
+    print(f"\ndata preparation: {batch['ours'] / alone:.1%} of an update without prefetch\n")
+    print("| what | milliseconds | against | milliseconds | ratio |")
+    print("| --- | --- | --- | --- | --- |")
 
 
 def _objective_alone(rounds: int) -> None:
@@ -153,23 +173,41 @@ def _pyro_objectives(rounds: int) -> None:
     )
 
 
+def saved_bytes(loss: Callable[[], Tensor]) -> int:
+    """Bytes that a loss keeps for its backward pass, each storage once."""
+    storages: dict[int, int] = {}
+
+    def keep(x: Tensor) -> Tensor:
+        storages[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+        value = loss()
+    del value
+    return sum(storages.values())
+
+
 def _particles(rounds: int) -> None:
     trainer = Trainer.start(load_spec(EXPERIMENT, ["exploration.entropy=0"]))
     model, guide = trainer.experiment.model, trainer.experiment.guide
     batch = trainer.experiment.data.training_batch(0, 64, 0)
     counts = (2, 5, 20, 50)
-    steps = {}
+    steps, memory = {}, {}
     for m in counts:
         objective = WakeSleep(num_particles=m, vectorize_particles=True, max_plate_nesting=1)
-        steps[str(m)] = backward(
-            lambda o=objective: o.differentiable_loss(model, guide, *batch), trainer
-        )
+
+        def loss(objective: WakeSleep = objective) -> Tensor:
+            return objective.differentiable_loss(model, guide, *batch)
+
+        steps[str(m)], memory[m] = backward(loss, trainer), saved_bytes(loss) / 2**20
     found = medians(steps, max(rounds // 4, 8))
-    slope = (found["50"] - found["5"]) / 45
-    print("\n| particles | milliseconds | per particle |\n| --- | --- | --- |")
+    print("\n| particles | milliseconds | per particle | MiB kept for backward | per particle |")
+    print("| --- | --- | --- | --- | --- |")
     for m in counts:
-        print(f"| {m} | {found[str(m)]:.1f} | {found[str(m)] / m:.2f} |")
-    print(f"\nslope from 5 to 50: {slope:.2f} ms a particle")
+        time_, size = found[str(m)], memory[m]
+        print(f"| {m} | {time_:.1f} | {time_ / m:.2f} | {size:.1f} | {size / m:.2f} |")
+    slopes = (found["50"] - found["5"]) / 45, (memory[50] - memory[5]) / 45
+    print(f"\nslope from 5 to 50: {slopes[0]:.2f} ms and {slopes[1]:.2f} MiB a particle")
 
 
 if __name__ == "__main__":

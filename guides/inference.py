@@ -10,7 +10,7 @@ from pyro.nn import PyroModule
 from torch import Tensor
 
 from models.digits import GlimpseClassifier
-from models.networks import Policy, ProposalNetwork, SiteBaselines, submodule
+from models.networks import Policy, ProposalNetwork, Sight, SiteBaselines, submodule
 from wsram_ppl.errors import InputError
 from wsram_ppl.registry import GUIDES
 
@@ -49,7 +49,7 @@ class InferenceNetwork(PyroModule):
 
     def forward(
         self,
-        images: Tensor,
+        images: Tensor | Sight,
         labels: Tensor | None = None,
         observations: Mapping[str, Tensor] | None = None,
     ) -> None:
@@ -66,7 +66,7 @@ class InferenceNetwork(PyroModule):
         model, network = self.model, self.model.network
         label = proposal.label(labels)
         pyramid, r1, r2 = network.start(images)
-        with pyro.plate("images", images.shape[0], dim=-1):
+        with pyro.plate("images", r2.shape[0], dim=-1):
             for n in range(model.num_glimpses):
                 infer = model.declare_baseline(baselines, n, r2.detach(), labels)
                 location, scale = model.sample_glimpse(n, proposal(r2.detach(), label), infer)

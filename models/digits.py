@@ -13,7 +13,7 @@ from pyro.nn import PyroModule
 from pyro.poutine.runtime import InferDict
 from torch import Tensor
 
-from models.networks import GlimpseNetwork, SiteBaselines, submodule
+from models.networks import GlimpseNetwork, Sight, SiteBaselines, submodule
 from wsram_ppl.errors import InputError
 from wsram_ppl.glimpses import extract, window
 from wsram_ppl.handlers import Mode
@@ -75,12 +75,12 @@ class GlimpseClassifier(PyroModule):
         self.baselines = SiteBaselines(hidden, classes, 2 * num_glimpses)
         self.register_buffer("location_std", torch.tensor(float(location_std)))
 
-    def forward(self, images: Tensor, labels: Tensor | None = None) -> Looks:
+    def forward(self, images: Tensor | Sight, labels: Tensor | None = None) -> Looks:
         """The Pyro program. ``images [B, height, width]`` in [0, 1], ``labels [B]`` or None."""
         network, baselines = submodule(self, "network"), submodule(self, "baselines")
         pyramid, r1, r2 = network.start(images)
         locations, scales = [], []
-        with pyro.plate("images", images.shape[0], dim=-1):
+        with pyro.plate("images", r2.shape[0], dim=-1):
             for n in range(self.num_glimpses):
                 r2 = network.decide(r1, r2) if n else r2
                 infer = self.declare_baseline(baselines, n, r2, labels)
@@ -115,7 +115,11 @@ class GlimpseClassifier(PyroModule):
         # Pyro's own key, which its type of ``infer`` leaves out.
         return [cast(InferDict, {"baseline": options}) for options in declared]
 
-    # What evaluation and pictures ask of a model.
+    # What training, evaluation and pictures ask of a model.
+
+    def prepare(self, images: Tensor, labels: Tensor) -> tuple[Sight, Tensor]:
+        """A batch as :meth:`forward` and the guides take it too, done all that needs no parameter."""
+        return self.network.see(images), labels
 
     @torch.no_grad()
     def look(self, images: Tensor, samples: int | None = None) -> Looks:
@@ -136,7 +140,7 @@ class GlimpseClassifier(PyroModule):
     def gaze(self, images: Tensor, labels: Tensor) -> Gaze:
         """Where the policy's modes look in each image, for a picture."""
         looks = self.look(images)
-        pyramid, *_ = self.network.start(images)
+        pyramid = self.network.see(images).pyramid
         patches, windows = [], []
         for n in range(self.num_glimpses):
             location, scale = looks.locations[0, :, n], looks.scales[0, :, n]

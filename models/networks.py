@@ -117,6 +117,20 @@ class GlimpseEncoder(nn.Module):
         return torch.relu(self.glimpse(what * where))
 
 
+class Sight:
+    """Images as the network sees them, before any parameter.
+
+    No dataclass: Lightning Fabric would copy one, tensor by tensor, at every call.
+
+    Args:
+        pyramid: what glimpses are read from.
+        context: the images at low resolution, ``[B, context * context]``.
+    """
+
+    def __init__(self, pyramid: Pyramid, context: Tensor) -> None:
+        self.pyramid, self.context = pyramid, context
+
+
 class GlimpseNetwork(nn.Module):
     """The recurrent attention network of Ba et al. (2015), section 3.
 
@@ -146,12 +160,17 @@ class GlimpseNetwork(nn.Module):
         self.policy = Policy(hidden, len(scales))
         self.label = nn.Linear(hidden, classes)
 
+    def see(self, images: Tensor) -> Sight:
+        """``images [B, height, width]`` as the network sees them."""
+        context = F.adaptive_avg_pool2d(images.unsqueeze(1), self.context).flatten(1)
+        return Sight(build_pyramid(images, self.scales, self.patch), context)
+
     @shared
-    def start(self, images: Tensor) -> tuple[Pyramid, Tensor, Tensor]:
-        """``images [B, height, width]`` -> what glimpses are read from, and r1, r2 before any."""
-        small = F.adaptive_avg_pool2d(images.unsqueeze(1), self.context).flatten(1)
-        r2 = self.context_layers(small)
-        return build_pyramid(images, self.scales, self.patch), torch.zeros_like(r2), r2
+    def start(self, images: Tensor | Sight) -> tuple[Pyramid, Tensor, Tensor]:
+        """Images, or what was seen of them -> what glimpses are read from, and r1, r2 before any."""
+        sight = self.see(images) if isinstance(images, Tensor) else images
+        r2 = self.context_layers(sight.context)
+        return sight.pyramid, torch.zeros_like(r2), r2
 
     @shared
     def look(self, pyramid: Pyramid, location: Tensor, scale: Tensor, r1: Tensor) -> Tensor:

@@ -185,7 +185,13 @@ def test_a_whole_update_waits_for_no_value(
             "guide": {"name": "inference"},
             "objective": {"name": "wake-sleep"},
             "exploration": {"entropy": {"start": 0.1, "end": 0.0}},
-            "training": {"batch_size": 6, "optimizer": optimizer, "precision": precision},
+            # Fake tensors are a thread's own.
+            "training": {
+                "batch_size": 6,
+                "optimizer": optimizer,
+                "precision": precision,
+                "prefetch": False,
+            },
         }
     )
     model, guide, _ = make_parts("inference", CPU)

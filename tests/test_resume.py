@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import csv
 import os
 import random
+import resource
 import signal
-import subprocess
-import sys
-import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -18,16 +16,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_training import make_spec
 
+from scripts.survive_kills import TABLES, equal, train_and_kill
+from scripts.survive_kills import rows as metrics
 from wsram_ppl.checkpoints import load_checkpoint
-from wsram_ppl.errors import InputError, Interrupted
+from wsram_ppl.errors import InputError, Interrupted, RunError
 from wsram_ppl.runs import RunDirectory
-from wsram_ppl.spec import Spec
+from wsram_ppl.spec import Spec, parse_spec
+from wsram_ppl.trainer import Trainer
 from wsram_ppl.training import train
 
-ROOT = Path(__file__).resolve().parent.parent
-
-#: Columns that tell the time.
-TIMES = {"seconds", "updates_per_second"}
 #: Every kind of state: running estimates of the objective, momentum, schedules, probes, evaluations.
 STATE = (
     "training.steps=12",
@@ -50,11 +47,6 @@ def stop_at(step: int):  # type: ignore[no-untyped-def]
             raise Stopped
 
     return progress
-
-
-def metrics(run: RunDirectory) -> list[dict[str, str]]:
-    with open(run.path / "metrics.csv", newline="") as file:
-        return [{k: v for k, v in row.items() if k not in TIMES} for row in csv.DictReader(file)]
 
 
 def assert_same_run(one: RunDirectory, other: RunDirectory) -> None:
@@ -90,8 +82,12 @@ def test_stopped_anywhere_and_continued_is_bit_equal(
     assert_same_run(reference, run)
 
 
-def test_a_finished_run_is_left_as_it_is(whole: tuple[Spec, RunDirectory]) -> None:
+def test_a_finished_run_is_left_as_it_is(
+    whole: tuple[Spec, RunDirectory], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And neither data nor model are built to find that out."""
     spec, run = whole
+    monkeypatch.setattr(Trainer, "start", None)
     before = {path: path.stat().st_mtime_ns for path in run.path.iterdir() if path.name != "spec.toml"}
     assert train(spec, run) == run.summary()
     assert {path: path.stat().st_mtime_ns for path in before} == before
@@ -179,41 +175,48 @@ def test_a_signal_saves_and_stops(
     assert_same_run(reference, run)
 
 
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")  # of Python 3.12, about threads
 def test_killed_at_random_moments(tmp_path: Path) -> None:
-    """kill -9 on a real process, several times: the same weights and rows as undisturbed."""
-    spec = make_spec(*STATE, "training.steps=200", "training.eval_every=50", "training.probe_every=0")
-    (tmp_path / "spec.toml").write_text(spec.to_toml())
+    """kill -9 on real processes, several times in one run, as scripts/survive_kills.py does it."""
+    spec = parse_spec(TABLES, ["training.steps=120", "training.eval_every=50"])
     reference, run = RunDirectory(tmp_path / "whole"), RunDirectory(tmp_path / "killed")
     train(spec, reference)
-    command = [
-        sys.executable,
-        str(ROOT / "cli.py"),
-        "train",
-        str(tmp_path / "spec.toml"),
-        "--out",
-        str(run),
-    ]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    chance = random.Random(0)
-    kills = 0
-    for part in (0.1, 0.6):
-        process = subprocess.Popen(
-            command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-        )
-        while process.poll() is None and _updates(run) < 200 * part:
-            time.sleep(0.01)
-        time.sleep(0.1 * chance.random())
-        process.kill()
-        process.communicate()
-        kills += process.returncode == -signal.SIGKILL
-    assert kills >= 1  # a fast machine may have finished before the last
+    kills = train_and_kill(spec, run, random.Random(0), kills=6, seconds=0.2)
+    assert kills == 6
+    assert_same_run(reference, run)
+    assert equal(reference, run)
+
+
+# A full disk: a real one, by the system's limit on the size of a file.
+
+
+@contextmanager
+def no_file_beyond(size: int) -> Iterator[None]:
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limit[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+
+
+@pytest.mark.parametrize("size", [0, 100, 500, 1500, 4000, 20_000])
+def test_a_full_disk_stops_the_run_and_costs_nothing(
+    whole: tuple[Spec, RunDirectory], size: int, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Whichever file does not fit: spec, metrics, events, checkpoint. With room again it goes on."""
+    spec, reference = whole
+    run = RunDirectory(tmp_path / "run")
+    with pytest.raises(Stopped):
+        train(spec, run, stop_at(8))
+    saved = run.checkpoint.read_bytes()
+    with (
+        no_file_beyond(size),
+        pytest.raises(RunError, match=r"^cannot write .*File too large$") as caught,
+    ):
+        train(spec, run)
+    assert "\n" not in str(caught.value)
+    assert "Traceback" not in capfd.readouterr().err
+    assert run.checkpoint.read_bytes() == saved
     train(spec, run)
     assert_same_run(reference, run)
-
-
-def _updates(run: RunDirectory) -> int:
-    try:
-        last = (run.path / "metrics.csv").read_text().rsplit("\n", 2)[-2]
-        return int(last.split(",")[0])
-    except (OSError, IndexError, ValueError):
-        return 0

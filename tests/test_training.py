@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 import guides  # noqa: F401
 import models
-from models.networks import GlimpseNetwork
+from models.networks import GlimpseNetwork, Policy
 from wsram_ppl import runs, trainer
 from wsram_ppl.checkpoints import load_checkpoint
 from wsram_ppl.data.digits import PlacedDigits
@@ -319,6 +319,37 @@ def test_optimisers_and_precisions(optimizer: str, precision: str, tmp_path: Pat
     assert all(torch.isfinite(value).all() for value in weights(run).values())
 
 
+def test_prefetching_changes_no_bit(tmp_path: Path) -> None:
+    found = []
+    for prefetch in ("true", "false"):
+        spec = make_spec(f"training.prefetch={prefetch}", "training.probe_every=4")
+        run = RunDirectory(tmp_path / prefetch)
+        train(spec, run)
+        found.append(weights(run))
+    assert all(value.equal(found[1][name]) for name, value in found[0].items())
+
+
+def test_a_model_prepares_its_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the model's ``prepare`` returns is what model and guide get; the numbers stay the same."""
+    found = []
+    for prepare in (models.GlimpseClassifier.prepare, None):
+        monkeypatch.setattr(models.GlimpseClassifier, "prepare", prepare)
+        run = RunDirectory(tmp_path / str(len(found)))
+        train(make_spec(), run)
+        found.append(weights(run))
+    assert all(value.equal(found[1][name]) for name, value in found[0].items())
+
+
+def test_matrix_products_are_as_precise_as_asked_for() -> None:
+    try:
+        Trainer.start(make_spec("training.matmul_precision=medium"))
+        assert torch.get_float32_matmul_precision() == "medium"
+        Trainer.start(make_spec())
+        assert torch.get_float32_matmul_precision() == "highest"
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
 def test_threads_are_as_asked_for() -> None:
     try:
         Trainer.start(make_spec("training.threads=2"))
@@ -395,7 +426,8 @@ def test_numbers_that_are_not_finite_stop_the_run(rate: str, validate: bool, tmp
 
 def test_what_is_not_finite_is_named_and_dumped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The step, the site, a dump; the last good checkpoint stays, and its weights are good."""
-    spec = make_spec("training.checkpoint_every=2", "training.log_every=100")
+    settings = ["checkpoint_every=2", "log_every=100", "prefetch=false"]
+    spec = make_spec(*(f"training.{setting}" for setting in settings))
     run = RunDirectory(tmp_path / "run")
     batch, classify = PlacedDigits.training_batch, GlimpseNetwork.classify
     steps: list[int] = []
@@ -410,18 +442,47 @@ def test_what_is_not_finite_is_named_and_dumped(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(PlacedDigits, "training_batch", counted)
     monkeypatch.setattr(GlimpseNetwork, "classify", poisoned)
     message = (
-        r"^update 5: the log-density of site 'label' in the model is not finite; lower the learning "
-        r"rate \(weights, gradients and minibatch are in .*diverged.safetensors\)$"
+        r"^update 5: the parameter 'logits' of site 'label' in the model is not finite; lower the "
+        r"learning rate \(weights, gradients and minibatch are in .*diverged.safetensors\)$"
     )
     with pytest.raises(RunError, match=message):
         train(spec, run)
     tensors, data = load_checkpoint(run.path / "diverged.safetensors")
-    assert data == {"step": 4, "what": "the log-density of site 'label' in the model"}
+    assert data == {"step": 4, "what": "the parameter 'logits' of site 'label' in the model"}
     assert tensors["gradient.model.network.label.weight"].isnan().all()
     assert torch.equal(tensors["batch.0"], run.load()[1].data.training_batch(4, 8, 0)[0])
     good, data = load_checkpoint(run.checkpoint)
     assert data["step"] == 4
     assert all(tensor.isfinite().all() for tensor in good.values())
+
+
+@pytest.mark.parametrize("validate", ["false", "true"])
+@pytest.mark.parametrize(
+    ("whose", "guide"), [("guide", "inference"), ("model", "prior")], ids=["guide", "model"]
+)
+def test_a_site_that_cannot_be_sampled_is_named_and_dumped(
+    validate: str, whose: str, guide: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sampling fails before there is a gradient to look at; with Pyro's validation on, even earlier."""
+    choices = f"training.checkpoint_every=1 training.validate={validate} guide.name={guide}".split()
+    run = RunDirectory(tmp_path / "run")
+    policy = Policy.forward
+
+    def poisoned(self: Policy, state: Tensor) -> tuple[Tensor, Tensor]:
+        mean, logits = policy(self, state)
+        return mean, logits * (math.nan if (run.path / "last.safetensors").exists() else 1.0)
+
+    monkeypatch.setattr(Policy, "forward", poisoned)
+    message = (
+        rf"^update 2: the parameter 'logits' of site 'scale_1' in the {whose} is not finite; lower the "
+        r"learning rate \(weights, gradients and minibatch are in .*diverged.safetensors\)$"
+    )
+    with pytest.raises(RunError, match=message):
+        train(make_spec(*choices), run)
+    tensors, data = load_checkpoint(run.path / "diverged.safetensors")
+    assert data == {"step": 1, "what": f"the parameter 'logits' of site 'scale_1' in the {whose}"}
+    assert {"batch.0", "batch.1", "model.location_std"} <= tensors.keys()
+    assert load_checkpoint(run.checkpoint)[1]["step"] == 1
 
 
 def test_a_full_disk_stops_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

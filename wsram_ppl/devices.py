@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from lightning_fabric import Fabric
 
 from wsram_ppl.errors import InputError
-from wsram_ppl.spec import Training
 from wsram_ppl.spec.settings import check_device
 
 
-def seed_for(seed: int, stream: int, step: int = 0) -> int:
-    """A 64-bit seed for one use of random numbers at one step.
+def seed_for(seed: int, stream: int, step: int = 0, *process: int) -> int:
+    """A 64-bit seed for one use of random numbers at one step (of one process, if given).
 
     Seeding by (seed, stream, step), rather than running one generator on, makes every step's draws
     the same whether or not the run was interrupted, evaluated or logged before it.
     """
-    return int(np.random.SeedSequence((seed, stream, step)).generate_state(1, np.uint64)[0] >> 1)
+    key = (seed, stream, step, *process)
+    return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1)
 
 
 def resolve_device(name: str) -> torch.device:
@@ -40,13 +39,3 @@ def resolve_device(name: str) -> torch.device:
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise InputError("device 'mps' is not there; use cpu")
     return device
-
-
-def make_fabric(training: Training) -> Fabric:
-    """Lightning Fabric on the spec's device, with its precision."""
-    device = resolve_device(training.device)
-    return Fabric(
-        accelerator=device.type,
-        devices=[device.index or 0] if device.type == "cuda" else 1,
-        precision=training.precision,
-    )

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from wsram_ppl import collectives
 from wsram_ppl.objectives import ImportanceBound, Objective, estimators
 
 
@@ -92,7 +93,8 @@ def gradient_moments(
 ) -> dict[str, GradientMoments]:
     """Mean, variance and signal-to-noise ratio of the gradient of the loss, per parameter group.
 
-    The loss is the objective's, summed over the data plate. Running estimates stay as they are; so do
+    The loss is the objective's, summed over the data plate (and over processes, each of which then gives
+    its share of the minibatch). Running estimates stay as they are; so do
     the parameters' ``.grad``. Uses the global random state.
 
     Args:
@@ -117,7 +119,8 @@ def gradient_moments(
     for count in range(1, repeats + 1):
         objective.running.load_state_dict(held)
         loss = objective.differentiable_loss(model, guide, *args, **kwargs)
-        gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+        own = torch.autograd.grad(loss, parameters, allow_unused=True)
+        gradients, _ = collectives.sum_tensors(own, parameters)
         for mean, square, gradient in zip(means, squares, gradients, strict=True):
             if gradient is not None:
                 delta = gradient - mean

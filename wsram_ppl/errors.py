@@ -17,16 +17,43 @@ class RunError(RuntimeError):
 
 
 class Diverged(RunError):
-    """A loss or gradient is not finite; ``tensors`` and ``data`` say how things stood."""
+    """A loss or gradient is not finite; ``tensors`` and ``data`` say how things stood.
 
-    def __init__(self, message: str, tensors: dict[str, Tensor], data: dict[str, Any]) -> None:
-        super().__init__(message)
-        self.tensors, self.data = tensors, data
+    Args:
+        has_cause: the message names a cause, not only the gradient that it led to.
+    """
+
+    def __init__(
+        self, message: str, tensors: dict[str, Tensor], data: dict[str, Any], has_cause: bool = True
+    ) -> None:
+        super().__init__(message, tensors, data, has_cause)  # all of them, so that it can be sent
+        self.tensors, self.data, self.has_cause = tensors, data, has_cause
+
+    def __str__(self) -> str:
+        return str(self.args[0])
 
 
 class Interrupted(RunError):
     """A signal ended the work, which was saved first. It exits with 128 + the signal's number."""
 
     def __init__(self, message: str, signal_number: int) -> None:
-        super().__init__(message)
+        super().__init__(message, signal_number)
         self.exit_code = 128 + signal_number
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+class Elsewhere(RunError):
+    """One of several processes ends because of what the first of them tells the user."""
+
+    def __init__(self, exit_code: int) -> None:
+        super().__init__("see what the first process says")
+        self.exit_code = exit_code
+
+
+def exit_code(error: Exception) -> int:
+    """With which code the command line ends."""
+    if isinstance(error, (Interrupted, Elsewhere)):
+        return error.exit_code
+    return 2 if isinstance(error, InputError) else 1

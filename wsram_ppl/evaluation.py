@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import pyro
 import torch
 from torch import Tensor, nn
 
+from wsram_ppl import collectives
 from wsram_ppl.diagnostics import importance_sample
 from wsram_ppl.errors import InputError
+from wsram_ppl.sharding import Share
 
 
 @contextmanager
@@ -73,6 +75,7 @@ def evaluate(
     *,
     samples: int,
     particles: int,
+    share: Share | None = None,
 ) -> dict[str, Any]:
     """Means over all data of the bound, the effective sample size and the model's own measures.
 
@@ -80,6 +83,7 @@ def evaluate(
         batches: each is passed as ``model(*batch)``; the first dimension of its first tensor counts.
         samples: glimpse sequences (or the like) per datum behind a prediction.
         particles: M of the bound, from the guide.
+        share: of each batch that this process works on; by default all.
 
     Returns:
         ``log_likelihood`` (L_M per datum in nats, a lower bound in expectation), ``ess`` (of M),
@@ -92,16 +96,23 @@ def evaluate(
     totals: dict[str, Tensor] = {}
     examples = 0
     with evaluating(model, guide):
-        for batch in batches:
-            sample = importance_sample(
-                model, guide, *batch, num_particles=particles, max_plate_nesting=nesting
-            )
-            measures = {"log_likelihood": Measure(sample.bound), "ess": Measure(sample.ess)}
-            measures |= batch_metrics(model, batch, samples)
+        for whole in batches:
+            size = whole[0].shape[0]
+            examples += size
+            batch = share.part(whole) if share else whole
+            if not batch[0].shape[0]:
+                continue  # the last batch may be smaller than there are processes
+            with share.drawing(size) if share else nullcontext():
+                sample = importance_sample(
+                    model, guide, *batch, num_particles=particles, max_plate_nesting=nesting
+                )
+                measures = {"log_likelihood": Measure(sample.bound), "ess": Measure(sample.ess)}
+                measures |= batch_metrics(model, batch, samples)
             for name, measure in measures.items():
                 totals[name] = totals.get(name, 0.0) + measure.total()
-            examples += batch[0].shape[0]
     if examples == 0:
         raise InputError("there is no data to evaluate on")
+    if share:
+        totals = collectives.sum_by_name(totals)
     means = {name: float(total[0] / total[1]) for name, total in totals.items()}
     return means | {"particles": particles, "samples": samples, "examples": examples}

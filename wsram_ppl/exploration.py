@@ -26,6 +26,7 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
+from wsram_ppl import collectives
 from wsram_ppl.objectives.particles import Draw, Particles, random_sites
 
 #: Cells per dimension in which the marginal of a location in [-1, 1]^d is compared with uniform.
@@ -151,12 +152,15 @@ def _distance_from_uniform(particles: Particles) -> Tensor:
                     probs = _where(site["mask"], probs)
                 counts = probs.reshape(-1, probs.shape[-1]).sum(0)
                 chosen[name] = counts + chosen[name] if name in chosen else counts
+    everywhere = collectives.sum_by_name(chosen)  # of all processes, each with its share of the data
     divergences = []
-    for counts in chosen.values():
+    for name, own in chosen.items():
+        counts = own + (everywhere[name] - own).detach()
         marginal = counts / counts.sum().clamp_min(1e-12)
         log_ratio = marginal.clamp_min(1e-12).log() + math.log(marginal.shape[0])
         divergences.append((marginal * log_ratio).sum())
-    return torch.stack(divergences).sum() * math.prod(particles.draws[0].size[1:])
+    data = math.prod(particles.draws[0].size[1:]) * collectives.count()
+    return torch.stack(divergences).sum() * data
 
 
 def _cell_probabilities(fn: Any, site: str) -> Tensor:

@@ -41,12 +41,22 @@ class RunDirectory:
     def checkpoint(self) -> Path:
         return self.path / CHECKPOINT
 
-    def claim(self, spec: Spec) -> None:
-        """Makes the directory, or finds in it an earlier part of the same run, and writes the spec.
+    def finished(self, spec: Spec) -> dict[str, Any] | None:
+        """The summary, if the directory holds this run and it has come to its end; writes nothing.
 
         Raises:
             InputError: the directory holds something else.
-            RunError: it cannot be made.
+        """
+        if not self._holds(spec):
+            return None
+        return self.summary()
+
+    def _holds(self, spec: Spec) -> bool:
+        """Whether an earlier part of the same run is there.
+
+        Raises:
+            InputError: the directory holds something else.
+            RunError: it cannot be read.
         """
         try:
             if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
@@ -60,6 +70,20 @@ class RunDirectory:
                         f"{self.path} belongs to another run ({found.difference(spec)}): choose "
                         "another --out, or remove it"
                     )
+                return True
+        except OSError as error:
+            raise RunError(f"cannot read {self.path}: {error.strerror}") from error
+        return False
+
+    def claim(self, spec: Spec) -> None:
+        """Makes the directory, or finds in it an earlier part of the same run, and writes the spec.
+
+        Raises:
+            InputError: the directory holds something else.
+            RunError: it cannot be made.
+        """
+        self._holds(spec)
+        try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise RunError(f"cannot create {self.path}: {error.strerror}") from error
@@ -248,7 +272,7 @@ class MetricsLog:
     """
 
     def __init__(self, run: RunDirectory, columns: Iterable[str], after: int = 0) -> None:
-        from torch.utils.tensorboard import SummaryWriter
+        from wsram_ppl.events import EventLog  # needs tensorboard, which reading a run does not
 
         path = run.path / METRICS
         header, rows = _rows_until(path, after) if after else ([], [])
@@ -260,18 +284,15 @@ class MetricsLog:
         write_atomically(path, text.getvalue().encode())
         self._file = open(path, "a", newline="", encoding="utf-8")  # noqa: SIM115
         self._rows = csv.DictWriter(self._file, self._columns)
-        self._events = SummaryWriter(
-            str(run.path / "tensorboard"), purge_step=after + 1 if after else None
-        )
+        self._events = EventLog(run.path / "tensorboard", after)
 
     def write(self, step: int, split: str, values: Mapping[str, float]) -> None:
         """Adds a row; numbers are written with six significant digits."""
         row = {name: f"{value:.6g}" for name, value in values.items() if name in self._columns}
         self._rows.writerow({"step": step, "split": split, **row})
         self._file.flush()
-        for name, value in values.items():
-            if math.isfinite(value):
-                self._events.add_scalar(f"{split}/{name}", value, step)
+        finite = {name: value for name, value in values.items() if math.isfinite(value)}
+        self._events.add(step, {f"{split}/{name}": value for name, value in finite.items()})
 
     def close(self) -> None:
         self._file.close()

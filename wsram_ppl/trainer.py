@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from pyro.nn import PyroModule
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from wsram_ppl.devices import make_fabric, seed_for
+from wsram_ppl import collectives
+from wsram_ppl.data import training_rows
+from wsram_ppl.data.ahead import Minibatches
+from wsram_ppl.devices import seed_for
 from wsram_ppl.diagnostics import gradient_moments, parameter_groups
+from wsram_ppl.divergence import find_cause
 from wsram_ppl.errors import Diverged, InputError, RunError
-from wsram_ppl.evaluation import batch_metrics, evaluate
+from wsram_ppl.evaluation import Measure, batch_metrics, evaluate
 from wsram_ppl.exploration import Exploration
-from wsram_ppl.objectives.particles import random_sites
+from wsram_ppl.processes import Processes
 from wsram_ppl.runs import RunDirectory, Saved, strip
 from wsram_ppl.spec import Experiment, Spec, Training, build
 
@@ -29,12 +34,21 @@ _PROBE_STEP = 2**40
 
 
 def make_optimizer(training: Training, model: nn.Module, guide: nn.Module) -> Optimizer:
-    """The optimiser, with the model's parameters and the guide's own in two groups."""
+    """The optimiser, with the model's parameters and the guide's own in two groups.
+
+    Raises:
+        InputError: a learning rate for nothing.
+    """
     known = {id(p) for p in model.parameters()}
     own = [p for p in guide.parameters() if id(p) not in known]
     groups: list[dict[str, Any]] = [{"params": list(model.parameters()), "name": "model"}]
     if own:
         groups.append({"params": own, "name": "guide"})
+    elif training.guide_learning_rate is not None:
+        raise InputError(
+            "training.guide_learning_rate: the guide has no parameters of its own; leave it out, or "
+            "choose a guide that has"
+        )
     rate = training.learning_rate.initial
     if training.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=rate, weight_decay=training.weight_decay)
@@ -59,6 +73,19 @@ def compile_networks(program: nn.Module) -> int:
     return count
 
 
+class Minibatch(NamedTuple):
+    """What an update works on.
+
+    Attributes:
+        batch: of the data source.
+        prepared: the same as model and guide are to get it: by the model's own
+            ``prepare(*batch)``, if it has one (what needs no parameter, done ahead of the update).
+    """
+
+    batch: tuple[Tensor, ...]
+    prepared: tuple[Any, ...]
+
+
 @dataclass
 class Trainer:
     """One run's parts, on their device, and how far it has come.
@@ -66,22 +93,32 @@ class Trainer:
     Args:
         spec: what to train.
         experiment: the parts that the spec names.
+        processes: those that share the work, each with a trainer of its own in the same state.
         step: updates done.
+
+    Attributes:
+        signal: the number of a signal that some process had received by the last update; 0 for none.
     """
 
     spec: Spec
     experiment: Experiment
+    processes: Processes
     step: int = 0
 
     def __post_init__(self) -> None:
         self.training = self.spec.training
-        self.fabric = make_fabric(self.training)
+        self.fabric, self.share = self.processes.fabric, self.processes.share
+        self.signal = 0
         parts = self.experiment
         parts.data.to(self.fabric.device)
         if self.training.compile and not compile_networks(parts.model) + compile_networks(parts.guide):
             raise InputError(
                 "training.compile: neither model nor guide has a plain torch.nn network to compile"
             )
+        try:
+            parts.objective.check(parts.model, parts.guide)
+        except ValueError as error:
+            raise InputError(f"objective {self.spec.objective.name!r}: {error}") from error
         self.exploration = Exploration()
         parts.objective.regularizer = self.exploration
         self.optimizer = make_optimizer(self.training, parts.model, parts.guide)
@@ -97,26 +134,63 @@ class Trainer:
         self.loss, self.optimizer = self.fabric.setup(
             parts.objective(parts.model, parts.guide), self.optimizer
         )
+        if self.share.count > 1:
+            self.copy_from_first()
         self._finite = torch.ones((), dtype=torch.bool, device=self.fabric.device)
+        self._minibatches = Minibatches(
+            self._minibatch, self.training.steps, ahead=self.training.prefetch
+        )
         self._buffers = {
             (part, name): dict(getattr(parts, part).named_buffers())[name]
             for part, name in parts.scheduled
         }
 
     @classmethod
-    def start(cls, spec: Spec) -> Trainer:
-        """Builds the parts of a spec with fresh parameters, fixed by its seed."""
+    def start(cls, spec: Spec, processes: Processes | None = None) -> Trainer:
+        """Builds the parts of a spec with fresh parameters, fixed by its seed.
+
+        Args:
+            processes: by default they are launched.
+        """
         if spec.training.threads:
             torch.set_num_threads(spec.training.threads)
+        torch.set_float32_matmul_precision(spec.training.matmul_precision)
+        processes = processes or Processes.launch(spec.training)
         torch.manual_seed(seed_for(spec.training.seed, _PARAMETERS))
-        return cls(spec, build(spec))
+        with processes.one_after_the_other():  # the first may download what the others then find
+            parts = build(spec)
+        return cls(spec, parts, processes)
 
     def _seed(self, stream: int) -> None:
-        """Seeds the device in use alone: ``torch.manual_seed`` looks for all others every time."""
-        seed = seed_for(self.training.seed, stream, self.step)
-        torch.default_generator.manual_seed(seed)
-        if self.fabric.device.type != "cpu":
-            getattr(torch, self.fabric.device.type).manual_seed(seed)
+        seed, process = self.training.seed, self.share.rank + 1
+        self.share.seed(
+            seed_for(seed, stream, self.step),
+            seed_for(seed, stream, self.step, process) if self.share.count > 1 else 0,
+        )
+
+    def copy_from_first(self) -> None:
+        """Gives every process the first one's weights, whatever else than the seed has drawn them."""
+        parts = self.experiment
+        modules = (parts.model, parts.guide)
+        collectives.copy_from_first(t for m in modules for t in (*m.parameters(), *m.buffers()))
+
+    def look_at_data(self) -> None:
+        """Makes sure that a minibatch of this size can be had, before anything is written.
+
+        Raises:
+            InputError: it cannot.
+        """
+        self._minibatches.extra(self.step)
+
+    @torch.no_grad()
+    def _minibatch(self, step: int) -> Minibatch:
+        """This process's rows of the minibatch of an update."""
+        parts, training = self.experiment, self.training
+        size = training.batch_size
+        rows = self.share.rows(size)
+        batch = self._cast(training_rows(parts.data, step, size, training.seed, rows))
+        prepare: Callable[..., tuple[Any, ...]] | None = getattr(parts.model, "prepare", None)
+        return Minibatch(batch, batch if prepare is None else prepare(*batch))
 
     def _cast(self, batch: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """The batch in double precision where the model is."""
@@ -137,24 +211,27 @@ class Trainer:
         for key, schedule in self.experiment.scheduled.items():
             self._buffers[key].fill_(schedule.value(progress))
 
-    def update(self, check: bool = False) -> tuple[Tensor, ...]:
-        """One update; returns its minibatch. Nothing in here waits for the device, unless to check.
+    def update(self, check: bool = False, signal: int = 0) -> tuple[Tensor, ...]:
+        """One update; returns its minibatch (this process's rows of it).
+
+        Nothing in here waits for the device, unless to check.
 
         Args:
             check: look at the gradient before it reaches the weights. That costs nothing on a CPU; for
                 an accelerator :meth:`check` now and then does.
+            signal: the number of a signal that this process has received; 0 for none.
 
         Raises:
-            Diverged: the gradient is not finite.
+            Diverged: the gradient is not finite, or a distribution cannot be sampled from.
         """
         training = self.training
         self.schedule(self.step / max(training.steps - 1, 1))  # the last update is at the end
-        batch = self._cast(
-            self.experiment.data.training_batch(self.step, training.batch_size, training.seed)
-        )
+        batch, prepared = self._minibatches(self.step)
         self._seed(_SAMPLES)
         self.optimizer.zero_grad(set_to_none=True)
-        self.fabric.backward(self.loss(*batch) / training.batch_size)
+        with self._explained(batch, self.step + 1), self.share.drawing(training.batch_size):
+            self.fabric.backward(self.loss(*prepared) / training.batch_size)
+        self._sum_gradients(signal)
         for parameters in self._clipped:
             norm = nn.utils.clip_grad_norm_(parameters, training.gradient_clip or math.inf)
             self._finite &= norm.isfinite()
@@ -170,8 +247,38 @@ class Trainer:
         Raises:
             Diverged: one was not. The message names the first site or parameter that is at fault.
         """
-        if bool(self._finite):
-            return
+        if not self._finite:
+            raise self._diverged(batch, self.step + 1)
+
+    def _sum_gradients(self, signal: int) -> None:
+        """Every process gets the gradient of the whole minibatch."""
+        gradients, self.signal = collectives.sum_tensors(
+            [p.grad for p in self.parameters], self.parameters, signal=signal
+        )
+        if self.share.count > 1:
+            for parameter, gradient in zip(self.parameters, gradients, strict=True):
+                parameter.grad = gradient
+
+    @contextmanager
+    def _explained(self, batch: tuple[Tensor, ...], update: int) -> Iterator[None]:
+        """A distribution whose parameters are not finite cannot be sampled from: names it then."""
+        try:
+            yield
+        except (RuntimeError, ValueError) as error:
+            if not isinstance(error, (RunError, InputError)):
+                found = self._diverged(batch, update)
+                if found.has_cause:
+                    raise found from error
+            raise
+
+    def _diverged(
+        self, batch: tuple[Tensor, ...], update: int, measured: Sequence[str] = ()
+    ) -> Diverged:
+        """Says what is not finite, with all that it may depend on.
+
+        Args:
+            measured: what else has been found not to be finite.
+        """
         parts = self.experiment
         tensors = {f"model.{k}": v for k, v in parts.model.state_dict().items()}
         tensors |= {f"guide.{k}": v for k, v in parts.guide.state_dict().items()}
@@ -180,41 +287,35 @@ class Trainer:
             for name, parameter in module.named_parameters():
                 if parameter.grad is not None:
                     tensors[f"gradient.{whose}.{name}"] = parameter.grad
-        what = self._culprit(batch, tensors)
-        message = f"update {self.step + 1}: {what} is not finite; lower the learning rate"
-        raise Diverged(message, tensors, {"step": self.step, "what": what})
-
-    @torch.no_grad()
-    def _culprit(self, batch: tuple[Tensor, ...], tensors: Mapping[str, Tensor]) -> str:
-        """The first quantity that is not finite when the update is run again, in the order of cause."""
         bad = [name for name, value in tensors.items() if not value.isfinite().all()]
-        weights = [name for name in bad if not name.startswith(("gradient.", "batch."))]
-        if weights:
-            return f"weight {weights[0]}"
+        weights = [f"weight {name}" for name in bad if name.startswith(("model.", "guide."))]
+        data = [f"part {name[6:]} of the minibatch" for name in bad if name.startswith("batch.")]
+        gradients = [name.replace(".", " of ", 1) for name in bad if name.startswith("gradient.")]
         self._seed(_SAMPLES)
-        parts = self.experiment
-        for draw in parts.objective.particles(parts.model, parts.guide, *batch).draws:
-            for whose, trace in (("model", draw.model_trace), ("guide", draw.guide_trace)):
-                for name, site in random_sites(trace).items():
-                    if site["fn"].log_prob(site["value"]).isnan().any():
-                        return f"the log-density of site '{name}' in the {whose}"
-        return f"the {bad[0].replace('.', ' of ', 1)}" if bad else "the gradient's norm"
+        with self.share.drawing(self.training.batch_size):
+            cause = find_cause(parts.objective, parts.model, parts.guide, batch)
+        # In the order of cause and effect; where a site is at fault, so may be a weight before it.
+        causes = [*data, *weights[:1], *([cause] if cause else [])]
+        found = causes or measured or gradients[:1] or ["the gradient's norm"]
+        what, verb = " and ".join(found), "is" if len(found) == 1 else "are"
+        advice = "look at the data" if data else "lower the learning rate"
+        message = f"update {update}: {what} {verb} not finite; {advice}"
+        return Diverged(message, tensors, {"step": self.step, "what": what}, bool(causes))
 
     def measure(self, batch: tuple[Tensor, ...]) -> dict[str, float]:
         """Numbers of the last update and its minibatch."""
         objective, model = self.experiment.objective, self.experiment.model
         self._seed(_LOGGING)
-        measures = batch_metrics(model, batch, objective.num_particles)
-        totals = {name: measure.total() for name, measure in measures.items()}
+        with self._explained(batch, self.step), self.share.drawing(self.training.batch_size):
+            measures = batch_metrics(model, batch, objective.num_particles)
+        measures = {name: Measure(value) for name, value in objective.statistics.items()} | measures
+        totals = collectives.sum_by_name({name: each.total() for name, each in measures.items()})
         values = {name: total[0] / total[1] for name, total in totals.items()}
-        values = {**objective.statistics, **values}
         self.check(batch)
         numbers = {name: float(value) for name, value in values.items()}
         bad = [name for name, value in numbers.items() if not math.isfinite(value)]
         if bad:
-            raise RunError(
-                f"update {self.step}: {', '.join(bad)} is not finite; lower the learning rate"
-            )
+            raise self._diverged(batch, self.step, bad)
         numbers["learning_rate"] = self.optimizer.param_groups[0]["lr"]
         numbers["entropy_weight"] = self.exploration.entropy
         return numbers
@@ -230,6 +331,7 @@ class Trainer:
             batches,
             samples=training.eval_samples,
             particles=particles or parts.objective.num_particles,
+            share=self.share,
         )
 
     def probe(self) -> dict[str, float]:
@@ -242,15 +344,15 @@ class Trainer:
         if there had been no probe.
         """
         training, parts = self.training, self.experiment
-        batch = self._cast(parts.data.training_batch(_PROBE_STEP, training.batch_size, training.seed))
+        minibatch = self._minibatches.extra(_PROBE_STEP)
         self._seed(_PROBE)
         groups = {"model": parameter_groups(parts.model, parts.guide)["model"]}
-        with self.fabric.autocast():
+        with self.fabric.autocast(), self.share.drawing(training.batch_size):
             moments = gradient_moments(
                 parts.objective,
                 parts.model,
                 parts.guide,
-                *batch,
+                *minibatch.prepared,
                 repeats=training.probe_repeats,
                 groups=groups,
             )["model"]
@@ -260,9 +362,13 @@ class Trainer:
     def save(self, run: RunDirectory, seconds: float = 0.0) -> None:
         """Writes a checkpoint of everything that the run needs to go on after so many seconds.
 
+        Of several processes the first one does; they all hold the same.
+
         Raises:
             RunError: weights are not finite (the checkpoints there are left alone), or no space.
         """
+        if not self.processes.first:
+            return
         parts = self.experiment
         tensors = {f"model.{k}": v for k, v in parts.model.state_dict().items()}
         tensors |= {f"guide.{k}": v for k, v in parts.guide.state_dict().items()}

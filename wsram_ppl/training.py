@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import signal
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 
 from wsram_ppl.checkpoints import save_checkpoint
-from wsram_ppl.errors import Diverged, InputError, Interrupted, RunError
+from wsram_ppl.errors import Diverged, Interrupted, RunError
 from wsram_ppl.evaluation import pyro_settings
+from wsram_ppl.processes import Processes
 from wsram_ppl.runs import MetricsLog, RunDirectory, Saved
 from wsram_ppl.signals import Signals
 from wsram_ppl.spec import Spec
@@ -28,6 +29,9 @@ def train(spec: Spec, run: RunDirectory, progress: Progress | None = None) -> di
     A run that goes on ends with the weights, metrics and random draws of one that was never stopped.
     SIGTERM and SIGINT (Ctrl-C) save a checkpoint first.
 
+    With several processes (``training.devices``, ``training.num_nodes``) the calling script is run again
+    for each, unless ``torchrun`` has started them, and each comes here. The first one writes.
+
     Returns:
         The summary: the last evaluation, updates, seconds and updates per second. That of a finished
         run as it is.
@@ -37,95 +41,109 @@ def train(spec: Spec, run: RunDirectory, progress: Progress | None = None) -> di
             checkpoints is whole.
         RunError: the work failed (no space, a quantity that is not finite).
         Interrupted: by a signal.
+        Elsewhere: in all processes but the first, whatever the first one raises.
     """
     with pyro_settings(validate=spec.training.validate_sites), Signals() as signals:
-        trainer = Trainer.start(spec)
+        processes = Processes.launch(spec.training)
+        try:
+            try:
+                summary = processes.decide(lambda: run.finished(spec))
+                if summary is None:
+                    summary = _train(spec, run, signals, progress, processes)
+            except OSError as error:
+                raise RunError(f"cannot write to {run}: {error.strerror or error}") from error
+        except Exception as error:
+            # Every process comes here when one does.
+            told = processes.agreed(error)
+            if isinstance(told, Diverged):
+                dump = run.path / "diverged.safetensors"
+                save_checkpoint(dump, told.tensors, told.data)
+                told = RunError(f"{told} (weights, gradients and minibatch are in {dump})")
+            if told is error:
+                raise
+            raise told from error
+        processes.close()
+        return summary
+
+
+def _train(
+    spec: Spec, run: RunDirectory, signals: Signals, progress: Progress | None, processes: Processes
+) -> dict[str, Any]:
+    trainer = Trainer.start(spec, processes)
+    trainer.look_at_data()
+
+    def claim() -> Saved | None:
         run.claim(spec)
         run.keep_data(trainer.experiment.data)
-        summary = run.summary()
-        if summary is not None:
-            return summary
-        saved = run.saved(spec)
-        if saved is not None:
-            for reason in saved.refused:
-                warnings.warn(f"{reason}; going on from {saved.path}", stacklevel=2)
-            trainer.restore(saved)
-        try:
-            return _loop(trainer, run, signals, progress or (lambda step, numbers: None), saved)
-        except Diverged as error:
-            dump = run.path / "diverged.safetensors"
-            save_checkpoint(dump, error.tensors, error.data)
-            raise RunError(f"{error} (weights, gradients and minibatch are in {dump})") from error
-        except OSError as error:
-            raise RunError(f"cannot write to {run}: {error.strerror or error}") from error
+        return run.saved(spec)
+
+    saved = processes.decide(claim)
+    if saved is not None:
+        for reason in saved.refused if processes.first else ():
+            warnings.warn(f"{reason}; going on from {saved.path}", stacklevel=2)
+        trainer.restore(saved)
+    return _loop(trainer, run, signals, progress or (lambda step, numbers: None), saved)
 
 
 def _due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
 
 
-@contextmanager
-def _divergence_explained(update: int) -> Iterator[None]:
-    """Once weights are not finite, or so large that densities are not, sampling fails first."""
-    try:
-        yield
-    except (RuntimeError, ValueError) as error:
-        if isinstance(error, (RunError, InputError)) or "nan" not in str(error):
-            raise
-        raise RunError(
-            f"update {update}: a distribution's parameters are not finite; lower the learning rate"
-        ) from error
-
-
 def _loop(
     trainer: Trainer, run: RunDirectory, signals: Signals, progress: Progress, saved: Saved | None
 ) -> dict[str, Any]:
-    training = trainer.training
+    training, first = trainer.training, trainer.processes.first
     probed = ("variance", "mean", "snr") if training.probe_every else ()
-    # A new log opens with the first row, whose numbers name its columns.
-    log = MetricsLog(run, probed, after=saved.step) if saved else None
+    # A new log opens with the first row, whose numbers name its columns. One process writes.
+    log = MetricsLog(run, probed, after=saved.step) if saved and first else None
+    opened = saved is not None
+
+    def write(split: str, values: Mapping[str, float]) -> None:
+        if log is not None:
+            log.write(trainer.step, split, values)
+
     begun = since = trainer.step
     measured = time.perf_counter()
     started = measured - (saved.data["seconds"] if saved else 0.0)
+    alone = trainer.share.count == 1
     on_cpu = trainer.fabric.device.type == "cpu"
     busy = 0.0  # seconds spent updating, without evaluations and checkpoints
     try:
         while trainer.step < training.steps:
-            with _divergence_explained(trainer.step + 1):
-                batch = trainer.update(check=on_cpu)
+            batch = trainer.update(check=on_cpu, signal=signals.received or 0)
             last = trainer.step == training.steps
             numbers = None
-            if _due(trainer.step, training.log_every) or last or log is None:
-                with _divergence_explained(trainer.step):
-                    numbers = trainer.measure(batch)
+            if _due(trainer.step, training.log_every) or last or not opened:
+                numbers, opened = trainer.measure(batch), True
                 now = time.perf_counter()
                 numbers["updates_per_second"] = (trainer.step - since) / (now - measured)
                 numbers["seconds"] = now - started
                 busy += now - measured
-                if log is None:
+                if log is None and first:
                     log = MetricsLog(run, [*numbers, "log_likelihood", *probed])
-                log.write(trainer.step, "train", numbers)
+                write("train", numbers)
                 since, measured = trainer.step, now
-            progress(trainer.step, numbers)
+            if first:
+                progress(trainer.step, numbers)
             pause = time.perf_counter()
             if _due(trainer.step, training.eval_every) and not last:
-                assert log is not None
-                log.write(trainer.step, "eval", trainer.evaluate())
+                write("eval", trainer.evaluate())
             if _due(trainer.step, training.probe_every):
-                assert log is not None
-                log.write(trainer.step, "probe", trainer.probe())
-            if not last and (signals.received or _due(trainer.step, training.checkpoint_every)):
+                write("probe", trainer.probe())
+            # Several processes stop together, for a signal that any of them had before the update.
+            received = signals.received if alone else trainer.signal
+            if not last and (received or _due(trainer.step, training.checkpoint_every)):
                 trainer.save(run, time.perf_counter() - started)
-            if not last and signals.received:
+            if not last and received:
                 raise Interrupted(
-                    f"stopped by {signals.received.name} after update {trainer.step}, which is saved: "
-                    f"the same command, or train --resume {run}, goes on from there",
-                    signals.received,
+                    f"stopped by {signal.Signals(received).name} after update {trainer.step}, which is "
+                    f"saved: the same command, or train --resume {run}, goes on from there",
+                    received,
                 )
             measured += time.perf_counter() - pause
         evaluation = trainer.evaluate()
-        if log is not None and trainer.step > begun:
-            log.write(trainer.step, "eval", evaluation)
+        if trainer.step > begun:
+            write("eval", evaluation)
         trainer.save(run, time.perf_counter() - started)
     finally:
         if log is not None:
@@ -139,6 +157,8 @@ def _loop(
         "torch": torch.__version__,
         "device": str(trainer.fabric.device),
         "threads": torch.get_num_threads(),
+        "processes": trainer.share.count,
     }
-    run.write_summary(summary)
+    if first:
+        run.write_summary(summary)
     return summary

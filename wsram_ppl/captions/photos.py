@@ -189,7 +189,11 @@ class FlickrCaptions:
         Raises:
             InputError: an argument is out of range.
         """
-        return self._batch(self._splits["train"], self._order.rows(step, size, seed))
+        return self.training_rows(step, size, seed, slice(0, size))
+
+    def training_rows(self, step: int, size: int, seed: int, rows: slice) -> CaptionBatch:
+        """Some rows of that batch, as long as in all of it; only their features are read."""
+        return self._batch(self._splits["train"], self._order.rows(step, size, seed), rows)
 
     def evaluation_batches(
         self, size: int, limit: int | None = None, split: HeldOut = "dev"
@@ -272,9 +276,9 @@ class FlickrCaptions:
             raise InputError(f"the {name} split holds no photos")
         return self._splits[name]
 
-    def _batch(self, split: _Split, rows: Rows) -> CaptionBatch:
-        words, mask = (self._move(part) for part in split.captions.batch(rows))
-        return words, mask, *self._maps(split.rows[split.photo_of[rows]])
+    def _batch(self, split: _Split, rows: Rows, part: slice = slice(None)) -> CaptionBatch:
+        words, mask = (self._move(x[part]) for x in split.captions.batch(rows))
+        return words, mask, *self._maps(split.rows[split.photo_of[rows[part]]])
 
     def _maps(self, rows: Rows) -> tuple[Tensor, ...]:
         # Half the bytes to move; widened where they are used.

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from wsram_ppl.data.digits import MNISTDigits, SampleDigits
 
-__all__ = ["DataSource", "MNISTDigits", "SampleDigits"]
+__all__ = ["DataSource", "MNISTDigits", "SampleDigits", "training_rows"]
 
 
 @runtime_checkable
@@ -29,6 +29,9 @@ class DataSource(Protocol):
         """
         ...
 
+    # A source may also have ``training_rows(step, size, seed, rows: slice)``, the rows of that batch
+    # alone, and so spare one of several processes the work for the others' (see :func:`training_rows`).
+
     def evaluation_batches(self, size: int, limit: int | None = None) -> Iterator[tuple[Tensor, ...]]:
         """The fixed held-out set, or the first ``limit`` of it; the last batch may be smaller."""
         ...
@@ -36,3 +39,13 @@ class DataSource(Protocol):
     def to(self, device: torch.device | str) -> Self:
         """Moves the data to ``device``, where its batches will be; returns the source itself."""
         ...
+
+
+def training_rows(
+    source: DataSource, step: int, size: int, seed: int, rows: slice
+) -> tuple[Tensor, ...]:
+    """Some rows of the batch of update ``step``, without the rest where the source can do that."""
+    own = getattr(source, "training_rows", None)
+    if own is not None and rows != slice(0, size):
+        return tuple(own(step, size, seed, rows))
+    return tuple(part[rows] for part in source.training_batch(step, size, seed))

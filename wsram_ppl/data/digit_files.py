@@ -95,7 +95,8 @@ def read_mnist(root: str | os.PathLike[str]) -> tuple[Digits, Digits]:
 def _read_split(raw: Path, prefix: str) -> Digits:
     images = _require(raw, f"{prefix}-images-idx3-ubyte")
     labels = _require(raw, f"{prefix}-labels-idx1-ubyte")
-    return _digits(_read_idx(images, 3), _read_idx(labels, 1), images, labels, _advice(images))
+    advice = "delete it and put a good copy there (or let it be downloaded again)"
+    return _digits(_read_idx(images, 3), _read_idx(labels, 1), images, labels, advice)
 
 
 def _read_idx(path: Path, dimensions: int) -> npt.NDArray[np.uint8]:

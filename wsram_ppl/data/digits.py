@@ -88,6 +88,10 @@ class PlacedDigits:
         Raises:
             InputError: an argument is out of range.
         """
+        return self.training_rows(step, size, seed, slice(0, size))
+
+    def training_rows(self, step: int, size: int, seed: int, rows: slice) -> tuple[Tensor, Tensor]:
+        """Some rows of the batch of update ``step``; the other digits are not placed."""
         _check_whole("the step", step, at_least=0)
         _check_whole("the batch size", size, at_least=1)
         _check_whole("the seed", seed, at_least=0)
@@ -104,9 +108,9 @@ class PlacedDigits:
         if len(chosen) < size:
             chosen = torch.cat((chosen, self._order(seed, epoch + 1)[: size - len(chosen)]))
         device = self._training.labels.device
-        chosen = chosen.to(device, non_blocking=True)
+        chosen = chosen[rows].to(device, non_blocking=True)
         images = self._training.images.index_select(0, chosen)
-        placements = placements.to(device, non_blocking=True)
+        placements = placements[:, rows].to(device, non_blocking=True)
         return place(images, placements, self.canvas), self._training.labels.index_select(0, chosen)
 
     def evaluation_batches(self, size: int, limit: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:

@@ -132,6 +132,13 @@ class Objective(ELBO):
     def surrogate(self, particles: Particles) -> Tensor:
         """A scalar whose *gradient* is to be ascended, summed over data; its value means nothing."""
 
+    def check(self, model: Program, guide: Program) -> None:
+        """Whether this objective can train these two, as far as that can be told without running them.
+
+        Raises:
+            ValueError: it cannot; the message says what to change.
+        """
+
     def guide_surrogate(
         self, model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Tensor | None:

@@ -81,7 +81,12 @@ class Layout:
             ValueError: a plate that is not common to all sites is subsampled, or sites are scaled
                 differently (``poutine.scale``), or by a tensor.
         """
-        stacks = [frozenset(site["cond_indep_stack"]) for site in sites]
+        # Pyro's frames are slow to hash, and most sites lie in the same plates: each stack is read once.
+        first: dict[tuple[tuple[object, ...], ...], _Site] = {}
+        for site in sites:
+            key = ((f.name, f.dim, f.size, f.full_size, f.counter) for f in site["cond_indep_stack"])
+            first.setdefault(tuple(key), site)
+        stacks = [frozenset(site["cond_indep_stack"]) for site in first.values()]
         common = frozenset.intersection(*stacks) if stacks else frozenset()
         scales = set()
         for site in sites:
@@ -91,6 +96,7 @@ class Layout:
                     "number, the same for all sites; scale the loss instead"
                 )
             scales.add(float(site["scale"]))
+        for site in first.values():
             for frame in site["cond_indep_stack"]:
                 if frame not in common and frame.full_size not in (None, frame.size):
                     raise ValueError(

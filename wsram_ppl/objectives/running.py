@@ -5,15 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-import torch.distributed
 from torch import Tensor
+
+from wsram_ppl import collectives
+
+_DECAY = "decay of "
 
 
 class RunningMeans:
     """Exponential moving averages of scalars, by name.
 
     A value read during one minibatch was computed from *earlier* ones: whoever uses it reads first and
-    updates after. Under ``torch.distributed`` every process holds the same values.
+    updates after. Under ``torch.distributed`` every process holds the same values: with equal shares of
+    the minibatch those of a single process, since a mean over data is the mean of the shares' means. A
+    name that only some processes meet (a site that their programs reached) is averaged over these.
 
     Example::
 
@@ -31,17 +36,25 @@ class RunningMeans:
         mean = self._means.get(name)
         return default if mean is None else mean.to(default)
 
-    def update(self, values: Mapping[str, Tensor], decay: float) -> None:
-        """Mixes one minibatch's values in; the first value of a name is taken as it is."""
-        if not values:
-            return
-        fresh = torch.stack([value.detach() for value in values.values()])
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            torch.distributed.all_reduce(fresh)
-            fresh /= torch.distributed.get_world_size()
-        for name, value in zip(values, fresh.unbind(), strict=True):
+    def update(self, values: Mapping[str, Tensor], decay: float | Mapping[str, float]) -> None:
+        """Mixes one minibatch's values in; the first value of a name is taken as it is.
+
+        Every process is to call it at every update, with whatever it has, be it nothing.
+
+        Args:
+            values: by name.
+            decay: of all means, or of each.
+        """
+        fresh = {name: value.detach() for name, value in values.items()}
+        if isinstance(decay, Mapping):  # a process that lacks a name does not know its decay either
+            fresh |= {_DECAY + name: torch.full_like(fresh[name], decay[name]) for name in values}
+        means = collectives.mean_by_name(fresh)
+        for name, value in means.items():
+            if name.startswith(_DECAY):
+                continue
+            weight = means[_DECAY + name] if isinstance(decay, Mapping) else decay
             held = self._means.get(name)
-            value = value.clone() if held is None else torch.lerp(value, held.to(value), decay)
+            value = value.clone() if held is None else torch.lerp(value, held.to(value), weight)
             self._means[name] = value
 
     def state_dict(self) -> dict[str, Tensor]:

@@ -137,8 +137,8 @@ class _Averages:
         self._seen.setdefault(name, ([], decay))[0].append(value)
 
     def commit(self, objective: Objective) -> None:
-        for name, (values, decay) in self._seen.items():
-            objective.running.update({name: torch.stack(values).mean()}, decay)
+        means = {name: torch.stack(values).mean() for name, (values, _) in self._seen.items()}
+        objective.running.update(means, {name: decay for name, (_, decay) in self._seen.items()})
 
 
 def downstream_signals(draw: Draw) -> list[Tensor]:

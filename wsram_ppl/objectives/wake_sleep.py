@@ -135,7 +135,7 @@ class WakeSleep(Objective):
         constant = _RunningConstant(self, "c")
         constant.observe(weights, scaled)
         coefficient = weights - constant.value(weights) * scaled
-        constant.commit()
+        _commit(self, [constant])
         return coefficient
 
     def _learned(self, particles: Particles, weights: Tensor) -> Tensor:
@@ -157,17 +157,14 @@ class WakeSleep(Objective):
                 if wake_q:
                     c = _plus_network(one, site.proposal_baseline, site.proposal, draw)
                     total = total + self.insomnia * _controlled(target, c, one, site.proposal)
-        for constant in constants.values():
-            constant.commit()
+        _commit(self, list(constants.values()))
         return total / m
 
     # Sleep: the guide learns from the model's fantasies.
 
-    def guide_surrogate(
-        self, model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Tensor | None:
+    def check(self, model: Program, guide: Program) -> None:
         if self.insomnia == 1.0:
-            return None
+            return
         if is_prior(guide, model):
             raise ValueError(
                 "insomnia < 1 trains the guide by sleep-q, but the guide is the prior and has "
@@ -178,6 +175,13 @@ class WakeSleep(Objective):
                 "insomnia < 1 needs a guide with a keyword argument 'observations' (a dict from "
                 "observed site to the value to infer from), to be shown the model's fantasies"
             )
+
+    def guide_surrogate(
+        self, model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Tensor | None:
+        if self.insomnia == 1.0:
+            return None
+        self.check(model, guide)
         if self.vectorize_particles:
             model, guide = self._all_particles(model), self._all_particles(guide)
         runs = 1 if self.vectorize_particles else self.num_particles
@@ -258,6 +262,13 @@ class _RunningConstant:
         self._seen[0].append((weights * r).mean().detach())
         self._seen[1].append(r.square().mean().detach())
 
-    def commit(self) -> None:
+    def means(self) -> dict[str, Tensor]:
+        """Of the minibatch, by name."""
         means = [torch.stack(seen).mean() for seen in self._seen]
-        self._objective.running.update(dict(zip(self._names, means, strict=True)), self._objective.decay)
+        return dict(zip(self._names, means, strict=True))
+
+
+def _commit(objective: WakeSleep, constants: list[_RunningConstant]) -> None:
+    """Mixes the minibatch's means in, all at once: several processes then exchange one message."""
+    means = {name: mean for constant in constants for name, mean in constant.means().items()}
+    objective.running.update(means, objective.decay)

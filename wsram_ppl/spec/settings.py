@@ -21,7 +21,11 @@ from wsram_ppl.schedules import NonNegativeSchedule, PositiveSchedule, Schedule
 #: Keys of ``[training]`` that do not change the trained weights: where and how often to look.
 IMMATERIAL: Final = (
     "device",
+    "devices",
+    "strategy",
+    "num_nodes",
     "threads",
+    "prefetch",
     "log_every",
     "eval_every",
     "eval_examples",
@@ -70,7 +74,7 @@ class Training(BaseModel):
 
     Attributes:
         steps: number of updates.
-        batch_size: examples per update.
+        batch_size: examples per update, of all processes together.
         learning_rate: of the model's parameters, >= 0.
         guide_learning_rate: of the guide's own parameters; None: as ``learning_rate``.
         optimizer: the class in ``torch.optim``.
@@ -87,8 +91,17 @@ class Training(BaseModel):
             (:meth:`wsram_ppl.trainer.Trainer.probe`); 0: never.
         probe_repeats: gradients drawn in each, at least 2.
         device: auto, cpu, cuda, cuda:N or mps.
+        devices: processes on this machine, one for each GPU (or so many on the CPU); they share each
+            minibatch.
+        strategy: "ddp": gradients are summed over processes at every update; "auto": that, if there
+            are several.
+        num_nodes: machines, each with so many devices.
         precision: of the arithmetic, as in Lightning Fabric.
+        matmul_precision: of products of float32 matrices, as in
+            ``torch.set_float32_matmul_precision``: "medium" multiplies in bfloat16 where the processor
+            can, "high" in TF32 on GPUs; sums and everything else stay in float32.
         threads: of one operation on the CPU; 0: torch's default.
+        prefetch: whether a thread of its own prepares the next minibatch while one trains.
         validate_sites: whether Pyro checks distributions and site shapes at every update (slow);
             ``validate`` in TOML.
         compile: whether the plain networks are compiled.
@@ -121,8 +134,13 @@ class Training(BaseModel):
     probe_every: NonNegativeInt = 0
     probe_repeats: Annotated[int, Field(ge=2)] = 20
     device: Annotated[str, AfterValidator(check_device)] = "cpu"
+    devices: PositiveInt = 1
+    strategy: Literal["auto", "ddp"] = "auto"
+    num_nodes: PositiveInt = 1
     precision: Literal["32-true", "64-true", "bf16-mixed"] = "32-true"
+    matmul_precision: Literal["highest", "high", "medium"] = "highest"
     threads: NonNegativeInt = 0
+    prefetch: bool = True
     # Another name here, since pydantic's BaseModel has a method "validate".
     validate_sites: bool = Field(default=False, alias="validate")
     compile: bool = False

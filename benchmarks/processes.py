@@ -1,0 +1,95 @@
+"""What several processes cost: bytes sent per update, time of each exchange, updates per second.
+
+Runs itself again for every further process (Lightning Fabric does), all on this machine.
+
+    python benchmarks/processes.py --devices 2
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+import guides  # noqa: F401  (registers)
+import models  # noqa: F401
+from wsram_ppl import collectives
+from wsram_ppl.evaluation import pyro_settings
+from wsram_ppl.processes import Processes
+from wsram_ppl.sharding import Share
+from wsram_ppl.spec import load_spec
+from wsram_ppl.trainer import Trainer
+
+
+def milliseconds(work: Callable[[], object], repeats: int) -> float:
+    """The median of so many calls, after one to warm up."""
+    work()
+    times = []
+    for _ in range(repeats):
+        begun = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - begun)
+    return 1e3 * sorted(times)[repeats // 2]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--experiment", default=str(ROOT / "experiments" / "digits.toml"))
+    parser.add_argument("--devices", type=int, default=2)
+    parser.add_argument("--updates", type=int, default=30)
+    parser.add_argument("--set", action="append", default=[], help="as of cli.py train")
+    options = parser.parse_args()
+    overrides = ["training.threads=1", f"training.devices={options.devices}", *options.set]
+    spec = load_spec(options.experiment, overrides)
+    with pyro_settings(validate=False):
+        processes = Processes.launch(spec.training)
+        trainer = Trainer.start(spec, processes)
+        sent = collectives.traffic
+        trainer.update()
+        tensors, control, calls = sent.tensor_bytes, sent.control_bytes, sent.calls
+        trainer.update()
+        tensors, control = sent.tensor_bytes - tensors, sent.control_bytes - control
+        calls = sent.calls - calls
+        update = milliseconds(trainer.update, options.updates)
+        exchange = milliseconds(collectives.exchange, 200)
+        gradient = milliseconds(
+            lambda: collectives.sum_tensors([p.grad for p in trainer.parameters], trainer.parameters), 50
+        )
+        if processes.first:
+            numbers = sum(p.numel() for p in trainer.parameters)
+            print(
+                f"{numbers:,} parameters, {spec.training.batch_size} data, {options.devices} processes"
+            )
+            print(f"sent per update: {tensors:,} bytes of tensors, {control} of control, {calls} calls")
+            print(
+                f"{update:.1f} ms an update, {exchange:.2f} an exchange, {gradient:.2f} to sum gradients"
+            )
+        processes.close()
+        if processes.first:
+            draws(trainer)
+
+
+def draws(trainer: Trainer) -> None:
+    """What it costs a process to draw for all data and keep its own, by the number of processes."""
+    parts, size = trainer.experiment, trainer.training.batch_size
+    batch = parts.data.training_batch(0, size, 0)
+    for count in (1, 2, 8, 64, 256):
+        share = Share(0, count, torch.device("cpu"))
+
+        def run(share: Share = share) -> None:
+            share.seed(0, 1)
+            with torch.no_grad(), share.drawing(size * share.count):
+                parts.objective.particles(parts.model, parts.guide, *batch)
+
+        print(f"{count:>4} processes of {size} data each: {milliseconds(run, 9):.1f} ms forward")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,92 @@
+"""Trains a tiny model for long and measures what must not grow: memory, open files, and the logs.
+
+python scripts/long_run.py --updates 20000
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import guides  # noqa: F401  (registers)
+import models  # noqa: F401
+from wsram_ppl.runs import METRICS, RunDirectory
+from wsram_ppl.spec import parse_spec
+from wsram_ppl.training import train
+
+#: As small as it gets, with every activity of a run: rows, evaluations, probes, checkpoints.
+TABLES = {
+    "data": {"source": "sample", "canvas": 28, "scale": [1.0, 1.0]},
+    "model": {
+        "name": "glimpse-classifier",
+        "hidden": 4,
+        "num_glimpses": 1,
+        "patch": 4,
+        "scales": [2],
+        "location_std": {"start": 0.3, "end": 0.1},
+    },
+    "guide": {"name": "inference"},
+    "objective": {"name": "wake-sleep", "control_variate": "learned", "num_particles": 2},
+    "training": {
+        "batch_size": 4,
+        "log_every": 50,
+        "eval_every": 1000,
+        "eval_examples": 20,
+        "checkpoint_every": 500,
+        "probe_every": 1000,
+        "probe_repeats": 2,
+    },
+}
+
+
+def memory() -> float:
+    """Memory in use by this process (resident set), in MiB."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+def open_files() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+def size(*files: Path) -> float:
+    """Of files, and of those in folders, in KiB."""
+    total = 0
+    for file in files:
+        total += sum(map(os.path.getsize, file.iterdir())) if file.is_dir() else os.path.getsize(file)
+    return total / 2**10
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--updates", type=int, default=20_000)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    marks = sorted({options.updates * part // 20 for part in (1, 2, 5, 10, 15, 20)})
+    with tempfile.TemporaryDirectory() as folder:
+        run = RunDirectory(Path(folder) / "run")
+
+        def progress(step: int, numbers: Mapping[str, float] | None) -> None:
+            if step in marks:
+                logs = size(run.path / METRICS), size(run.path / "tensorboard")
+                print(
+                    f"{step:>8} {memory():>12.1f} {open_files():>11} {logs[0]:>16.1f} {logs[1]:>16.1f}",
+                    flush=True,
+                )
+
+        print(
+            f"{'updates':>8} {'memory, MiB':>12} {'open files':>11} {'metrics.csv, KiB':>16} events, KiB"
+        )
+        train(parse_spec(TABLES, [f"training.steps={options.updates}"]), run, progress)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,131 @@
+"""Kills a training run again and again (kill -9, at random moments) and looks at what it comes to.
+
+Every run that was killed, however often, is compared with one that nobody disturbed: weights, optimiser,
+running estimates and metrics rows are to be equal to the bit.
+
+    python scripts/survive_kills.py --kills 20
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import multiprocessing
+import os
+import random
+import sys
+import tempfile
+import time
+import warnings
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import guides  # noqa: F401  (registers)
+import models  # noqa: F401
+from wsram_ppl.checkpoints import load_checkpoint
+from wsram_ppl.runs import METRICS, RunDirectory
+from wsram_ppl.spec import Spec, parse_spec
+from wsram_ppl.training import train
+
+#: Small and quick, with every kind of state: running estimates, momentum, schedules, probes.
+TABLES = {
+    "data": {"source": "sample", "canvas": 32, "scale": [0.8, 1.0]},
+    "model": {
+        "name": "glimpse-classifier",
+        "hidden": 8,
+        "num_glimpses": 2,
+        "patch": 4,
+        "scales": [1, 2],
+        "location_std": {"start": 0.3, "end": 0.1},
+    },
+    "guide": {"name": "inference"},
+    "objective": {"name": "wake-sleep", "control_variate": "learned", "num_particles": 3},
+    "exploration": {"entropy": {"start": 0.05, "end": 0.01}},
+    "training": {
+        "steps": 300,
+        "batch_size": 8,
+        "learning_rate": {"start": 1e-2, "end": 1e-3},
+        "log_every": 3,
+        "eval_every": 40,
+        "eval_examples": 20,
+        "checkpoint_every": 5,
+        "probe_every": 50,
+        "probe_repeats": 2,
+    },
+}
+#: Columns that tell the time.
+_TIMES = ("seconds", "updates_per_second")
+
+
+def rows(run: RunDirectory) -> list[dict[str, str]]:
+    """The rows of a run's metrics, without the time."""
+    with open(run.path / METRICS, newline="") as file:
+        return [{k: v for k, v in row.items() if k not in _TIMES} for row in csv.DictReader(file)]
+
+
+def equal(one: RunDirectory, other: RunDirectory) -> bool:
+    """Whether two runs have come to the same, to the bit."""
+    (a, a_data), (b, b_data) = (load_checkpoint(run.checkpoint) for run in (one, other))
+    same = a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+    return same and a_data["step"] == b_data["step"] and rows(one) == rows(other)
+
+
+def _work(spec: Spec, folder: str) -> None:
+    warnings.simplefilter("ignore")
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+    train(spec, RunDirectory(folder))
+
+
+def train_and_kill(
+    spec: Spec, run: RunDirectory, chance: random.Random, kills: int, seconds: float = 0.6
+) -> int:
+    """Trains to the end in processes of which up to so many are killed; returns how many were.
+
+    Args:
+        seconds: how long a process lives on average.
+    """
+    # Forked, since a process that starts afresh would spend its life importing torch.
+    context, killed = multiprocessing.get_context("fork"), 0
+    while True:
+        process = context.Process(target=_work, args=(spec, str(run)))
+        process.start()
+        if killed < kills:
+            process.join(chance.expovariate(1 / seconds))
+            if process.is_alive():
+                process.kill()
+                killed += 1
+        process.join()
+        if process.exitcode == 0:
+            return killed
+        if process.exitcode != -9:
+            raise SystemExit(f"a process of {run} ended with {process.exitcode}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    chance, spec = random.Random(options.seed), parse_spec(TABLES)
+    begun, killed, survived, runs = time.monotonic(), 0, 0, 0
+    with tempfile.TemporaryDirectory() as folder:
+        whole = RunDirectory(Path(folder) / "whole")
+        train_and_kill(spec, whole, chance, 0)
+        while killed < options.kills:
+            run = RunDirectory(Path(folder) / f"killed-{runs}")
+            kills = train_and_kill(spec, run, chance, options.kills - killed)
+            killed, runs = killed + kills, runs + 1
+            survived += kills if equal(run, whole) else 0
+    print(
+        f"{survived} of {killed} kills survived: {runs} runs of {spec.training.steps} updates, compared "
+        f"to the bit with one that was not disturbed ({time.monotonic() - begun:.0f} s)"
+    )
+    sys.exit(survived < killed)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,51 @@
+"""Scalars as TensorBoard reads them."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.summary.writer.record_writer import RecordWriter
+
+
+class EventLog:
+    """A file of events, written row by row by the caller's own thread.
+
+    ``torch.utils.tensorboard`` writes from a thread of its own, up to two minutes later: a run that is
+    killed would lose these events for good, and on a full disk that thread ends with a traceback.
+
+    Args:
+        folder: for the file; made if need be.
+        after: the number of updates behind which earlier files' events are void, if any.
+
+    Raises:
+        OSError: the file cannot be written; so does every method.
+    """
+
+    def __init__(self, folder: Path, after: int = 0) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        # TensorBoard reads the files of a folder in the order of their names.
+        name = f"events.out.tfevents.{time.time_ns():020d}.{socket.gethostname()}.{os.getpid()}"
+        self._file = open(folder / name, "wb")  # noqa: SIM115
+        self._records = RecordWriter(self._file)
+        self._write(Event(wall_time=time.time(), file_version="brain.Event:2"))
+        if after:
+            start = SessionLog(status=SessionLog.START)
+            self._write(Event(wall_time=time.time(), step=after + 1, session_log=start))
+
+    def add(self, step: int, scalars: Mapping[str, float]) -> None:
+        """Writes the scalars of an update, by name."""
+        values = [Summary.Value(tag=name, simple_value=value) for name, value in scalars.items()]
+        self._write(Event(wall_time=time.time(), step=step, summary=Summary(value=values)))
+
+    def _write(self, event: Event) -> None:
+        self._records.write(event.SerializeToString())
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
