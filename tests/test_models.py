@@ -157,7 +157,7 @@ def test_every_latent_declares_a_baseline_of_its_own(program: str) -> None:
         weights = [owner.baselines.out.weight, owner.baselines.label.weight]
         used = [
             gradient.abs().sum(-1).nonzero().flatten().tolist()
-            for gradient in torch.autograd.grad(prediction.sum(), weights)
+            for gradient in torch.autograd.grad(prediction.sum(), weights, retain_graph=True)
         ]
         assert used == [[len(predictions)], sorted(set(labels.tolist()))]
         predictions.append(prediction)
