@@ -1,11 +1,14 @@
 """The plain ``torch.nn`` part of the captioner: cells of feature maps, recurrence, where to look, words.
 
-Whatever does not depend on where the model looked is computed once, per picture or per word, and never
-per particle: the shapes ``[..., B]`` stand for any number of particle dimensions left of the batch.
+``[..., B]`` stands for any number of particle dimensions left of the batch. What does not depend on
+where the model looked is computed once, per picture or per word, and never per particle. Features are
+data and so are never projected ahead: what is read of them is, which spares a gradient of all maps at
+every word.
 """
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -169,7 +172,7 @@ class GridPolicy(nn.Module):
             wide(torch.einsum("...bc,bnc->...bn", query, features.to(query.dtype))) / width**0.5
             for query, features, width in zip(queries, cells.maps, self.widths, strict=True)
         ]
-        layers = [score.logsumexp(-1) - score.new_tensor(score.shape[-1]).log() for score in scores]
+        layers = [score.logsumexp(-1) - math.log(score.shape[-1]) for score in scores]
         return Choice(torch.stack(layers, -1), torch.cat(scores, -1))
 
 
