@@ -1,8 +1,9 @@
 # make demo    own environment, install, train, evaluate, draw
-# make demo-captions   the same for captions, on generated scenes: no photos, no download
+# make demo-captions the same for captions, on generated scenes
 # make test    own environment, install with test extras, the whole test suite
 # make check   lint, types and the wheel's contents (after make test's install)
 # make bench   speed, as ratios
+# make profile where an update's time goes
 
 PYTHON ?= python3
 VENV   := .venv
@@ -13,7 +14,7 @@ NOW    := $(shell date +%Y%m%d-%H%M%S)
 RUN    := runs/demo-$(NOW)
 SCENES := runs/demo-captions-$(NOW)
 
-.PHONY: demo demo-captions test check lint types wheel bench clean
+.PHONY: demo demo-captions test check lint types wheel bench profile clean
 
 demo: $(VENV)/.installed-cli
 	$(BIN)/python cli.py train experiments/digits.toml --set training.steps=$(STEPS) --out $(RUN)
@@ -46,6 +47,9 @@ wheel: $(VENV)/.installed-test
 
 bench: $(VENV)/.installed-test
 	$(BIN)/python benchmarks/digits.py
+
+profile: $(VENV)/.installed-test
+	$(BIN)/python benchmarks/breakdown.py
 
 # Installed once per environment, and again only when the requirements change.
 $(VENV)/.installed-cli: $(VENV)/.created pyproject.toml

@@ -12,19 +12,14 @@ import shlex
 import sys
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from wsram_ppl import __version__
 from wsram_ppl.errors import Elsewhere, InputError, Interrupted, RunError, exit_code
-
-if TYPE_CHECKING:
-    from tqdm import tqdm
-
-    from wsram_ppl.studies.jobs import Job
 
 _EXISTING_RUN = click.argument("run", type=click.Path(path_type=Path))
 
@@ -115,6 +110,7 @@ def train(
     _register()
     from wsram_ppl import training
     from wsram_ppl.processes import first_process
+    from wsram_ppl.progress import RunBar
     from wsram_ppl.runs import SPEC, RunDirectory
     from wsram_ppl.spec import load_spec
 
@@ -143,7 +139,7 @@ def train(
         return
     for note in spec.notes:
         click.echo(f"note: {note}", err=True)
-    with _Bar(spec.training.steps) as bar:
+    with RunBar(spec.training.steps) as bar:
         summary = training.train(spec, run, bar.update)
     click.echo(
         f"{run}: {summary['updates']} updates in {summary['seconds']:.0f} s "
@@ -421,6 +417,7 @@ def compare(
       python cli.py compare experiments/table1.toml --out studies/table1 --jobs 2
     """
     _register()
+    from wsram_ppl.progress import StudyBars
     from wsram_ppl.studies.comparison import compare as run_study
     from wsram_ppl.studies.definition import load_study
     from wsram_ppl.studies.report import write_report
@@ -434,7 +431,7 @@ def compare(
     loaded = load_study(study, overrides)
     folder = out or Path("studies") / study.stem
     call = shlex.join(["python", *sys.argv])
-    with _StudyBars() as bars:
+    with StudyBars() as bars:
         result = run_study(
             loaded, folder, train_command, bars, jobs=jobs, run_missing=not report_only, call=call
         )
@@ -501,102 +498,6 @@ def _print_measures(measures: Mapping[str, Any]) -> None:
             lines[name] = f"{value:.4g}"
     for name, text in lines.items():
         click.echo(f"  {name:<12} {text}")
-
-
-class _Bar:
-    """A progress bar on standard error, silent where that is not a terminal."""
-
-    def __init__(self, steps: int) -> None:
-        from tqdm import tqdm
-
-        self._bar = tqdm(total=steps, unit="update", disable=None, dynamic_ncols=True)
-
-    def __enter__(self) -> _Bar:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._bar.close()
-
-    def update(self, step: int, numbers: Mapping[str, float] | None) -> None:
-        self._bar.update(step - self._bar.n)
-        if numbers is not None:
-            shown = {
-                "error": f"{numbers['error']:.0%}" if "error" in numbers else None,
-                "bound": f"{numbers['bound']:.3f}",
-                "ess": f"{numbers['ess']:.2f}",
-            }
-            self._bar.set_postfix({k: v for k, v in shown.items() if v is not None})
-
-
-class _StudyBars:
-    """A bar for each run at work and one for all; one line for each run that has ended.
-
-    The bars are silent where standard error is not a terminal.
-    """
-
-    def __init__(self) -> None:
-        self._bars: dict[str, tqdm[Any]] = {}
-        self._all: tqdm[Any] | None = None
-        self._begun: dict[str, float] = {}
-        self._count, self._total = 0, 0
-
-    def __enter__(self) -> _StudyBars:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        for bar in (*self._bars.values(), self._all):
-            if bar is not None:
-                bar.close()
-
-    def noted(self, text: str) -> None:
-        from tqdm import tqdm
-
-        tqdm.write(f"note: {text}", file=sys.stderr)
-
-    def planned(self, jobs: Sequence[Job]) -> None:
-        if self._all is not None:
-            self._all.close()
-        self._count, self._total = 0, len(jobs)
-        self._all = self._bar("all", sum(job.steps for job in jobs), position=0)
-
-    def started(self, job: Job) -> None:
-        taken = {bar.pos for bar in self._bars.values()}
-        position = next(n for n in range(1, len(taken) + 2) if -n not in taken)
-        self._bars[job.name] = self._bar(job.name, job.steps, position)
-        self._begun[job.name] = time.monotonic()
-
-    def progressed(self, job: Job, step: int, numbers: Mapping[str, float]) -> None:
-        bar = self._bars[job.name]
-        assert self._all is not None
-        self._all.update(step - bar.n)
-        bar.update(step - bar.n)
-        if "error" in numbers:
-            bar.set_postfix_str(f"error {numbers['error']:.0%}")
-
-    def ended(self, job: Job, failure: str | None) -> None:
-        from tqdm import tqdm
-
-        bar = self._bars.pop(job.name)
-        assert self._all is not None
-        self._all.update(job.steps - bar.n)
-        bar.close()
-        self._count += 1
-        seconds = time.monotonic() - self._begun.pop(job.name)
-        end = f"finished in {seconds:.0f} s" if failure is None else f"failed: {failure}"
-        tqdm.write(f"[{self._count}/{self._total}] {job.name} {end}")
-
-    def _bar(self, name: str, steps: int, position: int) -> tqdm[Any]:
-        from tqdm import tqdm
-
-        return tqdm(
-            total=steps,
-            desc=name,
-            unit="update",
-            position=position,
-            leave=False,
-            disable=None,
-            dynamic_ncols=True,
-        )
 
 
 @main.command()

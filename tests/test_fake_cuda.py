@@ -34,6 +34,7 @@ from wsram_ppl.data import SampleDigits
 from wsram_ppl.exploration import Exploration
 from wsram_ppl.objectives import ImportanceBound, Objective, VariationalBound, WakeSleep
 from wsram_ppl.objectives.wake_sleep import CONTROL_VARIATES
+from wsram_ppl.processes import Processes
 from wsram_ppl.spec import Experiment, parse_spec
 from wsram_ppl.trainer import Trainer
 
@@ -196,7 +197,8 @@ def test_a_whole_update_waits_for_no_value(
     )
     model, guide, _ = make_parts("inference", CPU)
     objective = WakeSleep(num_particles=3, vectorize_particles=True, max_plate_nesting=1)
-    trainer = Trainer(spec, Experiment(model, guide, objective, SampleDigits(canvas=64), {}))
+    parts = Experiment(model, guide, objective, SampleDigits(canvas=64), {})
+    trainer = Trainer(spec, parts, Processes.launch(spec.training))
     for _ in range(2):
         trainer.update()
     assert trainer.step == 2

@@ -93,7 +93,8 @@ def test_the_minibatch_hangs_on_the_seed_alone(tmp_path: Path, monkeypatch: pyte
     asked = []
     with pyro_settings(validate=False):
         for overrides in (VARIANTS["adaptive"], VARIANTS["VAR+c"], ["training.seed=1"]):
-            trainer = Trainer.start(spec_of(tmp_path, *overrides, "training.probe_repeats=2"))
+            settings = ("training.probe_repeats=2", "training.prefetch=false")
+            trainer = Trainer.start(spec_of(tmp_path, *overrides, *settings))
             data = trainer.experiment.data
             draw = data.training_batch
             batches: list[tuple[torch.Tensor, ...]] = []

@@ -1,0 +1,101 @@
+"""Progress in a terminal: of a run, and of a study's runs side by side."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from tqdm import tqdm
+
+if TYPE_CHECKING:
+    from wsram_ppl.studies.jobs import Job
+
+
+class RunBar:
+    """A progress bar on standard error, silent where that is not a terminal."""
+
+    def __init__(self, steps: int) -> None:
+        self._bar = tqdm(total=steps, unit="update", disable=None, dynamic_ncols=True)
+
+    def __enter__(self) -> RunBar:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._bar.close()
+
+    def update(self, step: int, numbers: Mapping[str, float] | None) -> None:
+        self._bar.update(step - self._bar.n)
+        if numbers is not None:
+            shown = {
+                "error": f"{numbers['error']:.0%}" if "error" in numbers else None,
+                "bound": f"{numbers['bound']:.3f}",
+                "ess": f"{numbers['ess']:.2f}",
+            }
+            self._bar.set_postfix({k: v for k, v in shown.items() if v is not None})
+
+
+class StudyBars:
+    """A bar for each run at work and one for all; one line for each run that has ended.
+
+    The bars are silent where standard error is not a terminal.
+    """
+
+    def __init__(self) -> None:
+        self._bars: dict[str, tqdm[Any]] = {}
+        self._all: tqdm[Any] | None = None
+        self._begun: dict[str, float] = {}
+        self._count, self._total = 0, 0
+
+    def __enter__(self) -> StudyBars:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for bar in (*self._bars.values(), self._all):
+            if bar is not None:
+                bar.close()
+
+    def noted(self, text: str) -> None:
+        tqdm.write(f"note: {text}", file=sys.stderr)
+
+    def planned(self, jobs: Sequence[Job]) -> None:
+        if self._all is not None:
+            self._all.close()
+        self._count, self._total = 0, len(jobs)
+        self._all = self._bar("all", sum(job.steps for job in jobs), position=0)
+
+    def started(self, job: Job) -> None:
+        taken = {bar.pos for bar in self._bars.values()}
+        position = next(n for n in range(1, len(taken) + 2) if -n not in taken)
+        self._bars[job.name] = self._bar(job.name, job.steps, position)
+        self._begun[job.name] = time.monotonic()
+
+    def progressed(self, job: Job, step: int, numbers: Mapping[str, float]) -> None:
+        bar = self._bars[job.name]
+        assert self._all is not None
+        self._all.update(step - bar.n)
+        bar.update(step - bar.n)
+        if "error" in numbers:
+            bar.set_postfix_str(f"error {numbers['error']:.0%}")
+
+    def ended(self, job: Job, failure: str | None) -> None:
+        bar = self._bars.pop(job.name)
+        assert self._all is not None
+        self._all.update(job.steps - bar.n)
+        bar.close()
+        self._count += 1
+        seconds = time.monotonic() - self._begun.pop(job.name)
+        end = f"finished in {seconds:.0f} s" if failure is None else f"failed: {failure}"
+        tqdm.write(f"[{self._count}/{self._total}] {job.name} {end}")
+
+    def _bar(self, name: str, steps: int, position: int) -> tqdm[Any]:
+        return tqdm(
+            total=steps,
+            desc=name,
+            unit="update",
+            position=position,
+            leave=False,
+            disable=None,
+            dynamic_ncols=True,
+        )
