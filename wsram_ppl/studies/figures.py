@@ -126,8 +126,8 @@ _LINES: Final[dict[str, _Kind]] = {
         "nll_per_word",
         "Training loss per word",
         "negative log-likelihood (nats per word)",
-        "Of the current minibatch's sentences: -log of the mean probability over as many paths of looks as "
-        "the objective has particles, drawn from the model itself, whatever the guide; dropout included",
+        "Of the current minibatch's sentences: -log of the mean probability over as many paths of looks "
+        "as the objective has particles, drawn from the model itself, whatever the guide; with dropout",
         True,
         _plain,
     ),
