@@ -1,4 +1,5 @@
 # make demo    own environment, install, train, evaluate, draw
+# make demo-captions the same for captions, on generated scenes
 # make test    own environment, install with test extras, the whole test suite
 # make check   lint, types and the wheel's contents (after make test's install)
 # make bench   speed, as ratios
@@ -9,9 +10,11 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 # Updates of the demo: under five minutes on two cores.
 STEPS  := 9000
-RUN    := runs/demo-$(shell date +%Y%m%d-%H%M%S)
+NOW    := $(shell date +%Y%m%d-%H%M%S)
+RUN    := runs/demo-$(NOW)
+SCENES := runs/demo-captions-$(NOW)
 
-.PHONY: demo test check lint types wheel bench profile clean
+.PHONY: demo demo-captions test check lint types wheel bench profile clean
 
 demo: $(VENV)/.installed-cli
 	$(BIN)/python cli.py train experiments/digits.toml --set training.steps=$(STEPS) --out $(RUN)
@@ -22,6 +25,13 @@ demo: $(VENV)/.installed-cli
 
 test: $(VENV)/.installed-test
 	$(BIN)/python -m pytest
+
+demo-captions: $(VENV)/.installed-captions
+	$(BIN)/python cli.py train experiments/scenes.toml --out $(SCENES)
+	@echo "held-out scenes, most probable looks:"
+	@$(BIN)/python cli.py evaluate $(SCENES) --beam 3
+	$(BIN)/python cli.py caption $(SCENES) 0 1 2 3
+	@echo "pictures: $(SCENES)/captions"
 
 check: lint types wheel
 
@@ -46,9 +56,13 @@ $(VENV)/.installed-cli: $(VENV)/.created pyproject.toml
 	$(BIN)/python -m pip install --quiet -e '.[cli]'
 	@touch $@
 
+$(VENV)/.installed-captions: $(VENV)/.created pyproject.toml
+	$(BIN)/python -m pip install --quiet -e '.[cli,captions]'
+	@touch $@ $(VENV)/.installed-cli
+
 $(VENV)/.installed-test: $(VENV)/.created pyproject.toml
 	$(BIN)/python -m pip install --quiet -e '.[test]'
-	@touch $@ $(VENV)/.installed-cli
+	@touch $@ $(VENV)/.installed-cli $(VENV)/.installed-captions
 
 $(VENV)/.created:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

@@ -1,17 +1,21 @@
 """The plain ``torch.nn`` part of the captioner: cells of feature maps, recurrence, where to look, words.
 
-Whatever does not depend on where the model looked is computed once, per picture or per word, and never
-per particle: the shapes ``[..., B]`` stand for any number of particle dimensions left of the batch.
+``[..., B]`` stands for any number of particle dimensions left of the batch. What does not depend on
+where the model looked is computed once, per picture or per word, and never per particle. Features are
+data and so are never projected ahead: what is read of them is, which spares a gradient of all maps at
+every word.
 """
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from models.networks import Policy, SiteBaselines
+from wsram_ppl.errors import InputError
 from wsram_ppl.handlers import shared
 
 #: Channels that every cell has beside its features: x, y and a constant.
@@ -168,7 +172,7 @@ class GridPolicy(nn.Module):
             wide(torch.einsum("...bc,bnc->...bn", query, features.to(query.dtype))) / width**0.5
             for query, features, width in zip(queries, cells.maps, self.widths, strict=True)
         ]
-        layers = [score.logsumexp(-1) - score.new_tensor(score.shape[-1]).log() for score in scores]
+        layers = [score.logsumexp(-1) - math.log(score.shape[-1]) for score in scores]
         return Choice(torch.stack(layers, -1), torch.cat(scores, -1))
 
 
@@ -218,7 +222,6 @@ class CaptionNetwork(nn.Module):
         hidden: units of both layers, of words and of what is seen.
         words: of the vocabulary.
         channels: of each layer of the conv net.
-        policy: chooses where to look.
         by_cell: whether places are cells.
         dropout: of words, what is seen, and the state that words are predicted from.
     """
@@ -248,7 +251,17 @@ class CaptionNetwork(nn.Module):
 
     @shared
     def start(self, *maps: Tensor) -> View:
-        """``maps [B, channels, height, width]`` -> what the words are told from."""
+        """``maps [B, channels, height, width]`` -> what the words are told from.
+
+        Raises:
+            InputError: the maps are not those that the network was made for.
+        """
+        found = tuple(features.shape[1] for features in maps)
+        if found != self.channels:
+            raise InputError(
+                f"the captioner reads maps of {list(self.channels)} channels, but the data have "
+                f"{list(found)}: leave model.channels to the data"
+            )
         cells = make_cells(maps)
         mean = [features.mean(1)[..., :-_PLACE] for features in cells.maps]
         whole = torch.relu(self.whole(torch.cat(mean, -1)))

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from functools import partial
-from typing import Annotated, NamedTuple, cast
+from typing import Annotated, NamedTuple
 
 import pyro
 import pyro.distributions as dist
@@ -108,12 +107,8 @@ class GlimpseClassifier(PyroModule):
         """``infer`` for the two sites of glimpse n: a baseline on the state, given a label to use."""
         if labels is None:
             return [{}, {}]
-        declared = [
-            {"nn_baseline": partial(_predict, baselines, site), "nn_baseline_input": (r2, labels)}
-            for site in (2 * n, 2 * n + 1)
-        ]
-        # Pyro's own key, which its type of ``infer`` leaves out.
-        return [cast(InferDict, {"baseline": options}) for options in declared]
+        label = baselines.label(labels)
+        return [baselines.declare(site, r2, label) for site in (2 * n, 2 * n + 1)]
 
     # What training, evaluation and pictures ask of a model.
 
@@ -187,11 +182,6 @@ class GlimpseClassifier(PyroModule):
         for index, scale in enumerate(self.scales):
             measures[f"scale_{scale}"] = (looks.scales == index).to(images.dtype).mean((0, 2))
         return measures
-
-
-def _predict(baselines: SiteBaselines, site: int, inputs: tuple[Tensor, Tensor]) -> Tensor:
-    state, labels = inputs
-    return baselines(state, baselines.label(labels), site).float()  # type: ignore[no-any-return]
 
 
 def _centre_of_brightness(images: Tensor) -> Tensor:

@@ -152,13 +152,14 @@ def test_every_latent_declares_a_baseline_of_its_own(program: str) -> None:
     predictions = []
     for name in latents(trace):
         declared = trace.nodes[name]["infer"]["baseline"]
-        state, given_labels = declared["nn_baseline_input"]
-        assert given_labels is labels
-        prediction = declared["nn_baseline"]((state, given_labels))
+        prediction = declared["nn_baseline"](declared["nn_baseline_input"].detach())
         assert prediction.shape == (BATCH,)
-        (gradient,) = torch.autograd.grad(prediction.sum(), [owner.baselines.out.weight])
-        rows = gradient.abs().sum(-1).nonzero().flatten().tolist()
-        assert rows == [len(predictions)]
+        weights = [owner.baselines.out.weight, owner.baselines.label.weight]
+        used = [
+            gradient.abs().sum(-1).nonzero().flatten().tolist()
+            for gradient in torch.autograd.grad(prediction.sum(), weights, retain_graph=True)
+        ]
+        assert used == [[len(predictions)], sorted(set(labels.tolist()))]
         predictions.append(prediction)
     assert len(predictions) == 6
 

@@ -16,11 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from wsram_ppl.checkpoints import load_checkpoint, save_checkpoint, write_atomically
+from wsram_ppl.data import DataSource
 from wsram_ppl.errors import InputError, RunError
 from wsram_ppl.registry import one_line
 from wsram_ppl.spec import Experiment, Spec, build, load_spec
 
-SPEC, METRICS, SUMMARY = "spec.toml", "metrics.csv", "summary.json"
+SPEC, METRICS, SUMMARY, DATA = "spec.toml", "metrics.csv", "summary.json", "data.json"
 CHECKPOINT, PREVIOUS = "last.safetensors", "previous.safetensors"
 
 
@@ -88,6 +89,40 @@ class RunDirectory:
         except OSError as error:
             raise RunError(f"cannot create {self.path}: {error.strerror}") from error
         write_atomically(self.path / SPEC, spec.to_toml().encode())
+
+    def keep_data(self, data: DataSource) -> None:
+        """Writes what a data source asks to be kept with a run: its ``record``, if it has one.
+
+        That is what weights mean nothing without, like the numbers of words.
+
+        Raises:
+            InputError: an earlier part of the run had other data.
+        """
+        record = getattr(data, "record", None)
+        if record is not None and not (self.path / DATA).exists():
+            write_atomically(self.path / DATA, (json.dumps(record, indent=1) + "\n").encode())
+        self.check_data(data)
+
+    def check_data(self, data: DataSource) -> None:
+        """Makes sure that the data are what the run kept of them, if anything.
+
+        Raises:
+            InputError: they are not, or the file cannot be read.
+        """
+        path = self.path / DATA
+        if not path.exists():
+            return
+        try:
+            kept: dict[str, Any] = json.loads(path.read_bytes())
+        except (OSError, ValueError) as error:
+            raise InputError(f"cannot read {path}: {error}") from error
+        now = json.loads(json.dumps(getattr(data, "record", {})))
+        changed = [key for key in {**kept, **now} if kept.get(key) != now.get(key)]
+        if changed:
+            raise InputError(
+                f"the data have changed since {self.path} began ({', '.join(changed)} not as in "
+                f"{path}): its weights have no meaning for them; bring the old data back, or train anew"
+            )
 
     def summary(self) -> dict[str, Any] | None:
         """The summary of a finished run, else None."""
@@ -163,13 +198,15 @@ class RunDirectory:
             The spec, the components on the device, and the number of updates behind the weights.
 
         Raises:
-            InputError: not a run, or a checkpoint that is missing, damaged, or of another spec.
+            InputError: not a run, a checkpoint that is missing, damaged, or of another spec, or the data
+                have changed.
         """
         spec = self.spec()
         saved = self.saved(spec)
         if saved is None:
             raise InputError(f"there is no checkpoint {self.checkpoint}: the run has not come that far")
         experiment = build(spec)
+        self.check_data(experiment.data)
         saved.restore(experiment)
         experiment.model.to(device)
         experiment.guide.to(device)

@@ -74,6 +74,7 @@ def _train(
 
     def claim() -> Saved | None:
         run.claim(spec)
+        run.keep_data(trainer.experiment.data)
         return run.saved(spec)
 
     saved = processes.decide(claim)

@@ -25,6 +25,7 @@ __all__ = [
     "check_whole",
     "generator",
     "options_of",
+    "record_of",
 ]
 
 #: (words [B, T + 1], mask [B, T + 1], *maps); see :mod:`wsram_ppl.captions`.
@@ -58,6 +59,7 @@ class CaptionSource(DataSource, Protocol):
         vocabulary: the words of the batches.
         layer_shapes: (channels, height, width) of each layer's map.
         model_options: what these say to a model (:func:`options_of`).
+        record: what is kept with a run (:func:`record_of`).
     """
 
     vocabulary: Vocabulary
@@ -65,6 +67,9 @@ class CaptionSource(DataSource, Protocol):
 
     @property
     def model_options(self) -> dict[str, Any]: ...
+
+    @property
+    def record(self) -> dict[str, Any]: ...
 
     def examples(
         self, size: int, limit: int | None = None, split: HeldOut = "dev"
@@ -85,6 +90,11 @@ def options_of(source: CaptionSource) -> dict[str, Any]:
     """The options of a model that follow from the data: number of words, and channels of each layer."""
     channels = tuple(channels for channels, _, _ in source.layer_shapes)
     return {"vocabulary": len(source.vocabulary), "channels": channels}
+
+
+def record_of(source: CaptionSource) -> dict[str, Any]:
+    """What a run keeps: the words by number, and the shapes of the maps."""
+    return {**source.vocabulary.to_data(), "layer_shapes": [list(s) for s in source.layer_shapes]}
 
 
 class EncodedCaptions:

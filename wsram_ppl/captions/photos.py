@@ -25,6 +25,7 @@ from wsram_ppl.captions.batches import (
     check_whole,
     generator,
     options_of,
+    record_of,
 )
 from wsram_ppl.captions.features import (
     FeatureStore,
@@ -177,6 +178,10 @@ class FlickrCaptions:
     @property
     def model_options(self) -> dict[str, Any]:
         return options_of(self)
+
+    @property
+    def record(self) -> dict[str, Any]:
+        return record_of(self)
 
     def training_batch(self, step: int, size: int, seed: int) -> CaptionBatch:
         """The batch of update ``step``: ``size`` captions; a pure function of its arguments.

@@ -27,7 +27,14 @@ import torch
 from pydantic import Field, NonNegativeInt, PositiveInt
 from torch import Tensor
 
-from wsram_ppl.captions.batches import CaptionBatch, Examples, HeldOut, check_whole, options_of
+from wsram_ppl.captions.batches import (
+    CaptionBatch,
+    Examples,
+    HeldOut,
+    check_whole,
+    options_of,
+    record_of,
+)
 from wsram_ppl.captions.vocabulary import END, START, Vocabulary
 from wsram_ppl.errors import InputError
 from wsram_ppl.registry import DATA_SOURCES
@@ -339,6 +346,10 @@ class SceneCaptions:
     @property
     def model_options(self) -> dict[str, Any]:
         return options_of(self)
+
+    @property
+    def record(self) -> dict[str, Any]:
+        return record_of(self)
 
     def training_batch(self, step: int, size: int, seed: int) -> CaptionBatch:
         """The batch of update ``step``: ``size`` scenes that no other step has.

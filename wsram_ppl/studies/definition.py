@@ -44,8 +44,8 @@ from wsram_ppl.spec import Spec, check_table, parse_spec, read_toml, read_value
 __all__ = ["FIGURES", "Candidate", "Search", "Study", "Variant", "load_study"]
 
 #: What a study may ask to have drawn (:mod:`wsram_ppl.studies.figures`).
-Figure = Literal["error", "test_error", "bound", "ess", "variance", "scales"]
-FIGURES: Final = ("error", "test_error", "bound", "ess", "variance", "scales")
+Figure = Literal["error", "test_error", "nll_per_word", "bound", "ess", "variance", "scales"]
+FIGURES: Final = ("error", "test_error", "nll_per_word", "bound", "ess", "variance", "scales")
 
 #: How the best value of a search is told, on held-out data.
 Metric = Literal["log_likelihood", "error"]

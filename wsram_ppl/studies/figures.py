@@ -121,6 +121,16 @@ _LINES: Final[dict[str, _Kind]] = {
         False,
         _percent,
     ),
+    "nll_per_word": _Kind(
+        "train",
+        "nll_per_word",
+        "Training loss per word",
+        "negative log-likelihood (nats per word)",
+        "Of the current minibatch's sentences: -log of the mean probability over as many paths of looks "
+        "as the objective has particles, drawn from the model itself, whatever the guide; with dropout",
+        True,
+        _plain,
+    ),
     "bound": _Kind(
         "eval",
         "log_likelihood",
