@@ -15,8 +15,7 @@ from pathlib import Path
 
 import torch
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import guides  # noqa: F401  (registers)
 import models  # noqa: F401
@@ -26,6 +25,8 @@ from wsram_ppl.processes import Processes
 from wsram_ppl.sharding import Share
 from wsram_ppl.spec import load_spec
 from wsram_ppl.trainer import Trainer
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def milliseconds(work: Callable[[], object], repeats: int) -> float:

@@ -45,9 +45,13 @@ class NoGuide:
 class Source:
     """Images of which one holds something else than a number."""
 
+    def __init__(self, clean: int = 0) -> None:
+        self.clean = clean
+
     def training_batch(self, step, size, seed):
         images = torch.full((size, 32, 32), 0.5)
-        images[0, 3, 4] = float("nan")
+        if step >= self.clean:
+            images[0, 3, 4] = float("nan")
         return images, torch.zeros(size, dtype=torch.int64)
 
     def evaluation_batches(self, size, limit=None):
@@ -269,8 +273,12 @@ TABLES: dict[str, list[Bad]] = {
         Bad("a layout that is not there", (*PHOTOS, "data.layout=kaggle"), photos()),
         Bad("features that are not computed", (*PHOTOS, *NET), photos()),
     ],
+    "Data of one's own": [
+        Bad("images that are not numbers", ("data={source='own:Source'}",)),
+        Bad("a class that is no source", ("data={source='own:NoGuide'}",)),
+    ],
     "Failures at work (exit code 1)": [
-        Bad("images that are not numbers", ("data={source='own:Source'}",), code=1),
+        Bad("images that are not numbers, later", ("data={source='own:Source', clean=1}",), code=1),
         Bad(
             "a learning rate at which all is lost",
             ("training.learning_rate=1e38", "training.gradient_clip=0", "training.steps=9"),

@@ -21,7 +21,7 @@ import guides  # noqa: F401
 import models  # noqa: F401
 from wsram_ppl.checkpoints import load_checkpoint, save_checkpoint, write_atomically
 from wsram_ppl.errors import InputError, RunError
-from wsram_ppl.runs import RunDirectory, load_tensors
+from wsram_ppl.runs import MetricsLog, RunDirectory, load_tensors
 from wsram_ppl.spec import parse_spec
 from wsram_ppl.training import train
 
@@ -262,6 +262,34 @@ def test_a_checkpoint_of_another_spec_is_refused(run: RunDirectory) -> None:
     (run.path / "spec.toml").write_text(spec.to_toml())
     with pytest.raises(InputError, match=r"last.safetensors belongs to another spec than .*spec.toml"):
         run.load()
+
+
+@given(
+    name=st.sampled_from(["metrics.csv", "summary.json", "spec.toml", "last.safetensors"]),
+    edits=st.lists(
+        st.tuples(st.integers(0, 10**5), st.integers(0, 9), st.binary(max_size=9)), max_size=4
+    ),
+    kept=st.floats(0, 1) | st.just(1.0),
+)
+@examples(60)
+def test_whatever_is_in_a_runs_files_there_is_no_traceback(
+    trained: Path, tmp_path: Path, name: str, edits: list[tuple[int, int, bytes]], kept: float
+) -> None:
+    """Bytes put in, taken out and changed anywhere, files cut short: read, or refused in one line."""
+    shutil.rmtree(tmp_path / "run", ignore_errors=True)
+    run = RunDirectory(shutil.copytree(trained, tmp_path / "run"))
+    content = (run.path / name).read_bytes()
+    for place, gone, new in edits:
+        at = place % (len(content) + 1)
+        content = content[:at] + new + content[at + gone :]
+    (run.path / name).write_bytes(content[: int(kept * len(content))])
+    try:
+        spec = run.spec()
+        run.summary()
+        run.saved(spec)
+        MetricsLog(run, ["bound"], after=1).close()
+    except InputError as error:
+        assert len(str(error).splitlines()) == 1 and str(run.path) in str(error)
 
 
 def test_what_does_not_change_the_weights_may_differ(run: RunDirectory) -> None:

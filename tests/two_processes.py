@@ -18,9 +18,11 @@ from wsram_ppl.evaluation import pyro_settings
 from wsram_ppl.objectives.running import RunningMeans
 from wsram_ppl.processes import Processes
 from wsram_ppl.runs import RunDirectory
+from wsram_ppl.spec import Spec, load_spec
 from wsram_ppl.trainer import Trainer
 from wsram_ppl.training import train
 
+ROOT = Path(__file__).resolve().parents[1]
 UPDATES = 3
 #: Plain descent, so that weights stay equal to rounding, and the gradient as it is.
 PLAIN = ("training.optimizer=sgd", "training.gradient_clip=0", "training.precision=64-true")
@@ -35,25 +37,42 @@ OBJECTIVES: dict[str, tuple[str, ...]] = {
         "objective.baseline=site",
         "guide.name=prior",
     ),
-    "importance": ("objective.name=importance",),
+    # One held-out digit: nothing to do for the first process.
+    "importance": ("objective.name=importance", "training.eval_examples=1"),
 }
 
 
-def updates(name: str, *overrides: str, processes: Processes | None = None) -> dict[str, Any]:
-    """Gradients of some updates (or of a clipped one), running estimates, measures, traffic."""
-    spec = make_spec(*PLAIN, *OBJECTIVES[name], *overrides)
-    before, gradients = (collectives.traffic.tensor_bytes, collectives.traffic.control_bytes), []
+#: Sentences of different lengths, padded and masked.
+CAPTIONS = (
+    "model.hidden=8",
+    "objective.control_variate=learned",
+    "training.batch_size=6",
+    "training.eval_examples=5",
+    "training.probe_repeats=2",
+)
+RUNS = (*OBJECTIVES, "captions")
+
+
+def spec_of(name: str) -> Spec:
+    if name == "captions":
+        return load_spec(ROOT / "experiments" / "scenes.toml", (*PLAIN, *CAPTIONS))
+    return make_spec(*PLAIN, *OBJECTIVES[name])
+
+
+def updates(name: str, processes: Processes | None = None) -> dict[str, Any]:
+    """Gradients of some updates, running estimates, measures, and the bytes that an update sends."""
+    gradients, sent = [], collectives.traffic
     with pyro_settings(validate=False):
-        trainer = Trainer.start(spec, processes)
-        started = collectives.traffic.tensor_bytes
+        trainer = Trainer.start(spec_of(name), processes)
+        before = sent.tensor_bytes, sent.control_bytes
         for _ in range(UPDATES):
             batch = trainer.update(check=True)
             gradients.append([None if p.grad is None else p.grad.clone() for p in trainer.parameters])
-        sent = collectives.traffic.tensor_bytes - started, collectives.traffic.control_bytes - before[1]
+        after = sent.tensor_bytes, sent.control_bytes
         return {
             "gradients": gradients,
             "running": trainer.experiment.objective.state_dict(),
-            "bytes": sent,
+            "bytes": [(b - a) / UPDATES for a, b in zip(before, after, strict=True)],
             "measures": trainer.measure(batch),
             "evaluation": trainer.evaluate(),
             "probe": trainer.probe(),
@@ -94,7 +113,7 @@ def main(folder: Path) -> None:
     torch.set_num_threads(1)
     processes = Processes.launch(make_spec(*PLAIN, "training.devices=2").training)
     rank = processes.share.rank
-    found: dict[str, Any] = {name: updates(name, processes=processes) for name in OBJECTIVES}
+    found: dict[str, Any] = {name: updates(name, processes=processes) for name in RUNS}
     found["running means"] = running_means(rank)
     found["poisoned"] = poisoned_run(folder, processes)
     torch.save(found, folder / f"{rank}.pt")

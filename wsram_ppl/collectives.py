@@ -55,6 +55,13 @@ def rank() -> int:
     return dist.get_rank() if count() > 1 else 0
 
 
+def _device() -> torch.device:
+    """Where the default group takes tensors from."""
+    if "gloo" in str(dist.get_backend()):
+        return torch.device("cpu")
+    return torch.device("cuda", torch.cuda.current_device())
+
+
 def _lost(error: Exception) -> RunError:
     first = " ".join(str(error).split())[:120]
     return RunError(
@@ -94,8 +101,7 @@ def exchange(names: Sequence[str] = (), *, failed: bool = False, signal: int = 0
     if count() == 1:
         return True, signal
     digest = _digest(names)
-    host = _hosts is not None or dist.get_backend() == "gloo"
-    device = "cpu" if host else torch.device("cuda", torch.cuda.current_device())
+    device = torch.device("cpu") if _hosts is not None else _device()
     told = torch.tensor([failed, signal, digest, -digest], dtype=torch.int64, device=device)
     traffic.control_bytes += told.nbytes
     _all_reduce(told, dist.ReduceOp.MAX, _hosts)
@@ -157,7 +163,7 @@ def sum_by_name(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
         form = {name: found for theirs in gather(form) for name, found in theirs.items()}
     if not form:
         return {}
-    device = "cpu" if dist.get_backend() == "gloo" else torch.device("cuda", torch.cuda.current_device())
+    device = _device()
     parts = [
         values[name].detach().reshape(-1).to(device, torch.float64)
         if name in values

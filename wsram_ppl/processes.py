@@ -107,9 +107,8 @@ class Processes:
             raise RunError(f"the {count} processes did not find each other: {text}") from error
         workers: Sequence[subprocess.Popen[bytes]] = getattr(fabric.strategy.launcher, "procs", ())
         for thread in threading.enumerate():
-            if (
-                thread.name == "child-process-observer"
-            ):  # Fabric's own would kill this one without a word
+            if thread.name == "child-process-observer":
+                # Fabric's own watch, which would kill this process without a word.
                 thread._finished = True  # type: ignore[attr-defined]
         _Watch(workers).start()
         return cls(fabric, Share(fabric.global_rank, fabric.world_size, fabric.device))
@@ -248,14 +247,10 @@ class _Watch(threading.Thread):
                 if worker.poll():
                     time.sleep(3.0)  # for the process to end by itself, with a better message
                     code = worker.returncode
-                    how = (
-                        f"was killed by {signal.Signals(-code).name}"
-                        if code < 0
-                        else f"ended with {code}"
-                    )
+                    killed = f"was killed by {signal.Signals(-code).name}" if code < 0 else ""
                     print(
-                        f"error: process {number} {how}: what is saved is whole, and the same command "
-                        "goes on from there",
+                        f"error: process {number} {killed or f'ended with {code}'}: what is saved is "
+                        "whole, and the same command goes on from there",
                         file=sys.stderr,
                         flush=True,
                     )

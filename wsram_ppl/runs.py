@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from wsram_ppl.checkpoints import load_checkpoint, save_checkpoint, write_atomically
 from wsram_ppl.data import DataSource
 from wsram_ppl.errors import InputError, RunError
+from wsram_ppl.registry import one_line
 from wsram_ppl.spec import Experiment, Spec, build, load_spec
 
 SPEC, METRICS, SUMMARY, DATA = "spec.toml", "metrics.csv", "summary.json", "data.json"
@@ -126,10 +127,12 @@ class RunDirectory:
     def summary(self) -> dict[str, Any] | None:
         """The summary of a finished run, else None."""
         try:
-            found: dict[str, Any] = json.loads((self.path / SUMMARY).read_text(encoding="utf-8"))
+            found = json.loads((self.path / SUMMARY).read_text(encoding="utf-8"))
+            if not isinstance(found, dict) or "updates" not in found:
+                raise ValueError("it is not the summary of a run")
         except FileNotFoundError:
             return None
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise InputError(
                 f"cannot read {self.path / SUMMARY}: {error}; remove it to go on"
             ) from error
@@ -180,7 +183,10 @@ class RunDirectory:
         """
         if not (self.path / SPEC).is_file():
             raise InputError(f"{self.path} is not a run: it has no {SPEC}")
-        return load_spec(self.path / SPEC)
+        try:
+            return load_spec(self.path / SPEC)
+        except InputError as error:
+            raise InputError(f"the spec of the run {self.path}: {error}") from error
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         write_atomically(self.path / SUMMARY, (json.dumps(summary, indent=2) + "\n").encode())
@@ -305,8 +311,12 @@ def _rows_until(path: Path, step: int) -> tuple[list[str], list[dict[str, str]]]
         with open(path, newline="", encoding="utf-8") as file:
             reader = csv.DictReader(file)
             rows = [row for row in reader if None not in row.values() and int(row["step"]) <= step]
+            if any(None in row for row in rows):
+                raise ValueError("a row is longer than the header")
             return list(reader.fieldnames or []), rows
     except FileNotFoundError:
         return [], []
     except (OSError, ValueError, KeyError, csv.Error) as error:
-        raise InputError(f"{path} is damaged ({error}): remove it to go on without its rows") from error
+        raise InputError(
+            f"{path} is damaged ({one_line(error)}): remove it to go on without its rows"
+        ) from error

@@ -178,9 +178,13 @@ class Trainer:
         """Makes sure that a minibatch of this size can be had, before anything is written.
 
         Raises:
-            InputError: it cannot.
+            InputError: it cannot, or it holds what is not a number.
         """
-        self._minibatches.extra(self.step)
+        for index, part in enumerate(self._minibatches.extra(self.step).batch):
+            if not part.isfinite().all():
+                raise InputError(
+                    f"data {self.spec.data.name!r}: part {index} of the first minibatch is not finite"
+                )
 
     @torch.no_grad()
     def _minibatch(self, step: int) -> Minibatch:
