@@ -28,9 +28,9 @@ test: $(VENV)/.installed-test
 
 demo-captions: $(VENV)/.installed-captions
 	$(BIN)/python cli.py train experiments/scenes.toml --out $(SCENES)
-	@echo "held-out scenes, most probable looks:"
-	@$(BIN)/python cli.py evaluate $(SCENES) --beam 3
-	$(BIN)/python cli.py caption $(SCENES) 0 1 2 3
+	@echo "held-out scenes, ten sampled paths of looks:"
+	@$(BIN)/python cli.py evaluate $(SCENES) --beam 3 --paths 10
+	$(BIN)/python cli.py caption $(SCENES) 0 1 2 3 --paths 10
 	@echo "pictures: $(SCENES)/captions"
 
 check: lint types wheel

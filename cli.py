@@ -235,7 +235,7 @@ def evaluate(
     with evaluation.pyro_settings(validate=False):
         _, parts, step = RunDirectory(run).load(resolve_device(device))
         torch.manual_seed(seed)
-        speaks = captions.can_speak(parts.model)
+        speaks = captions.can_speak(parts.model, parts.data)
         chosen = captions.split_of(parts.data, split)
         result = evaluation.evaluate(
             parts.model,

@@ -298,6 +298,30 @@ def test_the_gradient_is_clipped_to_its_norm(clip: float) -> None:
         assert moved > 0.6  # so that .5 did clip
 
 
+def test_a_baselines_regression_is_clipped_apart() -> None:
+    """However wrong a baseline is, the model's own step stays as long as it was."""
+    spec = make_spec(
+        "training.gradient_clip=0.01",
+        "training.optimizer=sgd",
+        "training.learning_rate=1.0",
+        "objective.name=variational",
+        "objective.baseline=site",
+    )
+    for wrong in (0.0, 1000.0):
+        trainer = Trainer.start(spec)
+        parts: Any = trainer.experiment
+        baselines = [*parts.model.baselines.parameters(), *parts.guide.baselines.parameters()]
+        known = {id(p) for p in baselines}
+        with torch.no_grad():
+            parts.guide.baselines.out.bias.fill_(wrong)
+        groups = [baselines, [p for p in trainer.parameters if id(p) not in known]]
+        before = [[p.detach().clone() for p in group] for group in groups]
+        trainer.update()
+        for group, old in zip(groups, before, strict=True):
+            moved = [(p.detach() - b).norm() for p, b in zip(group, old, strict=True)]
+            assert torch.stack(moved).norm().item() == pytest.approx(0.01, rel=1e-2)
+
+
 @pytest.mark.parametrize(
     ("optimizer", "precision"),
     [("adam", "64-true"), ("adam", "bf16-mixed"), ("adamw", "32-true"), ("sgd", "32-true")],

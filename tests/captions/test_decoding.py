@@ -11,12 +11,15 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 
 from captions.test_captioner import make_batch, make_model, randomize
 from models.speaking import Telling
+from wsram_ppl.captions import SceneCaptions
 from wsram_ppl.captions.decoding import Looks, beam_search, sample
+from wsram_ppl.captions.evaluation import Decoding, can_speak, describe
 from wsram_ppl.captions.vocabulary import END, START, UNKNOWN
+from wsram_ppl.data import SampleDigits
 from wsram_ppl.errors import InputError
 from wsram_ppl.handlers import ForceSamples, Mode
 
@@ -158,6 +161,15 @@ def test_numbers_out_of_range(options: dict[str, Any]) -> None:
         beam_search(Parrot(0, 1), (torch.zeros(1, 1),), **{"beam": 1, "longest": 1, **options})
     with pytest.raises(InputError, match="above 0, not 3 and 0"):
         sample(Parrot(0, 1), (torch.zeros(1, 1),), longest=3, temperature=0.0)
+
+
+def test_a_model_that_cannot_speak() -> None:
+    source = SceneCaptions(held_out=2)
+    assert not can_speak(nn.Linear(1, 1), source)
+    assert can_speak(make_model(), source)
+    assert not can_speak(make_model(), SampleDigits(canvas=64))
+    with pytest.raises(InputError, match="Linear has no method 'speaker' to write captions with"):
+        describe(nn.Linear(1, 1), source.look_up(["0"]), Decoding())
 
 
 # The captioner.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 from torch import nn
 
@@ -31,15 +31,9 @@ class Decoding(NamedTuple):
     length_penalty: float = 0.7
 
 
-class Speaking(Protocol):
-    """A model that can write captions."""
-
-    def speaker(self, paths: int | None = None) -> Speaker: ...
-
-
-def can_speak(model: nn.Module) -> bool:
-    """Whether a model can write captions: it has a method ``speaker``."""
-    return hasattr(model, "speaker")
+def can_speak(model: nn.Module, source: DataSource) -> bool:
+    """Whether a model writes captions (it has a method ``speaker``) and the source has pictures."""
+    return hasattr(model, "speaker") and isinstance(source, CaptionSource)
 
 
 def describe(model: nn.Module, pictures: Examples, how: Decoding) -> Sentences:
