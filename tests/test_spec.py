@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
@@ -613,6 +614,17 @@ def test_the_written_spec_has_every_option() -> None:
 )  # fmt: skip
 def test_fingerprint_stays(same: str) -> None:
     assert spec(same).fingerprint() == spec().fingerprint()
+
+
+def test_fingerprint_stays_when_a_setting_is_added() -> None:
+    class Later(Training):
+        momentum: float = 0.9
+
+    known = spec().training.model_dump(by_alias=True)
+    later = replace(spec(), training=Later(**known))
+    assert later.fingerprint() == spec().fingerprint()
+    later = replace(spec(), training=Later(**known, momentum=0.5))
+    assert later.fingerprint() != spec().fingerprint()
 
 
 def test_fingerprint_is_of_values_not_of_how_they_are_written() -> None:

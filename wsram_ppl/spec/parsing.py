@@ -6,7 +6,7 @@ import hashlib
 import json
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from os import PathLike
 from pathlib import Path
 from typing import Any, Final
@@ -65,11 +65,19 @@ class Spec:
     def fingerprint(self) -> str:
         """SHA-256 (hexadecimal) of everything that determines the trained weights.
 
-        Left out are the device, the threads, and how often to log, evaluate and save.
+        Left out are the device, the threads, and how often to log, evaluate and save; and settings at
+        their defaults, so that one that a later version adds leaves the runs there are what they are.
         """
         tables = self.tables()
-        for key in IMMATERIAL:
-            tables["training"].pop(key, None)
+        defaults = replace(
+            self, exploration=type(self.exploration)(), training=type(self.training)()
+        ).tables()
+        for section in ("exploration", "training"):
+            tables[section] = {
+                key: value
+                for key, value in tables[section].items()
+                if key not in IMMATERIAL and defaults[section].get(key) != value
+            }
         return hashlib.sha256(json.dumps(tables, sort_keys=True).encode()).hexdigest()
 
     def difference(self, other: Spec, ignored: Sequence[str] = IMMATERIAL) -> str:
