@@ -153,9 +153,11 @@ def test_commands_of_the_readme_are_commands(readme: str) -> None:
     """Every command and option exists, and every experiment can be read with the overrides given."""
     calls = [words[2:] for words in commands(readme) if words[:2] == ["python", "cli.py"]]
     assert {"train", "evaluate", "glimpses", "list"} <= {words[0] for words in calls}
+    # Below the whole, whose settings a command takes over; click remembers those that it saw first.
+    top = click.Context(cli.main, info_name="cli.py", **cli.main.context_settings)
     for words in calls:
         command = cli.main.commands[words[0]]
-        context = command.make_context(words[0], words[1:])
+        context = command.make_context(words[0], words[1:], parent=top)
         if words[0] == "train" and context.params["resume"] is None:
             given = context.params
             shorthands = {"model", "guide", "objective", "control_variate", "device", "seed"}
