@@ -50,6 +50,8 @@ def medians(contestants: Contestants, rounds: int, block: int = 1) -> dict[str, 
             start = time.perf_counter()
             for _ in range(block):
                 work()
+            if torch.cuda.is_initialized():
+                torch.cuda.synchronize()
             if turn >= 3:
                 times[name].append(1e3 * (time.perf_counter() - start) / block)
             time.sleep(0.02)  # what a thread of its still prepares is not the next one's burden
@@ -72,31 +74,38 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=60, help="measurements of each (default: 60)")
     parser.add_argument("--threads", type=int, default=1, help="threads of torch (default: 1)")
+    parser.add_argument("--device", default="cpu", help="where all contestants compute (default: cpu)")
+    parser.add_argument("--counts", type=int, nargs="+", default=[2, 5, 20, 50], metavar="M")
     options = parser.parse_args()
+    device = torch.device(options.device)
     torch.set_num_threads(options.threads)
     logging.getLogger("pyro").setLevel(logging.WARNING)
-    versions = f"torch {torch.__version__}, pyro {pyro.__version__}, {platform.machine()}"
+    where = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+    versions = f"torch {torch.__version__}, pyro {pyro.__version__}, {where}"
     print(f"{versions}, {options.threads} thread(s), {options.rounds} rounds\n")
     print("| what | milliseconds | against | milliseconds | ratio |")
     print("| --- | --- | --- | --- | --- |")
     with pyro_settings(validate=False):
-        _whole_update(options.rounds)
-        _objective_alone(options.rounds)
-        _pyro_objectives(options.rounds)
-        _particles(options.rounds)
+        _whole_update(options.rounds, device)
+        _objective_alone(options.rounds, device)
+        _pyro_objectives(options.rounds, device)
+        _particles(options.rounds, device, options.counts)
 
 
 def _row(what: str, ours: float, against: str, theirs: float) -> None:
     print(f"| {what} | {ours:.1f} | {against} | {theirs:.1f} | {theirs / ours:.2f} |", flush=True)
 
 
-def _whole_update(rounds: int) -> None:
+def _start(device: torch.device, *overrides: str) -> Trainer:
+    return Trainer.start(load_spec(EXPERIMENT, [f"training.device={device}", *overrides]))
+
+
+def _whole_update(rounds: int, device: torch.device) -> None:
     digits, _ = read_sample()
-    plain = PlainLoop(digits.images.float() / 255, digits.labels)
+    plain = PlainLoop(digits.images.float() / 255, digits.labels).to(device)
     contestants: Contestants = {"plain": plain.update}
     trainers = {
-        ahead: Trainer.start(load_spec(EXPERIMENT, [f"training.prefetch={str(ahead).lower()}"]))
-        for ahead in (True, False)
+        ahead: _start(device, f"training.prefetch={str(ahead).lower()}") for ahead in (True, False)
     }
     for ahead, trainer in trainers.items():
         contestants[f"ahead {ahead}"] = trainer.update
@@ -122,8 +131,8 @@ def _whole_update(rounds: int) -> None:
     print("| --- | --- | --- | --- | --- |")
 
 
-def _objective_alone(rounds: int) -> None:
-    trainer = Trainer.start(load_spec(EXPERIMENT, ["exploration.entropy=0"]))
+def _objective_alone(rounds: int, device: torch.device) -> None:
+    trainer = _start(device, "exploration.entropy=0")
     model, guide = trainer.experiment.model, trainer.experiment.guide
     batch = trainer.experiment.data.training_batch(0, 64, 0)
     objective = WakeSleep(num_particles=5, vectorize_particles=True, max_plate_nesting=1)
@@ -137,8 +146,8 @@ def _objective_alone(rounds: int) -> None:
     _row("WakeSleep step (guide, model, backward)", found["ours"], "the same by hand", found["hand"])
 
 
-def _pyro_objectives(rounds: int) -> None:
-    trainer = Trainer.start(load_spec(EXPERIMENT, ["exploration.entropy=0"]))
+def _pyro_objectives(rounds: int, device: torch.device) -> None:
+    trainer = _start(device, "exploration.entropy=0")
     model, guide = trainer.experiment.model, trainer.experiment.guide
     batch = trainer.experiment.data.training_batch(0, 64, 0)
     common = {"num_particles": 5, "vectorize_particles": True, "max_plate_nesting": 1}
@@ -187,11 +196,10 @@ def saved_bytes(loss: Callable[[], Tensor]) -> int:
     return sum(storages.values())
 
 
-def _particles(rounds: int) -> None:
-    trainer = Trainer.start(load_spec(EXPERIMENT, ["exploration.entropy=0"]))
+def _particles(rounds: int, device: torch.device, counts: list[int]) -> None:
+    trainer = _start(device, "exploration.entropy=0")
     model, guide = trainer.experiment.model, trainer.experiment.guide
     batch = trainer.experiment.data.training_batch(0, 64, 0)
-    counts = (2, 5, 20, 50)
     steps, memory = {}, {}
     for m in counts:
         objective = WakeSleep(num_particles=m, vectorize_particles=True, max_plate_nesting=1)
@@ -206,8 +214,10 @@ def _particles(rounds: int) -> None:
     for m in counts:
         time_, size = found[str(m)], memory[m]
         print(f"| {m} | {time_:.1f} | {time_ / m:.2f} | {size:.1f} | {size / m:.2f} |")
-    slopes = (found["50"] - found["5"]) / 45, (memory[50] - memory[5]) / 45
-    print(f"\nslope from 5 to 50: {slopes[0]:.2f} ms and {slopes[1]:.2f} MiB a particle")
+    few, many = counts[1], counts[-1]
+    more = many - few
+    slopes = (found[str(many)] - found[str(few)]) / more, (memory[many] - memory[few]) / more
+    print(f"\nslope from {few} to {many}: {slopes[0]:.3f} ms and {slopes[1]:.2f} MiB a particle")
 
 
 if __name__ == "__main__":

@@ -35,7 +35,9 @@ class PlainLoop(nn.Module):
 
     def __init__(self, digits: Tensor, labels: Tensor, hidden: int = 128, patch: int = 12) -> None:
         super().__init__()
-        self.digits, self.labels, self.patch = digits, labels, patch
+        self.register_buffer("digits", digits)
+        self.register_buffer("labels", labels)
+        self.patch = patch
         h, s = hidden, len(SCALES)
         self.context = nn.Sequential(nn.Linear(144, h), nn.ReLU(), nn.Linear(h, h), nn.ReLU())
         self.what, self.where = nn.Linear(patch * patch, h), nn.Linear(2 + s, h)
@@ -52,11 +54,12 @@ class PlainLoop(nn.Module):
 
     def batch(self, size: int) -> tuple[Tensor, Tensor]:
         """Digits resized and placed at random on 100 x 100 pixels."""
-        index = torch.randint(len(self.digits), (size,))
-        scale = 0.6 + torch.rand(size)
+        device = self.digits.device
+        index = torch.randint(len(self.digits), (size,), device=device)
+        scale = 0.6 + torch.rand(size, device=device)
         reach = 1 - 0.28 * scale
-        shift = (2 * torch.rand(size, 2) - 1) * reach[:, None]
-        theta = torch.zeros(size, 2, 3)
+        shift = (2 * torch.rand(size, 2, device=device) - 1) * reach[:, None]
+        theta = torch.zeros(size, 2, 3, device=device)
         theta[:, 0, 0] = theta[:, 1, 1] = 1 / (0.28 * scale)
         theta[:, :, 2] = -shift / (0.28 * scale)[:, None]
         grid = F.affine_grid(theta, [size, 1, 100, 100], align_corners=False)

@@ -64,11 +64,11 @@ class InferenceNetwork(PyroModule):
             raise InputError("guide 'inference' needs labels: to look without them, run the model")
         proposal, baselines = submodule(self, "network"), submodule(self, "baselines")
         model, network = self.model, self.model.network
-        label = proposal.label(labels)
+        label, label_of_baselines = proposal.label(labels), baselines.label(labels)
         pyramid, r1, r2 = network.start(images)
         with pyro.plate("images", r2.shape[0], dim=-1):
             for n in range(model.num_glimpses):
-                infer = model.declare_baseline(baselines, n, r2.detach(), labels)
+                infer = model.declare_baseline(baselines, n, r2.detach(), label_of_baselines)
                 location, scale = model.sample_glimpse(n, proposal(r2.detach(), label), infer)
                 if n + 1 < model.num_glimpses:  # what follows the last glimpse chooses nothing
                     r1 = network.look(pyramid, location, scale, r1)

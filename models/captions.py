@@ -20,6 +20,7 @@ from torch import Tensor
 from models.caption_network import CaptionNetwork, Cells, Choice, SentenceBaselines
 from models.networks import submodule
 from models.speaking import GlimpseSpeaker
+from wsram_ppl.distributions import Categorical
 from wsram_ppl.errors import InputError
 from wsram_ppl.evaluation import Measure
 from wsram_ppl.registry import MODELS
@@ -118,7 +119,7 @@ class GlimpseCaptioner(PyroModule):
                     layer, location = self.sample_look(t, choice, view.cells, infer)
                     r1 = network.look(view, layer, location, drive, r1)
                     logits = network.say(r1).to(self.location_std)
-                    word = pyro.sample(f"word_{t}", dist.Categorical(logits=logits), obs=given[t])
+                    word = pyro.sample(f"word_{t}", Categorical(logits), obs=given[t])
                 # A word that was sampled, not given, is heard as it was said.
                 drive = heard[t] if word is given[t] else network.hear(view, word)
                 said.append(word)
@@ -135,11 +136,11 @@ class GlimpseCaptioner(PyroModule):
     ) -> tuple[Tensor, Tensor]:
         """Samples sites ``layer_t`` and ``location_t``, for the guide as for the model."""
         layers, place = (parameter.to(self.location_std) for parameter in choice)
-        layer = pyro.sample(f"layer_{t}", dist.Categorical(logits=layers), infer=infer[0])
+        layer = pyro.sample(f"layer_{t}", Categorical(layers), infer=infer[0])
         where: dist.TorchDistribution
         if self.location == "grid":
             elsewhere = cells.layer != layer.unsqueeze(-1)
-            where = dist.Categorical(logits=place.masked_fill(elsewhere, -torch.inf))
+            where = Categorical(place.masked_fill(elsewhere, -torch.inf))
         else:
             where = dist.Normal(place, self.location_std).to_event(1)
         return layer, pyro.sample(f"location_{t}", where, infer=infer[1])

@@ -13,6 +13,7 @@ from pyro.poutine.runtime import InferDict
 from torch import Tensor
 
 from models.networks import GlimpseNetwork, Sight, SiteBaselines, submodule
+from wsram_ppl.distributions import Categorical
 from wsram_ppl.errors import InputError
 from wsram_ppl.glimpses import extract, window
 from wsram_ppl.handlers import Mode
@@ -78,17 +79,18 @@ class GlimpseClassifier(PyroModule):
         """The Pyro program. ``images [B, height, width]`` in [0, 1], ``labels [B]`` or None."""
         network, baselines = submodule(self, "network"), submodule(self, "baselines")
         pyramid, r1, r2 = network.start(images)
+        label = None if labels is None else baselines.label(labels)
         locations, scales = [], []
         with pyro.plate("images", r2.shape[0], dim=-1):
             for n in range(self.num_glimpses):
                 r2 = network.decide(r1, r2) if n else r2
-                infer = self.declare_baseline(baselines, n, r2, labels)
+                infer = self.declare_baseline(baselines, n, r2, label)
                 location, scale = self.sample_glimpse(n, network.policy(r2), infer)
                 r1 = network.look(pyramid, location, scale, r1)
                 locations.append(location)
                 scales.append(scale)
             logits = network.classify(r1).to(self.location_std)
-            pyro.sample("label", dist.Categorical(logits=logits), obs=labels)
+            pyro.sample("label", Categorical(logits), obs=labels)
         return Looks(logits, torch.stack(locations, -2), torch.stack(scales, -1))
 
     def sample_glimpse(
@@ -98,16 +100,15 @@ class GlimpseClassifier(PyroModule):
         mean, logits = (parameter.to(self.location_std) for parameter in policy)
         where = dist.Normal(mean, self.location_std).to_event(1)
         location = pyro.sample(f"location_{n + 1}", where, infer=infer[0])
-        scale = pyro.sample(f"scale_{n + 1}", dist.Categorical(logits=logits), infer=infer[1])
+        scale = pyro.sample(f"scale_{n + 1}", Categorical(logits), infer=infer[1])
         return location, scale
 
     def declare_baseline(
-        self, baselines: SiteBaselines, n: int, r2: Tensor, labels: Tensor | None
+        self, baselines: SiteBaselines, n: int, r2: Tensor, label: Tensor | None
     ) -> list[InferDict]:
-        """``infer`` for the two sites of glimpse n: a baseline on the state, given a label to use."""
-        if labels is None:
+        """``infer`` for the two sites of glimpse n: a baseline on the state and an embedded label."""
+        if label is None:
             return [{}, {}]
-        label = baselines.label(labels)
         return [baselines.declare(site, r2, label) for site in (2 * n, 2 * n + 1)]
 
     # What training, evaluation and pictures ask of a model.

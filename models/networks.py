@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from wsram_ppl.glimpses import Pyramid, build_pyramid, extract
 from wsram_ppl.handlers import shared
+from wsram_ppl.layers import Linear
 
 
 class RecurrentLayer(nn.Module):
@@ -24,14 +25,15 @@ class RecurrentLayer(nn.Module):
 
     def __init__(self, inputs: int, hidden: int, memory: float = 0.9) -> None:
         super().__init__()
-        self.input = nn.Linear(inputs, hidden)
-        self.recurrent = nn.Linear(hidden, hidden, bias=False)
+        self.input = Linear(inputs, hidden, relu=True)
+        self.recurrent = Linear(hidden, hidden, bias=False)
         with torch.no_grad():
             self.recurrent.weight.copy_(memory * torch.eye(hidden))
 
     def forward(self, new: Tensor, state: Tensor) -> Tensor:
         """``[..., inputs], [..., hidden] -> [..., hidden]``, with broadcasting."""
-        return torch.relu(self.input(new) + self.recurrent(state))
+        found: Tensor = self.input(new, plus=self.recurrent(state))
+        return found
 
 
 def submodule(module: PyroModule, name: str) -> Any:
@@ -64,13 +66,13 @@ class ProposalNetwork(nn.Module):
 
     def __init__(self, inputs: int, hidden: int, classes: int, policy: nn.Module) -> None:
         super().__init__()
-        self.state = nn.Linear(inputs, hidden)
+        self.state = Linear(inputs, hidden, relu=True)
         self.label = nn.Embedding(classes, hidden)  # with `state`: a layer on [r2, one_hot(y)]
         self.policy = policy
 
     def forward(self, r2: Tensor, label: Tensor, *context: Any) -> Any:
         """What the policy says for ``r2 [..., B, inputs]``, an embedded label ``[..., B, hidden]``."""
-        return self.policy(torch.relu(self.state(r2) + label), *context)
+        return self.policy(self.state(r2, plus=label), *context)
 
 
 class SiteBaselines(nn.Module):
@@ -78,7 +80,7 @@ class SiteBaselines(nn.Module):
 
     def __init__(self, hidden: int, classes: int, num_sites: int) -> None:
         super().__init__()
-        self.state = nn.Linear(hidden, hidden)
+        self.state = Linear(hidden, hidden, relu=True)
         self.label = nn.Embedding(classes, hidden)
         self.out = nn.Linear(hidden, num_sites)
         nn.init.zeros_(self.out.weight)
@@ -86,7 +88,7 @@ class SiteBaselines(nn.Module):
 
     def forward(self, state: Tensor, label: Tensor, site: int) -> Tensor:
         """For the site of that index, from an embedded label: ``[..., hidden] (twice) -> [...]``."""
-        features = torch.relu(self.state(state) + label)
+        features: Tensor = self.state(state, plus=label)
         return features @ self.out.weight[site] + self.out.bias[site]
 
     def declare(self, site: int, state: Tensor, label: Tensor) -> InferDict:
@@ -105,16 +107,16 @@ class GlimpseEncoder(nn.Module):
 
     def __init__(self, pixels: int, num_scales: int, hidden: int) -> None:
         super().__init__()
-        self.what = nn.Linear(pixels, hidden)
-        self.where = nn.Linear(2, hidden)
+        self.what = Linear(pixels, hidden, relu=True)
+        self.where = Linear(2, hidden, relu=True)
         self.which = nn.Embedding(num_scales, hidden)  # with `where`: a layer on [location, one_hot]
-        self.glimpse = nn.Linear(hidden, hidden)
+        self.glimpse = Linear(hidden, hidden, relu=True)
 
     def forward(self, patch: Tensor, location: Tensor, scale: Tensor) -> Tensor:
         """``[..., pixels], [..., 2], [...] -> [..., hidden]``."""
-        what = torch.relu(self.what(patch))
-        where = torch.relu(self.where(location) + self.which(scale))
-        return torch.relu(self.glimpse(what * where))
+        where = self.where(location, plus=self.which(scale))
+        found: Tensor = self.glimpse(self.what(patch) * where)
+        return found
 
 
 class Sight:
@@ -152,7 +154,7 @@ class GlimpseNetwork(nn.Module):
         super().__init__()
         self.hidden, self.patch, self.scales, self.context = hidden, patch, scales, context
         self.context_layers = nn.Sequential(
-            nn.Linear(context * context, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU()
+            Linear(context * context, hidden, relu=True), Linear(hidden, hidden, relu=True)
         )
         self.encoder = GlimpseEncoder(patch * patch, len(scales), hidden)
         self.layer1 = RecurrentLayer(hidden, hidden)

@@ -179,7 +179,7 @@ def reference(
     """Sections 3 and 5.1 written down once more, in plain torch: label logits and policies."""
     net = model.network
     small = images.reshape(BATCH, 12, 2, 12, 2).mean((2, 4)).flatten(1)
-    first, second = net.context_layers[0], net.context_layers[2]
+    first, second = net.context_layers
     r2 = F.relu(F.linear(F.relu(F.linear(small, first.weight, first.bias)), second.weight, second.bias))
     r1 = torch.zeros_like(r2)
     pyramid = build_pyramid(images, SCALES, PATCH)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from wsram_ppl.objectives import Objective
 from wsram_ppl.objectives.base import is_prior
-from wsram_ppl.objectives.particles import random_sites
+from wsram_ppl.objectives.sites import random_sites
 
 
 class _Found(Exception):

@@ -27,7 +27,8 @@ from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
 from wsram_ppl import collectives
-from wsram_ppl.objectives.particles import Draw, Particles, random_sites
+from wsram_ppl.objectives.particles import Draw, Particles
+from wsram_ppl.objectives.sites import Site, evaluate, random_sites
 
 #: Cells per dimension in which the marginal of a location in [-1, 1]^d is compared with uniform.
 GRID = 8
@@ -117,19 +118,24 @@ def tempered(fn: Any, temperature: float, site: str) -> Any:
     )
 
 
+def _entropy_of(site: Site) -> Tensor:
+    try:
+        found: Tensor = site["fn"].entropy()
+    except NotImplementedError:
+        raise NotImplementedError(
+            f"exploration.entropy needs an entropy, which the {type(site['fn']).__name__} of site "
+            f"'{site['name']}' does not have: use 0"
+        ) from None
+    return found
+
+
 def _entropy(trace: Trace, draw: Draw) -> Tensor:
     """Entropy of the latent sites' distributions, summed over sites, particles and data."""
     total = torch.zeros_like(draw.log_prior[0]).sum()
-    for name, site in random_sites(trace).items():
-        if site["is_observed"]:
-            continue
-        try:
-            entropy = site["fn"].entropy()
-        except NotImplementedError:
-            raise NotImplementedError(
-                f"exploration.entropy needs an entropy, which the {type(site['fn']).__name__} of site "
-                f"'{name}' does not have: use 0"
-            ) from None
+    latent = [site for site in random_sites(trace).values() if not site["is_observed"]]
+    entropies = evaluate(latent, _entropy_of)
+    for site in latent:
+        entropy = entropies[id(site)]
         if not entropy.requires_grad:
             continue  # a Normal of fixed width, say: a constant
         if site["mask"] is not None:

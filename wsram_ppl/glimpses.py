@@ -54,12 +54,9 @@ class Pyramid:
 
     def level(self, index: int) -> Tensor:
         """The images averaged by ``scales[index]``: [*batch_shape, ceil(H / s), ceil(W / s)]."""
-        return self._view(index).reshape(self.batch_shape + self.spans[index][2:])
-
-    def _view(self, index: int) -> Tensor:
         start, stride, height, width = self.spans[index]
-        rows = self.buffer[:, start : start + height * stride]
-        return rows.view(len(rows), height, stride)[:, :, :width]
+        rows = self.buffer[:, start : start + height * stride].view(-1, height, stride)
+        return rows[:, :, :width].reshape(*self.batch_shape, height, width)
 
 
 def build_pyramid(images: Tensor, scales: Sequence[int], patch: int) -> Pyramid:
@@ -96,8 +93,18 @@ def build_pyramid(images: Tensor, scales: Sequence[int], patch: int) -> Pyramid:
     )
     layout = torch.tensor([span[:2] for span in spans])
     flat = images.reshape(-1, height, width)
-    pyramid = Pyramid(
-        buffer=flat.new_zeros(len(flat), total),
+    buffer = flat.new_empty(len(flat), total)
+    edge = 0
+    for level, (start, stride, rows, columns) in zip(_averages(flat, scales), spans, strict=True):
+        framed = buffer[:, start : start + rows * stride].view(len(flat), rows, stride)
+        framed[:, :, :columns].copy_(level)
+        # The frame is what lies before the first row, behind each row and after the last one.
+        framed[:, :, columns].zero_()
+        buffer[:, edge:start].zero_()
+        edge = start + rows * stride
+    buffer[:, edge:].zero_()
+    return Pyramid(
+        buffer=buffer,
         batch_shape=images.shape[:-2],
         image_size=(height, width),
         scales=tuple(scales),
@@ -106,9 +113,6 @@ def build_pyramid(images: Tensor, scales: Sequence[int], patch: int) -> Pyramid:
         layout=layout.to(images.device, non_blocking=True),
         spans=tuple(spans),
     )
-    for index, level in enumerate(_averages(flat, pyramid.scales)):
-        pyramid._view(index).copy_(level)
-    return pyramid
 
 
 def extract(pyramid: Pyramid, location: Tensor, scale_index: Tensor) -> Tensor:

@@ -7,13 +7,65 @@ from collections.abc import Callable, Mapping
 from typing import Any, ParamSpec, TypeVar
 
 import torch
+from pyro.distributions.torch_distribution import TorchDistributionMixin
+from pyro.poutine.indep_messenger import CondIndepStackFrame
 from pyro.poutine.messenger import Messenger
-from pyro.poutine.runtime import _PYRO_STACK, apply_stack
+from pyro.poutine.runtime import _DIM_ALLOCATOR, _PYRO_STACK
 from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor
 
 P = ParamSpec("P")
 R = TypeVar("R")
+
+
+#: The plate around a program that draws all particles at once, under the name that Pyro gives it.
+PARTICLE_PLATE = "num_particles_vectorized"
+
+
+class AllParticles(Messenger):
+    """Draws all particles at once: the plate that Pyro's ``ELBO`` puts left of all others.
+
+    To a program, its distributions and its trace it is ``pyro.plate(PARTICLE_PLATE, size, dim=dim)``,
+    less the plate's own site. That one prepares for subsampling and expands every distribution, also
+    those that hold all particles already, which together is a twentieth of an update.
+
+    Args:
+        size: M, the number of particles.
+        dim: where they go, negative, left of the program's plates.
+
+    Raises:
+        ValueError: a distribution has another size there.
+    """
+
+    def __init__(self, size: int, dim: int) -> None:
+        super().__init__()
+        self.frame = CondIndepStackFrame(PARTICLE_PLATE, dim, size, counter=0, full_size=size)
+
+    def __enter__(self) -> AllParticles:
+        # So that no plate of the program takes the dimension.
+        _DIM_ALLOCATOR.allocate(PARTICLE_PLATE, self.frame.dim)
+        super().__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        _DIM_ALLOCATOR.free(PARTICLE_PLATE, self.frame.dim)  # type: ignore[arg-type]
+        super().__exit__(*error)
+
+    def _pyro_sample(self, msg: dict[str, Any]) -> None:
+        _, dim, size, _, _ = self.frame
+        assert dim is not None
+        msg["cond_indep_stack"] = (self.frame, *msg["cond_indep_stack"])
+        if not isinstance(msg["fn"], TorchDistributionMixin):
+            return
+        shape = msg["fn"].batch_shape
+        shape = torch.Size([1] * (-dim - len(shape)) + list(shape))
+        if shape[dim] == 1:
+            msg["fn"] = msg["fn"].expand((*shape[:dim], size, *shape[len(shape) + dim + 1 :]))
+        elif shape[dim] != size:
+            raise ValueError(
+                f"site '{msg['name']}' has {shape[dim]} rows in dimension {dim}, which is that of the "
+                f"{size} particles: give the objective a max_plate_nesting that leaves it free"
+            )
 
 
 class ConstantSamples(Messenger):
@@ -125,51 +177,30 @@ class Reuse(Messenger):
         self._results = {}  # also lets go of the graph
         super().__exit__(*error)
 
-    @staticmethod
-    def _key(msg: dict[str, Any]) -> tuple[Any, ...]:
-        arguments = (*msg["args"], *msg["kwargs"].values())
-        names = tuple(msg["kwargs"])
-        return (id(msg["fn"]), names, torch.is_grad_enabled(), *map(id, arguments))
-
-    def _pyro_shared(self, msg: dict[str, Any]) -> None:
-        held = self._results.get(self._key(msg))
-        if held is not None:
-            msg["value"] = held[0]
-            msg["done"] = True
-
-    def _pyro_post_shared(self, msg: dict[str, Any]) -> None:
-        # The arguments are kept with the result, so that no identity is used again for another object.
-        self._results[self._key(msg)] = (msg["value"], msg["args"], msg["kwargs"])
+    def call(self, fn: Callable[..., R], args: tuple[Any, ...], kwargs: dict[str, Any]) -> R:
+        """The result of the call, computed now or earlier."""
+        names, passed = tuple(kwargs), (*args, *kwargs.values())
+        key = (fn, names, torch.is_grad_enabled(), *map(id, passed))
+        held = self._results.get(key)
+        if held is None:
+            # The arguments are kept, so that no identity is used again for another object.
+            held = self._results[key] = (fn(*args, **kwargs), passed)
+        result: R = held[0]
+        return result
 
 
 def shared(fn: Callable[P, R]) -> Callable[P, R]:
     """Marks a deterministic function (or method) that guide and model both call.
 
-    Without :class:`Reuse` entered it is the plain function.
+    Without :class:`Reuse` entered it is the plain function. Only the innermost ``Reuse`` has a say: a
+    message through the whole stack of handlers would cost more than many a layer.
     """
 
     @functools.wraps(fn)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
-        if not _PYRO_STACK:
-            return fn(*args, **kwargs)
-        msg: dict[str, Any] = {
-            "type": "shared",
-            "name": None,
-            "fn": fn,
-            "is_observed": False,
-            "args": args,
-            "kwargs": kwargs,
-            "value": None,
-            "infer": None,
-            "scale": 1.0,
-            "mask": None,
-            "cond_indep_stack": (),
-            "done": False,
-            "stop": False,
-            "continuation": None,
-        }
-        apply_stack(msg)  # type: ignore[arg-type]
-        result: R = msg["value"]
-        return result
+        for handler in reversed(_PYRO_STACK):
+            if isinstance(handler, Reuse):
+                return handler.call(fn, args, kwargs)
+        return fn(*args, **kwargs)
 
     return call

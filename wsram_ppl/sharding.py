@@ -7,26 +7,15 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
-import pyro.distributions as dist
 import torch
 from pyro.distributions.torch_distribution import ExpandedDistribution, MaskedDistribution
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor
 
+from wsram_ppl.distributions import ELEMENTWISE, given_parameters
 from wsram_ppl.errors import InputError
-from wsram_ppl.objectives.particles import PARTICLE_PLATE
-
-#: Those whose samplers take as many random numbers whatever their parameters are, so that the numbers of
-#: other rows can be drawn without knowing these rows. (A Gamma's rejection sampler does not.)
-_ROW_BY_ROW = (
-    dist.Normal,
-    dist.Uniform,
-    dist.Laplace,
-    dist.Exponential,
-    dist.Bernoulli,
-    dist.Categorical,
-)
+from wsram_ppl.handlers import PARTICLE_PLATE
 
 
 class NoRule(Exception):
@@ -54,15 +43,13 @@ def stretched(fn: Any, dim: int, rows: Tensor) -> Any:
         return stretched(fn.base_dist, dim, rows)  # a mask leaves samples as they are
     if isinstance(fn, torch.distributions.OneHotCategorical):
         return type(fn)(logits=fn.logits.index_select(dim - 1, rows), validate_args=False)
-    if not isinstance(fn, _ROW_BY_ROW):
+    # Their samplers take as many random numbers whatever the parameters are, so that the numbers of
+    # other rows can be drawn without knowing these rows. (A Gamma's rejection sampler does not.)
+    if not isinstance(fn, ELEMENTWISE):
         raise NoRule(type(fn).__name__)
-    constraints: dict[str, Any] = fn.arg_constraints
-    given = {name: fn.__dict__[name] for name in constraints if name in fn.__dict__}
-    if len(given) > 1 and hasattr(fn, "_param"):  # logits and probabilities: the one it is made of
-        given = {name: value for name, value in given.items() if value is fn._param}
     parameters = {
-        name: value.index_select(dim - constraints[name].event_dim, rows)
-        for name, value in given.items()
+        name: value.index_select(dim - fn.arg_constraints[name].event_dim, rows)
+        for name, value in given_parameters(fn).items()
     }
     return type(fn)(**parameters, validate_args=False)
 

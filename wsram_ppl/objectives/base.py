@@ -14,7 +14,7 @@ from pyro.infer.util import torch_backward
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor, nn
 
-from wsram_ppl.handlers import ConstantSamples, Propose, Reuse
+from wsram_ppl.handlers import AllParticles, ConstantSamples, Propose, Reuse
 from wsram_ppl.objectives import estimators
 from wsram_ppl.objectives.particles import Particles, combine, read_draw
 from wsram_ppl.objectives.running import RunningMeans
@@ -222,7 +222,9 @@ class Objective(ELBO):
 
     def _all_particles(self, program: Program) -> Program:
         """The program inside the particle plate."""
-        return self._vectorized_num_particles(program)  # type: ignore[no-any-return, no-untyped-call]
+        if self.num_particles == 1:
+            return program
+        return AllParticles(self.num_particles, -int(self.max_plate_nesting))(program)
 
     def _get_trace(self, model: Program, guide: Program, args: Any, kwargs: Any) -> tuple[Trace, Trace]:
         with ConstantSamples(), Reuse():

@@ -9,31 +9,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import torch
 from pyro.distributions.util import scale_and_mask
-from pyro.poutine.subsample_messenger import _Subsample
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
+from wsram_ppl.handlers import PARTICLE_PLATE
 from wsram_ppl.objectives.baselines import Baseline
-
-#: The plate that Pyro's ``ELBO`` wraps around a program to draw all particles at once.
-PARTICLE_PLATE = "num_particles_vectorized"
-
-_Site = Mapping[str, Any]
-
-
-def random_sites(trace: Trace) -> dict[str, _Site]:
-    """The sample sites that have a density: no plate subsamples, no ``pyro.deterministic``."""
-    return {
-        name: site
-        for name, site in trace.nodes.items()
-        if site["type"] == "sample"
-        and not isinstance(site["fn"], _Subsample)
-        and not (site["infer"] or {}).get("_deterministic")
-    }
+from wsram_ppl.objectives.sites import Site, evaluate, log_density, random_sites
 
 
 @dataclass(frozen=True)
@@ -74,7 +58,7 @@ class Layout:
         return self.kept == tuple(range(-x.dim(), 0))
 
     @classmethod
-    def of(cls, sites: Sequence[_Site]) -> Layout:
+    def of(cls, sites: Sequence[Site]) -> Layout:
         """Finds the plates common to all sites and checks that scales lie on those alone.
 
         Raises:
@@ -82,7 +66,7 @@ class Layout:
                 differently (``poutine.scale``), or by a tensor.
         """
         # Pyro's frames are slow to hash, and most sites lie in the same plates: each stack is read once.
-        first: dict[tuple[tuple[object, ...], ...], _Site] = {}
+        first: dict[tuple[tuple[object, ...], ...], Site] = {}
         for site in sites:
             key = ((f.name, f.dim, f.size, f.full_size, f.counter) for f in site["cond_indep_stack"])
             first.setdefault(tuple(key), site)
@@ -137,9 +121,8 @@ class Term:
     frontier: int
 
     @classmethod
-    def of(cls, site: _Site, layout: Layout, frontier: int) -> Term:
-        """Evaluates a traced site's log-density."""
-        value: Tensor = site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"])
+    def of(cls, site: Site, value: Tensor, layout: Layout, frontier: int) -> Term:
+        """From a traced site and its log-density as the distribution gives it."""
         if value.dtype in (torch.float16, torch.bfloat16):
             value = value.float()
         mask = site["mask"]
@@ -297,7 +280,7 @@ class Particles:
             start = stop
 
 
-def _check(model: Mapping[str, _Site], guide: Mapping[str, _Site]) -> None:
+def _check(model: Mapping[str, Site], guide: Mapping[str, Site]) -> None:
     for whose, sites in (("model", model), ("guide", guide)):
         for name, site in sites.items():
             if site["infer"].get("enumerate") or site["infer"].get("_enumerate_dim") is not None:
@@ -361,21 +344,22 @@ def read_draw(model_trace: Trace, guide_trace: Trace, num_particles: int) -> Dra
     order = {name: position for position, name in enumerate(guide)}
     layout = Layout.of([*model.values(), *guide.values()])
 
+    evaluated = evaluate([*model.values(), *guide.values()], log_density)
     last, names, observations = [-1], [], []
     for name, site in model.items():
         if site["is_observed"]:
-            observations.append(Term.of(site, layout, last[-1]))
+            observations.append(Term.of(site, evaluated[id(site)], layout, last[-1]))
         else:
             names.append(name)
             last.append(max(last[-1], order[name]))
     closures = _closures(last)
     latents = []
     for n, name in enumerate(names):
-        prior = Term.of(model[name], layout, last[n + 1])
+        prior = Term.of(model[name], evaluated[id(model[name])], layout, last[n + 1])
         if guide[name] is model[name]:  # the prior as proposal: one density, computed once
             proposal = prior
         else:
-            proposal = Term.of(guide[name], layout, order[name])
+            proposal = Term.of(guide[name], evaluated[id(guide[name])], layout, order[name])
         latents.append(
             Latent(
                 name,

@@ -15,7 +15,8 @@ from wsram_ppl.objectives import estimators
 from wsram_ppl.objectives.base import Objective, Program, Regularizer, is_prior, values_of
 from wsram_ppl.objectives.baselines import Baseline
 from wsram_ppl.objectives.estimators import weighted
-from wsram_ppl.objectives.particles import Draw, Layout, Particles, Term, random_sites
+from wsram_ppl.objectives.particles import Draw, Layout, Particles, Term
+from wsram_ppl.objectives.sites import evaluate, log_density, random_sites
 from wsram_ppl.registry import OBJECTIVES
 
 CONTROL_VARIATES = ("none", "self-normalized", "unnormalized", "adaptive", "learned")
@@ -207,7 +208,8 @@ class WakeSleep(Objective):
             trace = poutine.trace(guide).get_trace(*args, **{**kwargs, "observations": observations})
         sites = random_sites(trace)
         layout = Layout.of(list(sites.values()))
-        terms = [Term.of(site, layout, frontier=-1).total.sum() for site in sites.values()]
+        evaluated = evaluate(sites.values(), log_density)
+        terms = [Term.of(s, evaluated[id(s)], layout, frontier=-1).total.sum() for s in sites.values()]
         return torch.stack(terms).sum()
 
 

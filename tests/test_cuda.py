@@ -1,0 +1,228 @@
+"""On a real GPU: no update waits for it, it computes what a CPU does, and a run there can be resumed.
+
+Skipped without one; what can be shown then is in ``test_fake_cuda.py``.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pyro import poutine
+from torch import Tensor, nn
+
+import guides  # noqa: F401
+import models  # noqa: F401
+from wsram_ppl.distributions import Categorical
+from wsram_ppl.errors import RunError
+from wsram_ppl.evaluation import pyro_settings
+from wsram_ppl.handlers import ForceSamples
+from wsram_ppl.objectives import ImportanceBound, Objective, VariationalBound, WakeSleep
+from wsram_ppl.runs import RunDirectory
+from wsram_ppl.spec import build, load_spec
+from wsram_ppl.trainer import Trainer
+from wsram_ppl.training import train
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+
+ROOT = Path(__file__).resolve().parent.parent
+DIGITS, SCENES = ROOT / "experiments" / "digits.toml", ROOT / "experiments" / "scenes.toml"
+SMALL = ["model.hidden=16", "data.canvas=64", "training.batch_size=8", "training.device=cuda"]
+BRIEF = [
+    "training.steps=12",
+    "training.eval_every=0",
+    "training.eval_examples=64",
+    "training.log_every=4",
+]
+
+
+@pytest.fixture(autouse=True)
+def as_in_a_run() -> Iterator[None]:
+    with pyro_settings(validate=False):
+        yield
+    torch.cuda.set_sync_debug_mode("default")
+
+
+# No update waits for the device.
+
+OBJECTIVES = {
+    **{f"wake-sleep {choice}": ("wake-sleep", f"objective.control_variate={choice}") for choice in
+       ("none", "self-normalized", "unnormalized", "adaptive", "learned")},
+    "sleep": ("wake-sleep", "objective.insomnia=0.5"),
+    "importance": ("importance", None),
+    **{f"variational {choice}": ("variational", f"objective.baseline={choice}") for choice in
+       ("none", "leave-one-out", "site")},
+}  # fmt: skip
+
+
+def check_updates(trainer: Trainer) -> None:
+    for _ in range(2):  # compiles kernels, makes handles and the state of the optimiser
+        trainer.update()
+    before = [p.detach().clone() for p in trainer.experiment.model.parameters()]
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    for _ in range(3):
+        trainer.update()
+    torch.cuda.set_sync_debug_mode("default")
+    after = list(trainer.experiment.model.parameters())
+    assert all(p.isfinite().all() for p in after)
+    assert any(not torch.equal(p, q) for p, q in zip(before, after, strict=True))
+    assert bool(trainer._finite)
+
+
+def test_these_tests_notice_a_wait() -> None:
+    x = torch.ones(3, device="cuda")
+    torch.cuda.set_sync_debug_mode("error")
+    with pytest.raises(RuntimeError, match="synchroniz"):
+        x.sum().item()
+
+
+@pytest.mark.parametrize("guide", ["inference", "prior"])
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_no_objective_waits(name: str, guide: str) -> None:
+    objective, option = OBJECTIVES[name]
+    if name == "sleep" and guide == "prior":
+        pytest.skip("the prior has nothing to learn in sleep")
+    overrides = [*SMALL, *([option] if option else [])]
+    check_updates(Trainer.start(load_spec(DIGITS, overrides, objective=objective, guide=guide)))
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "training.prefetch=false",
+        "training.precision=bf16-mixed",
+        "training.matmul_precision=high",
+        "training.optimizer=sgd",
+        "exploration.temperature=2",
+        "exploration.coverage=0.1",
+        "objective.vectorize_particles=false",
+    ],
+)
+def test_no_option_makes_an_update_wait(override: str) -> None:
+    check_updates(Trainer.start(load_spec(DIGITS, [*SMALL, override])))
+
+
+@pytest.mark.parametrize("location", ["grid", "gaussian"])
+def test_the_captioner_does_not_wait(location: str) -> None:
+    overrides = ["training.device=cuda", "training.batch_size=8", f"model.location={location}"]
+    check_updates(Trainer.start(load_spec(SCENES, overrides)))
+
+
+# It computes what a CPU does.
+
+
+def draws_of(objective: Objective, parts: Any, batch: tuple[Tensor, ...]) -> dict[str, Tensor]:
+    """The values of all latent sites, as the guide draws them for all particles."""
+    with poutine.trace() as tracer:
+        objective._all_particles(parts.guide)(*batch)
+    nodes: Any = tracer.trace.nodes
+    return {
+        name: site["value"]
+        for name, site in nodes.items()
+        if site["type"] == "sample" and name.split("_")[0] in ("location", "scale", "layer")
+    }
+
+
+@pytest.mark.parametrize("experiment", [DIGITS, SCENES], ids=["digits", "scenes"])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda **o: WakeSleep("adaptive", **o),
+        lambda **o: WakeSleep("learned", **o),
+        lambda **o: VariationalBound("site", **o),
+        ImportanceBound,
+    ],
+    ids=["adaptive", "learned", "site", "importance"],
+)
+def test_gradients_are_those_of_a_cpu(experiment: Path, make: Any) -> None:
+    """In double precision, on the same draws."""
+    torch.manual_seed(0)
+    parts = build(load_spec(experiment, ["training.batch_size=6", "model.hidden=16"]))
+    batch = parts.data.training_batch(0, 6, 0)
+    batch = tuple(x.double() if x.is_floating_point() else x for x in batch)
+    programs = nn.ModuleList([parts.model, parts.guide]).double()
+    objective = make(num_particles=3, vectorize_particles=True, max_plate_nesting=1)
+    values = draws_of(objective, parts, batch)
+    found: list[dict[str, Tensor]] = []
+    for device in ("cpu", "cuda"):
+        programs.to(device).zero_grad()
+        objective.load_state_dict({})
+        moved = tuple(x.to(device) for x in batch)
+        with ForceSamples({name: value.to(device) for name, value in values.items()}):
+            loss = objective.differentiable_loss(parts.model, parts.guide, *moved)
+        loss.backward()
+        gradients = {name: p.grad.cpu() for name, p in programs.named_parameters() if p.grad is not None}
+        found.append({"loss": loss.detach().cpu(), **gradients})
+    here, there = found
+    assert len(here) > 10 and here.keys() == there.keys()
+    for name, value in here.items():
+        torch.testing.assert_close(there[name], value, rtol=1e-8, atol=1e-10, msg=name)
+
+
+def test_choices_are_drawn_with_their_probabilities() -> None:
+    fn = Categorical(torch.tensor([0.0, -1.0, -torch.inf, 1.0], device="cuda"))
+    counts = fn.sample((200_000,)).bincount(minlength=4).double() / 200_000
+    torch.testing.assert_close(counts, fn.probs.double(), atol=0.005, rtol=0)
+    assert counts[2] == 0
+
+
+# A run there.
+
+
+def test_a_run_can_be_resumed_bit_by_bit(tmp_path: Path) -> None:
+    """Also a thread's minibatches, and cuBLAS, give the same numbers each time."""
+    spec = load_spec(DIGITS, [*SMALL, *BRIEF])
+    whole, run = Trainer.start(spec), RunDirectory(tmp_path / "run")
+    for _ in range(12):
+        whole.update()
+    half = Trainer.start(spec)
+    for _ in range(6):
+        half.update()
+    run.claim(spec)
+    half.save(run)
+    saved = run.saved(spec)
+    assert saved is not None and saved.step == 6
+    rest = Trainer.start(spec)
+    rest.restore(saved)
+    for _ in range(6):
+        rest.update()
+    for one, other in ((whole.experiment.model, rest.experiment.model),
+                       (whole.experiment.guide, rest.experiment.guide)):  # fmt: skip
+        for name, value in one.state_dict().items():
+            assert torch.equal(value, other.state_dict()[name]), name
+
+
+def test_the_command_line_trains_and_evaluates_there(tmp_path: Path) -> None:
+    overrides = [word for setting in (*SMALL, *BRIEF) for word in ("--set", setting)]
+    out = str(tmp_path / "run")
+    for command in (["train", str(DIGITS), "--out", out, *overrides], ["evaluate", out]):
+        done = subprocess.run(
+            [sys.executable, str(ROOT / "cli.py"), *command], capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+    assert RunDirectory(tmp_path / "run").summary()["device"].startswith("cuda")
+
+
+def test_divergence_is_told_and_the_process_lives(tmp_path: Path) -> None:
+    """torch's own sampler would end the process at probabilities that are no numbers."""
+    spec = load_spec(DIGITS, [*SMALL, *BRIEF, "training.learning_rate=1e30", "training.log_every=1"])
+    with pytest.raises(RunError, match="not finite"):
+        train(spec, RunDirectory(tmp_path / "run"))
+    assert torch.ones(2, device="cuda").sum().item() == 2.0
+
+
+def test_memory_stays_constant() -> None:
+    trainer = Trainer.start(load_spec(DIGITS, SMALL))
+    used = []
+    for _ in range(4):
+        for _ in range(10):
+            trainer.update()
+        torch.cuda.synchronize()
+        used.append(torch.cuda.memory_allocated())
+    assert used[1] == used[2] == used[3]
