@@ -109,6 +109,8 @@ def _whole_update(rounds: int, device: torch.device) -> None:
     }
     for ahead, trainer in trainers.items():
         contestants[f"ahead {ahead}"] = trainer.update
+    if device.type == "cuda":
+        contestants["recorded"] = _start(device, "training.cuda_graph=true").update
     data = trainers[False].experiment.data
     minibatches = {
         "ours": lambda: data.training_batch(trainers[False].step, 64, 0),
@@ -121,6 +123,8 @@ def _whole_update(rounds: int, device: torch.device) -> None:
         end = "" if precision == "highest" else ", matmul_precision medium on both sides"
         _row(f"one update of `cli.py train`{end}", found["ahead True"], "a plain loop", found["plain"])
         _row(f"without prefetch{end}", found["ahead False"], "a plain loop", found["plain"])
+        if "recorded" in found:
+            _row(f"with cuda_graph{end}", found["recorded"], "a plain loop", found["plain"])
         if precision == "highest":
             alone = found["ahead False"]
     torch.set_float32_matmul_precision("highest")

@@ -11,7 +11,7 @@ from pyro.poutine.runtime import InferDict
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from wsram_ppl.glimpses import Pyramid, build_pyramid, extract
+from wsram_ppl.glimpses import Levels, Pyramid, build_pyramid, extract
 from wsram_ppl.handlers import shared
 from wsram_ppl.layers import Linear
 
@@ -161,11 +161,14 @@ class GlimpseNetwork(nn.Module):
         self.layer2 = RecurrentLayer(hidden, hidden)
         self.policy = Policy(hidden, len(scales))
         self.label = nn.Linear(hidden, classes)
+        self._levels: Levels | None = None  # of the last images
 
     def see(self, images: Tensor) -> Sight:
         """``images [B, height, width]`` as the network sees them."""
         context = F.adaptive_avg_pool2d(images.unsqueeze(1), self.context).flatten(1)
-        return Sight(build_pyramid(images, self.scales, self.patch), context)
+        if self._levels is None or not self._levels.fit(images):
+            self._levels = Levels.of(images, self.scales)
+        return Sight(build_pyramid(images, self._levels, self.patch), context)
 
     @shared
     def start(self, images: Tensor | Sight) -> tuple[Pyramid, Tensor, Tensor]:

@@ -5,6 +5,7 @@ Skipped without one; what can be shown then is in ``test_fake_cuda.py``.
 
 from __future__ import annotations
 
+import csv
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -17,9 +18,9 @@ from pyro import poutine
 from torch import Tensor, nn
 
 import guides  # noqa: F401
-import models  # noqa: F401
+import models
 from wsram_ppl.distributions import Categorical
-from wsram_ppl.errors import RunError
+from wsram_ppl.errors import InputError, RunError
 from wsram_ppl.evaluation import pyro_settings
 from wsram_ppl.handlers import ForceSamples
 from wsram_ppl.objectives import ImportanceBound, Objective, VariationalBound, WakeSleep
@@ -28,7 +29,10 @@ from wsram_ppl.spec import build, load_spec
 from wsram_ppl.trainer import Trainer
 from wsram_ppl.training import train
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+pytestmark = [
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"),
+    pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype"),
+]
 
 ROOT = Path(__file__).resolve().parent.parent
 DIGITS, SCENES = ROOT / "experiments" / "digits.toml", ROOT / "experiments" / "scenes.toml"
@@ -60,8 +64,8 @@ OBJECTIVES = {
 }  # fmt: skip
 
 
-def check_updates(trainer: Trainer) -> None:
-    for _ in range(2):  # compiles kernels, makes handles and the state of the optimiser
+def check_updates(trainer: Trainer, first: int = 2) -> None:
+    for _ in range(first):  # compiles kernels, makes handles and the state of the optimiser
         trainer.update()
     before = [p.detach().clone() for p in trainer.experiment.model.parameters()]
     torch.cuda.synchronize()
@@ -114,6 +118,116 @@ def test_the_captioner_does_not_wait(location: str) -> None:
     check_updates(Trainer.start(load_spec(SCENES, overrides)))
 
 
+# Recorded and replayed.
+
+RECORDED = "training.cuda_graph=true"
+
+
+def state_after(trainer: Trainer, updates: int) -> dict[str, Tensor]:
+    for _ in range(updates):
+        trainer.update()
+    parts = trainer.experiment
+    tensors = {f"model.{k}": v for k, v in parts.model.state_dict().items()}
+    tensors |= {f"guide.{k}": v for k, v in parts.guide.state_dict().items()}
+    tensors |= parts.objective.state_dict() | parts.objective.statistics
+    tensors |= {f"gradient.{i}": p.grad for i, p in enumerate(trainer.parameters) if p.grad is not None}
+    return {name: value.clone() for name, value in tensors.items()}
+
+
+def assert_equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
+    assert one.keys() == other.keys()
+    differences = {
+        name: (value - other[name]).abs().max().item()
+        for name, value in one.items()
+        if not torch.equal(value, other[name])
+    }
+    assert not differences
+
+
+@pytest.mark.parametrize("guide", ["inference", "prior"])
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_a_recorded_update_is_bit_equal_and_does_not_wait(name: str, guide: str) -> None:
+    """Weights, gradients, running means and statistics, with everything scheduled that can be."""
+    objective, option = OBJECTIVES[name]
+    if name == "sleep" and guide == "prior":
+        pytest.skip("the prior has nothing to learn in sleep")
+    overrides = [*SMALL, "training.steps=10", *([option] if option else [])]
+    spec = [load_spec(DIGITS, [*overrides, *more], objective=objective, guide=guide)
+            for more in ([], [RECORDED])]  # fmt: skip
+    assert_equal(*(state_after(Trainer.start(each), 10) for each in spec))
+    check_updates(Trainer.start(spec[1]), first=5)
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "exploration.temperature={ start = 3.0, end = 1.0 }",
+        "exploration.coverage={ start = 0.1, end = 0.0 }",
+        "exploration.entropy=0",
+        "training.optimizer=adamw",
+        "training.precision=bf16-mixed",
+        "training.matmul_precision=high",
+        "training.prefetch=false",
+        "training.gradient_clip=0.01",
+        "training.guide_learning_rate={ start = 0.01, end = 0.0 }",
+        "objective.vectorize_particles=false",
+    ],
+)
+def test_with_every_option_a_recorded_update_is_bit_equal(override: str) -> None:
+    overrides = [*SMALL, "training.steps=9", override]
+    runs = (Trainer.start(load_spec(DIGITS, [*overrides, *more])) for more in ([], [RECORDED]))
+    assert_equal(*(state_after(run, 9) for run in runs))
+
+
+@pytest.mark.parametrize("location", ["grid", "gaussian"])
+def test_sentences_of_several_lengths_are_recorded_each(location: str) -> None:
+    overrides = ["training.device=cuda", "training.batch_size=8", f"model.location={location}"]
+    runs = [Trainer.start(load_spec(SCENES, [*overrides, *more])) for more in ([], [RECORDED])]
+    assert_equal(*(state_after(run, 40) for run in runs))
+    recorded = runs[1]._recorded
+    assert recorded is not None and len(recorded._recordings) > 1
+
+
+def test_measuring_and_resuming_do_not_disturb_a_recorded_run(tmp_path: Path) -> None:
+    """Rows of metrics, evaluations and probes are those of a run that is not recorded."""
+    often = ["training.eval_every=5", "training.probe_every=4", "training.checkpoint_every=6"]
+    tables = []
+    for name, more in (("usual", []), ("recorded", [RECORDED])):
+        run = RunDirectory(tmp_path / name)
+        train(load_spec(DIGITS, [*SMALL, *BRIEF, *often, *more]), run)
+        with open(run.path / "metrics.csv", newline="") as file:
+            tables.append(list(csv.DictReader(file)))
+    for one, other in zip(*tables, strict=True):
+        for column in one.keys() - {"seconds", "updates_per_second"}:
+            assert one[column] == other[column], (one["step"], one["split"], column)
+
+
+class OnTheHost(models.GlimpseClassifier):
+    """Draws a number on the host at every update."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        self.luck = torch.rand(())
+        return super().forward(*args, **kwargs)
+
+
+class Waiting(models.GlimpseClassifier):
+    """Reads a number from the device at every update."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        self.width = float(self.location_std)
+        return super().forward(*args, **kwargs)
+
+
+@pytest.mark.parametrize(("model", "reason"), [(OnTheHost, "random numbers on the host"),
+                                               (Waiting, "waits for the device")])  # fmt: skip
+def test_what_cannot_be_recorded_is_refused(model: type, reason: str) -> None:
+    name = f"{__name__}:{model.__name__}"
+    trainer = Trainer.start(load_spec(DIGITS, [*SMALL, RECORDED], model=name))
+    with pytest.raises(InputError, match=f"cuda_graph: .*{reason}.*use cuda_graph = false"):
+        for _ in range(6):
+            trainer.update()
+
+
 # It computes what a CPU does.
 
 
@@ -157,7 +271,9 @@ def test_gradients_are_those_of_a_cpu(experiment: Path, make: Any) -> None:
         with ForceSamples({name: value.to(device) for name, value in values.items()}):
             loss = objective.differentiable_loss(parts.model, parts.guide, *moved)
         loss.backward()
-        gradients = {name: p.grad.cpu() for name, p in programs.named_parameters() if p.grad is not None}
+        gradients = {
+            name: p.grad.cpu().clone() for name, p in programs.named_parameters() if p.grad is not None
+        }
         found.append({"loss": loss.detach().cpu(), **gradients})
     here, there = found
     assert len(here) > 10 and here.keys() == there.keys()
@@ -175,9 +291,10 @@ def test_choices_are_drawn_with_their_probabilities() -> None:
 # A run there.
 
 
-def test_a_run_can_be_resumed_bit_by_bit(tmp_path: Path) -> None:
+@pytest.mark.parametrize("recorded", ["false", "true"])
+def test_a_run_can_be_resumed_bit_by_bit(tmp_path: Path, recorded: str) -> None:
     """Also a thread's minibatches, and cuBLAS, give the same numbers each time."""
-    spec = load_spec(DIGITS, [*SMALL, *BRIEF])
+    spec = load_spec(DIGITS, [*SMALL, *BRIEF, f"training.cuda_graph={recorded}"])
     whole, run = Trainer.start(spec), RunDirectory(tmp_path / "run")
     for _ in range(12):
         whole.update()
@@ -217,8 +334,9 @@ def test_divergence_is_told_and_the_process_lives(tmp_path: Path) -> None:
     assert torch.ones(2, device="cuda").sum().item() == 2.0
 
 
-def test_memory_stays_constant() -> None:
-    trainer = Trainer.start(load_spec(DIGITS, SMALL))
+@pytest.mark.parametrize("recorded", ["false", "true"])
+def test_memory_stays_constant(recorded: str) -> None:
+    trainer = Trainer.start(load_spec(DIGITS, [*SMALL, f"training.cuda_graph={recorded}"]))
     used = []
     for _ in range(4):
         for _ in range(10):

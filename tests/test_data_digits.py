@@ -309,6 +309,16 @@ def test_on_a_gpu_every_batch_is_there_and_nothing_waits() -> None:
             assert images.device.type == labels.device.type == "cuda"
 
 
+def test_placing_leaves_mixed_precision_of_other_threads_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """To leave an autocast context, even one that is off, empties the cache of all threads."""
+    monkeypatch.setattr(torch, "clear_autocast_cache", None)
+    SampleDigits().training_batch(0, 4, 0)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        images, _ = SampleDigits().training_batch(0, 4, 0)
+        assert images.dtype == torch.float32
+        monkeypatch.undo()
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 def test_cpu_and_gpu_give_the_same_batches() -> None:
     here, there = SampleDigits(), SampleDigits().to("cuda")

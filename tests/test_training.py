@@ -343,10 +343,12 @@ def test_optimisers_and_precisions(optimizer: str, precision: str, tmp_path: Pat
     assert all(torch.isfinite(value).all() for value in weights(run).values())
 
 
-def test_prefetching_changes_no_bit(tmp_path: Path) -> None:
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_prefetching_changes_no_bit(tmp_path: Path, precision: str) -> None:
     found = []
     for prefetch in ("true", "false"):
-        spec = make_spec(f"training.prefetch={prefetch}", "training.probe_every=4")
+        settings = [f"training.prefetch={prefetch}", f"training.precision={precision}"]
+        spec = make_spec(*settings, "training.probe_every=4")
         run = RunDirectory(tmp_path / prefetch)
         train(spec, run)
         found.append(weights(run))

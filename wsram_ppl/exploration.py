@@ -37,6 +37,9 @@ GRID = 8
 class Exploration:
     """Exploration terms for an objective's ``regularizer``; the attributes may change at every step.
 
+    They are numbers, or tensors without dimensions: what is in a tensor changes without the program's
+    knowing, so its term is always computed.
+
     Args:
         entropy: weight of the entropy bonus, in nats of bound per nat of entropy; >= 0.
         temperature: T of the proposal; > 0, 1 leaves it alone.
@@ -58,32 +61,47 @@ class Exploration:
                 "entropy and coverage must be at least 0 and temperature above 0, not "
                 f"{entropy}, {coverage} and {temperature}"
             )
-        self.entropy, self.temperature, self.coverage = entropy, temperature, coverage
+        self.entropy: float | Tensor = entropy
+        self.temperature: float | Tensor = temperature
+        self.coverage: float | Tensor = coverage
+
+    def set(self, **values: float) -> None:
+        """Changes attributes, those that are tensors in their place."""
+        for name, value in values.items():
+            held = getattr(self, name)
+            if isinstance(held, Tensor):
+                held.fill_(value)
+            else:
+                setattr(self, name, value)
 
     @property
     def changes_proposal(self) -> bool:
-        return self.temperature != 1.0
+        return isinstance(self.temperature, Tensor) or self.temperature != 1.0
 
     def proposal(self) -> AbstractContextManager[Any]:
         return Temper(self.temperature) if self.changes_proposal else nullcontext()
 
     def bonus(self, particles: Particles) -> Tensor | None:
         terms = []
-        if self.entropy > 0:
+        if _is_on(self.entropy):
             for draw in particles.draws:
                 terms.append(_entropy(draw.model_trace, draw))
                 if not particles.shares_parameters:
                     terms.append(_entropy(draw.guide_trace, draw))
             terms = [self.entropy / particles.num_particles * torch.stack(terms).sum()]
-        if self.coverage > 0:
+        if _is_on(self.coverage):
             terms.append(-self.coverage * _distance_from_uniform(particles))
         return torch.stack(terms).sum() if terms else None
+
+
+def _is_on(weight: float | Tensor) -> bool:
+    return isinstance(weight, Tensor) or weight > 0
 
 
 class Temper(Messenger):
     """Flattens the distribution of every latent site by the temperature T (see the module)."""
 
-    def __init__(self, temperature: float) -> None:
+    def __init__(self, temperature: float | Tensor) -> None:
         super().__init__()
         self.temperature = temperature
 
@@ -92,7 +110,7 @@ class Temper(Messenger):
             msg["fn"] = tempered(msg["fn"], self.temperature, msg["name"])
 
 
-def tempered(fn: Any, temperature: float, site: str) -> Any:
+def tempered(fn: Any, temperature: float | Tensor, site: str) -> Any:
     """The distribution at temperature T: density to the power 1/T, normalised again.
 
     Raises:
@@ -105,7 +123,7 @@ def tempered(fn: Any, temperature: float, site: str) -> Any:
     if isinstance(fn, MaskedDistribution):
         return tempered(fn.base_dist, temperature, site).mask(fn._mask)
     if isinstance(fn, torch.distributions.Normal):
-        return dist.Normal(fn.loc, fn.scale * math.sqrt(temperature))
+        return dist.Normal(fn.loc, fn.scale * temperature**0.5)
     if isinstance(fn, torch.distributions.Categorical):
         return dist.Categorical(logits=fn.logits / temperature)
     if isinstance(fn, torch.distributions.OneHotCategorical):

@@ -21,7 +21,74 @@ from torch import Tensor
 
 from wsram_ppl.errors import InputError
 
-__all__ = ["Pyramid", "build_pyramid", "extract", "window"]
+__all__ = ["Levels", "Pyramid", "build_pyramid", "extract", "window"]
+
+
+@dataclass(frozen=True)
+class Levels:
+    """Where an image's levels lie in a row of numbers, for images of one size.
+
+    The levels lie behind each other, each with a frame of zeros one pixel wide: whatever lies outside is
+    read from there, so that a patch over the edge needs no case of its own.
+
+    Attributes:
+        image_size: (height, width) of the images, in pixels.
+        scales: image pixels per level pixel, for each level.
+        spans: per level (position of pixel (0, 0), distance of vertical neighbours, height, width).
+        total: length of the row.
+        geometry: [levels, 4], per level: half the width and half the height of the image in level
+            pixels; width and height of the level.
+        layout: [levels, 2] int64, per level: the first two of ``spans``.
+    """
+
+    image_size: tuple[int, int]
+    scales: tuple[int, ...]
+    spans: tuple[tuple[int, int, int, int], ...]
+    total: int
+    geometry: Tensor
+    layout: Tensor
+
+    @classmethod
+    def of(cls, images: Tensor, scales: Sequence[int]) -> Levels:
+        """For such images, on their device.
+
+        Raises:
+            InputError: an argument is out of range.
+        """
+        _check(images, scales)
+        height, width = images.shape[-2:]
+        spans = []
+        total = 0
+        for scale in scales:
+            rows, columns = -(-height // scale), -(-width // scale)
+            # The zero on the right of a row is also the one on the left of the next.
+            stride = columns + 1
+            spans.append((total + 1 + stride, stride, rows, columns))
+            total += 1 + stride * (rows + 2)
+        geometry = torch.tensor(
+            [
+                (width / 2 / scale, height / 2 / scale, span[3], span[2])
+                for scale, span in zip(scales, spans, strict=True)
+            ],
+            dtype=torch.promote_types(images.dtype, torch.float32),
+        )
+        layout = torch.tensor([span[:2] for span in spans])
+        return cls(
+            image_size=(height, width),
+            scales=tuple(scales),
+            spans=tuple(spans),
+            total=total,
+            geometry=geometry.to(images.device, non_blocking=True),
+            layout=layout.to(images.device, non_blocking=True),
+        )
+
+    def fit(self, images: Tensor) -> bool:
+        """Whether they are of this size, in this precision, on this device."""
+        return (
+            images.shape[-2:] == self.image_size
+            and torch.promote_types(images.dtype, torch.float32) == self.geometry.dtype
+            and images.device == self.geometry.device
+        )
 
 
 @dataclass(frozen=True)
@@ -29,37 +96,25 @@ class Pyramid:
     """Images at several scales, laid out so that one lookup reads patches of all of them.
 
     Attributes:
-        buffer: [N, total], N the product of ``batch_shape``. A row holds one image's levels behind
-            each other, each with a frame of zeros one pixel wide: whatever lies outside is read
-            from there, so that a patch over the edge needs no case of its own.
+        buffer: [N, total], N the product of ``batch_shape``. A row holds one image's levels.
         batch_shape: leading dimensions of the images.
-        image_size: (height, width) of the images, in pixels.
-        scales: image pixels per level pixel, for each level.
+        levels: where they lie in a row.
         patch: k, the side of a patch in level pixels.
-        geometry: [levels, 4], per level: half the width and half the height of the image in level
-            pixels; width and height of the level.
-        layout: [levels, 2] int64, per level: position of pixel (0, 0) in a row of ``buffer``, and
-            the distance between vertical neighbours.
-        spans: per level (position of pixel (0, 0), distance of vertical neighbours, height, width).
     """
 
     buffer: Tensor
     batch_shape: torch.Size
-    image_size: tuple[int, int]
-    scales: tuple[int, ...]
+    levels: Levels
     patch: int
-    geometry: Tensor
-    layout: Tensor
-    spans: tuple[tuple[int, int, int, int], ...]
 
     def level(self, index: int) -> Tensor:
         """The images averaged by ``scales[index]``: [*batch_shape, ceil(H / s), ceil(W / s)]."""
-        start, stride, height, width = self.spans[index]
+        start, stride, height, width = self.levels.spans[index]
         rows = self.buffer[:, start : start + height * stride].view(-1, height, stride)
         return rows[:, :, :width].reshape(*self.batch_shape, height, width)
 
 
-def build_pyramid(images: Tensor, scales: Sequence[int], patch: int) -> Pyramid:
+def build_pyramid(images: Tensor, scales: Sequence[int] | Levels, patch: int) -> Pyramid:
     """Averages images by each of ``scales``, for :func:`extract`.
 
     A size that a scale does not divide is filled up with zeros on the right and at the bottom.
@@ -67,35 +122,21 @@ def build_pyramid(images: Tensor, scales: Sequence[int], patch: int) -> Pyramid:
 
     Args:
         images: [..., H, W], floating point.
-        scales: image pixels per patch pixel, whole numbers from 1; no two alike.
+        scales: image pixels per patch pixel, whole numbers from 1; no two alike. Or the levels of images
+            of the same size, which spares the way to the device.
         patch: k, the side of the patches in pixels.
 
     Raises:
         InputError: an argument is out of range.
     """
-    _check(images, scales, patch)
-    height, width = images.shape[-2:]
-    spans = []
-    total = 0
-    for scale in scales:
-        rows, columns = -(-height // scale), -(-width // scale)
-        # The zero on the right of a row is also the one on the left of the next.
-        stride = columns + 1
-        spans.append((total + 1 + stride, stride, rows, columns))
-        total += 1 + stride * (rows + 2)
-    # On the host: nothing here has to wait for the device.
-    geometry = torch.tensor(
-        [
-            (width / 2 / scale, height / 2 / scale, span[3], span[2])
-            for scale, span in zip(scales, spans, strict=True)
-        ],
-        dtype=torch.promote_types(images.dtype, torch.float32),
-    )
-    layout = torch.tensor([span[:2] for span in spans])
-    flat = images.reshape(-1, height, width)
-    buffer = flat.new_empty(len(flat), total)
+    if not isinstance(patch, int) or isinstance(patch, bool) or patch < 1:
+        raise InputError(f"patch must be a whole number of at least 1, not {patch!r}")
+    levels = scales if isinstance(scales, Levels) else Levels.of(images, scales)
+    flat = images.reshape(-1, *levels.image_size)
+    buffer = flat.new_empty(len(flat), levels.total)
     edge = 0
-    for level, (start, stride, rows, columns) in zip(_averages(flat, scales), spans, strict=True):
+    for level, span in zip(_averages(flat, levels.scales), levels.spans, strict=True):
+        start, stride, rows, columns = span
         framed = buffer[:, start : start + rows * stride].view(len(flat), rows, stride)
         framed[:, :, :columns].copy_(level)
         # The frame is what lies before the first row, behind each row and after the last one.
@@ -103,16 +144,7 @@ def build_pyramid(images: Tensor, scales: Sequence[int], patch: int) -> Pyramid:
         buffer[:, edge:start].zero_()
         edge = start + rows * stride
     buffer[:, edge:].zero_()
-    return Pyramid(
-        buffer=buffer,
-        batch_shape=images.shape[:-2],
-        image_size=(height, width),
-        scales=tuple(scales),
-        patch=patch,
-        geometry=geometry.to(images.device, non_blocking=True),
-        layout=layout.to(images.device, non_blocking=True),
-        spans=tuple(spans),
-    )
+    return Pyramid(buffer, images.shape[:-2], levels, patch)
 
 
 def extract(pyramid: Pyramid, location: Tensor, scale_index: Tensor) -> Tensor:
@@ -142,8 +174,8 @@ def extract(pyramid: Pyramid, location: Tensor, scale_index: Tensor) -> Tensor:
         patches = extract(pyramid, location, scale_index)                  # [5, B, 144]
     """
     k = pyramid.patch
-    geometry = _rows(pyramid.geometry, scale_index)
-    layout = _rows(pyramid.layout, scale_index)
+    geometry = _rows(pyramid.levels.geometry, scale_index)
+    layout = _rows(pyramid.levels.layout, scale_index)
     half, size = geometry[..., :2], geometry[..., 2:]
     # Where the centre of the patch's first pixel lies, 0 being the centre of the level's first.
     first = torch.addcmul(half - k / 2, location.detach().to(half.dtype), half)
@@ -224,7 +256,7 @@ def _average(images: Tensor, factor: int) -> Tensor:
     return blocks * (1 / factor**2)
 
 
-def _check(images: Tensor, scales: Sequence[int], patch: int) -> None:
+def _check(images: Tensor, scales: Sequence[int]) -> None:
     if images.dim() < 2 or 0 in images.shape[-2:] or not images.is_floating_point():
         raise InputError(
             "glimpses need floating-point images [..., height, width], not "
@@ -235,5 +267,3 @@ def _check(images: Tensor, scales: Sequence[int], patch: int) -> None:
         raise InputError(
             f"scales must be one or more different whole numbers from 1, not {list(scales)}"
         )
-    if not isinstance(patch, int) or isinstance(patch, bool) or patch < 1:
-        raise InputError(f"patch must be a whole number of at least 1, not {patch!r}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 import torch
 from pyro.nn import PyroModule
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from wsram_ppl import collectives
 from wsram_ppl.data import training_rows
@@ -22,38 +21,17 @@ from wsram_ppl.divergence import find_cause
 from wsram_ppl.errors import Diverged, InputError, RunError
 from wsram_ppl.evaluation import Measure, batch_metrics, evaluate
 from wsram_ppl.exploration import Exploration
+from wsram_ppl.optimization import Clipping, make_optimizer, set_rate
 from wsram_ppl.processes import Processes
+from wsram_ppl.recording import Recorded
 from wsram_ppl.runs import RunDirectory, Saved, strip
-from wsram_ppl.spec import Experiment, Spec, Training, build
+from wsram_ppl.spec import Experiment, Spec, build
 
 #: Streams of random numbers of a run; each has its own numbers at each step.
 _PARAMETERS, _SAMPLES, _LOGGING, _EVALUATION, _PROBE = range(5)
 
 #: The probe's minibatch is that of a step which no training reaches.
 _PROBE_STEP = 2**40
-
-
-def make_optimizer(training: Training, model: nn.Module, guide: nn.Module) -> Optimizer:
-    """The optimiser, with the model's parameters and the guide's own in two groups.
-
-    Raises:
-        InputError: a learning rate for nothing.
-    """
-    known = {id(p) for p in model.parameters()}
-    own = [p for p in guide.parameters() if id(p) not in known]
-    groups: list[dict[str, Any]] = [{"params": list(model.parameters()), "name": "model"}]
-    if own:
-        groups.append({"params": own, "name": "guide"})
-    elif training.guide_learning_rate is not None:
-        raise InputError(
-            "training.guide_learning_rate: the guide has no parameters of its own; leave it out, or "
-            "choose a guide that has"
-        )
-    rate = training.learning_rate.initial
-    if training.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=rate, weight_decay=training.weight_decay)
-    adam = torch.optim.Adam if training.optimizer == "adam" else torch.optim.AdamW
-    return adam(groups, lr=rate, weight_decay=training.weight_decay, fused=True)
 
 
 def compile_networks(program: nn.Module) -> int:
@@ -121,16 +99,13 @@ class Trainer:
             raise InputError(f"objective {self.spec.objective.name!r}: {error}") from error
         self.exploration = Exploration()
         parts.objective.regularizer = self.exploration
-        self.optimizer = make_optimizer(self.training, parts.model, parts.guide)
+        recorded = self.training.cuda_graph
+        if recorded:
+            self._check_recordable()
+            self._keep_exploration_in_tensors()
+        self.optimizer = make_optimizer(self.training, parts.model, parts.guide, recorded)
         self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        # The gradient of a baseline's regression may be thousands of times as long as the model's.
-        followed = {
-            id(p) for group in parameter_groups(parts.model, parts.guide).values() for p in group
-        }
-        self._clipped = [
-            [p for p in self.parameters if id(p) in followed],
-            [p for p in self.parameters if id(p) not in followed],
-        ]
+        self._clip = Clipping(parts.model, parts.guide, self.parameters, self.training.gradient_clip)
         self.loss, self.optimizer = self.fabric.setup(
             parts.objective(parts.model, parts.guide), self.optimizer
         )
@@ -140,6 +115,7 @@ class Trainer:
         self._minibatches = Minibatches(
             self._minibatch, self.training.steps, ahead=self.training.prefetch
         )
+        self._recorded = Recorded(self._whole_update, self._minibatches.settle) if recorded else None
         self._buffers = {
             (part, name): dict(getattr(parts, part).named_buffers())[name]
             for part, name in parts.scheduled
@@ -160,6 +136,28 @@ class Trainer:
         with processes.one_after_the_other():  # the first may download what the others then find
             parts = build(spec)
         return cls(spec, parts, processes)
+
+    def _check_recordable(self) -> None:
+        training = self.training
+        obstacle = ""
+        if self.fabric.device.type != "cuda":
+            obstacle = f"device '{self.fabric.device.type}' records nothing; use device = 'cuda'"
+        elif self.share.count > 1:
+            obstacle = "what processes tell each other cannot be recorded; use devices = 1"
+        elif training.compile or training.validate_sites:
+            obstacle = (
+                "neither compiled nor validated updates can be recorded; leave compile and validate"
+            )
+        if obstacle:
+            raise InputError(f"training.cuda_graph: {obstacle}, or cuda_graph = false")
+
+    def _keep_exploration_in_tensors(self) -> None:
+        """So that a recorded update finds what changes during the run."""
+        off = {"entropy": 0.0, "temperature": 1.0, "coverage": 0.0}
+        for name, value in off.items():
+            schedule = getattr(self.spec.exploration, name)
+            if not (schedule.constant and schedule.initial == value):
+                setattr(self.exploration, name, torch.full((), value, device=self.fabric.device))
 
     def _seed(self, stream: int) -> None:
         seed, process = self.training.seed, self.share.rank + 1
@@ -193,8 +191,13 @@ class Trainer:
         size = training.batch_size
         rows = self.share.rows(size)
         batch = self._cast(training_rows(parts.data, step, size, training.seed, rows))
-        prepare: Callable[..., tuple[Any, ...]] | None = getattr(parts.model, "prepare", None)
-        return Minibatch(batch, batch if prepare is None else prepare(*batch))
+        # A recorded update prepares it itself.
+        return Minibatch(batch, batch if training.cuda_graph else self._prepare(*batch))
+
+    def _prepare(self, *batch: Tensor) -> tuple[Any, ...]:
+        prepare = getattr(self.experiment.model, "prepare", None)
+        found: tuple[Any, ...] = batch if prepare is None else prepare(*batch)
+        return found
 
     def _cast(self, batch: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """The batch in double precision where the model is."""
@@ -208,10 +211,12 @@ class Trainer:
         rate = training.learning_rate.value(progress)
         guide_rate = (training.guide_learning_rate or training.learning_rate).value(progress)
         for group in self.optimizer.param_groups:
-            group["lr"] = guide_rate if group["name"] == "guide" else rate
-        self.exploration.entropy = exploration.entropy.value(progress)
-        self.exploration.temperature = exploration.temperature.value(progress)
-        self.exploration.coverage = exploration.coverage.value(progress)
+            set_rate(group, guide_rate if group["name"] == "guide" else rate)
+        self.exploration.set(
+            entropy=exploration.entropy.value(progress),
+            temperature=exploration.temperature.value(progress),
+            coverage=exploration.coverage.value(progress),
+        )
         for key, schedule in self.experiment.scheduled.items():
             self._buffers[key].fill_(schedule.value(progress))
 
@@ -232,18 +237,36 @@ class Trainer:
         self.schedule(self.step / max(training.steps - 1, 1))  # the last update is at the end
         batch, prepared = self._minibatches(self.step)
         self._seed(_SAMPLES)
-        self.optimizer.zero_grad(set_to_none=True)
-        with self._explained(batch, self.step + 1), self.share.drawing(training.batch_size):
-            self.fabric.backward(self.loss(*prepared) / training.batch_size)
-        self._sum_gradients(signal)
-        for parameters in self._clipped:
-            norm = nn.utils.clip_grad_norm_(parameters, training.gradient_clip or math.inf)
-            self._finite &= norm.isfinite()
+        with self._explained(batch, self.step + 1):
+            if self._recorded is None:
+                self._gradients(prepared, signal)
+            else:
+                gradients, self.experiment.objective.statistics = self._recorded(*batch)
+                for parameter, gradient in zip(self.parameters, gradients, strict=True):
+                    parameter.grad = gradient
         if check:
             self.check(batch)
-        self.optimizer.step()
+        if self._recorded is None:
+            self.optimizer.step()
         self.step += 1
         return batch
+
+    def _gradients(self, prepared: tuple[Any, ...], signal: int = 0) -> None:
+        """The gradient of the mean loss of a minibatch, clipped."""
+        size = self.training.batch_size
+        self.optimizer.zero_grad(set_to_none=True)
+        with self.share.drawing(size):
+            self.fabric.backward(self.loss(*prepared) / size)
+        self._sum_gradients(signal)
+        self._clip(self._finite)
+
+    def _whole_update(self, *batch: Tensor) -> tuple[list[Tensor | None], dict[str, Tensor]]:
+        """All that an update computes on the device, to be recorded; returns what is looked at later."""
+        with torch.no_grad():
+            prepared = self._prepare(*batch)
+        self._gradients(prepared)
+        self.optimizer.step()
+        return [p.grad for p in self.parameters], self.experiment.objective.statistics
 
     def check(self, batch: tuple[Tensor, ...]) -> None:
         """Waits for the device and looks whether all gradients so far were finite.
@@ -320,8 +343,8 @@ class Trainer:
         bad = [name for name, value in numbers.items() if not math.isfinite(value)]
         if bad:
             raise self._diverged(batch, self.step, bad)
-        numbers["learning_rate"] = self.optimizer.param_groups[0]["lr"]
-        numbers["entropy_weight"] = self.exploration.entropy
+        numbers["learning_rate"] = float(self.optimizer.param_groups[0]["lr"])
+        numbers["entropy_weight"] = float(self.exploration.entropy)
         return numbers
 
     def evaluate(self, particles: int | None = None) -> dict[str, Any]:

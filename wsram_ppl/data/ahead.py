@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Generic, TypeVar
 
 import torch
@@ -48,6 +48,11 @@ class Minibatches(Generic[T]):
         if step + 1 < self._steps:
             self._next = step + 1, self._thread.submit(self._make, step + 1)
         return made
+
+    def settle(self) -> None:
+        """Waits until nothing is being made."""
+        if self._next is not None:
+            wait([self._next[1]])
 
     def extra(self, step: int) -> T:
         """A minibatch out of turn."""

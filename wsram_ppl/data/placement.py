@@ -9,6 +9,9 @@ two small batched matrix products per batch instead of a lookup per pixel.
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -50,8 +53,7 @@ def place(images: Tensor, placements: Tensor, canvas: int) -> Tensor:
     Returns:
         [B, canvas, canvas] in [0, 1], in the type of ``placements``.
     """
-    # Mixed precision has no business in the pixels, and would change their type.
-    with torch.autocast(images.device.type, enabled=False):
+    with _no_autocast(images.device.type):
         if images.dtype == torch.uint8:
             images = images.to(placements.dtype).mul_(1 / 255)
         factor, left, top = placements
@@ -59,6 +61,17 @@ def place(images: Tensor, placements: Tensor, canvas: int) -> Tensor:
         rows = _weights(factor, top, images.shape[-2], canvas)
         # Rounding can carry a white pixel beyond 1.
         return (rows.mT @ (images @ columns)).clamp_(0.0, 1.0)
+
+
+def _no_autocast(device_type: str) -> AbstractContextManager[Any]:
+    """Mixed precision has no business in the pixels, and would change their type.
+
+    It is left alone where it is off: to leave any such context empties a cache that all threads share,
+    so that a minibatch made ahead would change what the update beside it rounds.
+    """
+    if not torch.is_autocast_enabled(device_type):
+        return nullcontext()
+    return torch.autocast(device_type, enabled=False)
 
 
 def _weights(factor: Tensor, start: Tensor, size: int, canvas: int) -> Tensor:

@@ -32,7 +32,10 @@ class RunningMeans:
         self._means: dict[str, Tensor] = {}
 
     def get(self, name: str, default: Tensor) -> Tensor:
-        """The mean, on the device and in the type of ``default``; ``default`` before any update."""
+        """The mean, on the device and in the type of ``default``; ``default`` before any update.
+
+        It may change with the next update: it is to be used, not kept.
+        """
         mean = self._means.get(name)
         return default if mean is None else mean.to(default)
 
@@ -54,8 +57,14 @@ class RunningMeans:
                 continue
             weight = means[_DECAY + name] if isinstance(decay, Mapping) else decay
             held = self._means.get(name)
-            value = value.clone() if held is None else torch.lerp(value, held.to(value), weight)
-            self._means[name] = value
+            if held is None:
+                self._means[name] = value.clone()
+                continue
+            mixed = torch.lerp(value, held.to(value), weight)
+            if (held.device, held.dtype) == (mixed.device, mixed.dtype):
+                held.copy_(mixed)  # in its place, where a recorded update looks for it
+            else:
+                self._means[name] = mixed
 
     def state_dict(self) -> dict[str, Tensor]:
         """A copy of the means, by name."""

@@ -1,0 +1,104 @@
+"""A step on a GPU, recorded once and replayed: one launch instead of a thousand."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from wsram_ppl.errors import InputError
+
+T = TypeVar("T")
+
+#: Calls for each shape of arguments that are computed as usual before one is recorded: what is made once
+#: (handles of libraries, momenta, running means) is there then.
+USUAL_CALLS = 3
+
+
+@dataclass
+class _Recording(Generic[T]):
+    """A recorded call: its arguments' places, and the result, which each replay fills anew."""
+
+    graph: torch.cuda.CUDAGraph
+    arguments: tuple[Tensor, ...]
+    result: T
+
+
+class Recorded(Generic[T]):
+    """A function of tensors that is computed on a GPU as a CUDA graph.
+
+    For each shape of arguments, the first calls run as usual, the next is recorded, and from then on
+    the recording is replayed on the arguments given. Python does not run then: what the function reads
+    from elsewhere has to be tensors that keep their place, such as parameters, and what it branches on
+    is branched on for good. Random numbers on the device are drawn anew at each replay, from the
+    generator as it is seeded.
+
+    Args:
+        function: of tensors on the device. Its result must not be kept beyond the next call.
+        quiet: called before a recording; nothing else may use the device during one.
+
+    Raises:
+        InputError: in use, when the function cannot be recorded: it waits for the device, or draws
+            random numbers on the host, which would be the same ones forever.
+    """
+
+    def __init__(self, function: Callable[..., T], quiet: Callable[[], None]) -> None:
+        self._function, self._quiet = function, quiet
+        self._stream = torch.cuda.Stream()
+        self._pool = torch.cuda.graph_pool_handle()
+        self._calls: dict[Any, int] = {}
+        self._recordings: dict[Any, _Recording[T]] = {}
+
+    def __call__(self, *arguments: Tensor) -> T:
+        key = tuple((x.shape, x.dtype) for x in arguments)
+        calls = self._calls[key] = self._calls.get(key, 0) + 1
+        current = torch.cuda.current_stream()
+        # Usual calls too, so that the graph of derivatives does not meet two streams.
+        self._stream.wait_stream(current)
+        with torch.cuda.stream(self._stream):
+            if calls <= USUAL_CALLS:
+                result = self._function(*arguments)
+            else:
+                held = self._recordings.get(key)
+                if held is None:
+                    held = self._recordings[key] = self._record(arguments)
+                for place, argument in zip(held.arguments, arguments, strict=True):
+                    place.copy_(argument, non_blocking=True)
+                held.graph.replay()
+                result = held.result
+        current.wait_stream(self._stream)
+        return result
+
+    def _record(self, arguments: tuple[Tensor, ...]) -> _Recording[T]:
+        places = tuple(x.clone() for x in arguments)
+        self._quiet()
+        graph = torch.cuda.CUDAGraph()
+        before = _host_randomness()
+        try:
+            with torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
+                result = self._function(*places)
+        except RuntimeError as error:
+            reason = " ".join(str(error).split())[:160]
+            raise InputError(
+                "training.cuda_graph: the update cannot be recorded, since something in it waits for "
+                f"the device or copies from the host ({reason}); use cuda_graph = false"
+            ) from error
+        if _host_randomness() != before:
+            raise InputError(
+                "training.cuda_graph: model or guide draws random numbers on the host (in a subsampled "
+                "plate without a device, say), and a recording would repeat them forever; use "
+                "cuda_graph = false"
+            )
+        return _Recording(graph, places, result)
+
+
+def _host_randomness() -> tuple[Any, ...]:
+    """The state of the generators on the host."""
+    legacy: Any = np.random.get_state()
+    numbers = torch.default_generator.get_state().numpy().tobytes()
+    return numbers, random.getstate(), legacy[1].tobytes(), legacy[2]
