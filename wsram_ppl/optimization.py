@@ -16,15 +16,18 @@ from wsram_ppl.spec import Training
 
 
 def make_optimizer(
-    training: Training, model: nn.Module, guide: nn.Module, recorded: bool = False
+    training: Training, model: nn.Module, guide: nn.Module, device: torch.device
 ) -> Optimizer:
     """The optimiser, with the model's parameters and the guide's own in two groups.
 
+    On a GPU Adam's learning rates are tensors, which a recorded update can read: whether it is recorded
+    or not, the same numbers come out.
+
     Args:
-        recorded: make one whose step can be part of a CUDA graph: its learning rates are in tensors.
+        device: where the parameters will be.
 
     Raises:
-        InputError: a learning rate for nothing; no such optimiser can be recorded.
+        InputError: a learning rate for nothing; an optimiser that cannot be recorded, and is to be.
     """
     known = {id(p) for p in model.parameters()}
     own = [p for p in guide.parameters() if id(p) not in known]
@@ -38,17 +41,18 @@ def make_optimizer(
         )
     rate = training.learning_rate.initial
     if training.optimizer == "sgd":
-        if recorded:
+        if training.cuda_graph:
             raise InputError(
                 "training.cuda_graph: the learning rate of 'sgd' cannot change in a recorded update; "
                 "use optimizer 'adam' or 'adamw', or cuda_graph = false"
             )
         return torch.optim.SGD(groups, lr=rate, weight_decay=training.weight_decay)
-    if recorded:
+    on_gpu = device.type == "cuda"
+    if on_gpu:
         for group in groups:
-            group["lr"] = torch.tensor(rate, device=group["params"][0].device)
+            group["lr"] = torch.tensor(rate, device=device)
     adam = torch.optim.Adam if training.optimizer == "adam" else torch.optim.AdamW
-    return adam(groups, lr=rate, weight_decay=training.weight_decay, fused=True, capturable=recorded)
+    return adam(groups, lr=rate, weight_decay=training.weight_decay, fused=True, capturable=on_gpu)
 
 
 def set_rate(group: dict[str, Any], rate: float) -> None:

@@ -103,7 +103,7 @@ class Trainer:
         if recorded:
             self._check_recordable()
             self._keep_exploration_in_tensors()
-        self.optimizer = make_optimizer(self.training, parts.model, parts.guide, recorded)
+        self.optimizer = make_optimizer(self.training, parts.model, parts.guide, self.fabric.device)
         self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         self._clip = Clipping(parts.model, parts.guide, self.parameters, self.training.gradient_clip)
         self.loss, self.optimizer = self.fabric.setup(
