@@ -20,8 +20,8 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(autouse=True, scope="session")
 def no_fake_devices() -> None:
-    """Autograd counts devices at its first use. Were one of a test's fake GPUs among them, it would start
-    threads, and no process that is forked later could train."""
+    """Autograd counts devices at its first use. Were one of a test's fake GPUs among them, it would
+    start threads, and no process that is forked later could train."""
     torch.ones(1, requires_grad=True).sum().backward()
 
 
