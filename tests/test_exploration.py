@@ -16,7 +16,8 @@ from pyro import poutine
 from pyro.distributions.torch_distribution import ExpandedDistribution
 from torch import Tensor, nn
 
-from guides import Prior
+from guides import InferenceNetwork, Prior
+from models import GlimpseClassifier
 from wsram_ppl.exploration import GRID, Exploration, Temper, tempered
 from wsram_ppl.handlers import ForceSamples
 from wsram_ppl.objectives import ImportanceBound, Objective, VariationalBound, WakeSleep
@@ -418,6 +419,38 @@ def test_the_tempered_prior_as_proposal_stays_exact(
 
 
 # Errors.
+
+
+@pytest.mark.parametrize("prior", [False, True])
+def test_weights_in_tensors_do_what_numbers_do(prior: bool) -> None:
+    """Also at 0 (1 for the temperature), where a number's term is left out."""
+    model, guide = GlimpseClassifier(hidden=8, patch=4), None
+    guide = Prior(model) if prior else InferenceNetwork(model)
+    batch = torch.rand(3, 24, 24), torch.tensor([1, 2, 3])
+    parameters = [*model.network.parameters(), *(() if prior else guide.network.parameters())]
+    for values in ((0.3, 2.0, 0.2), (0.0, 1.0, 0.0)):
+        found = []
+        for make in (float, torch.tensor):
+            exploration = Exploration()
+            for name, value in zip(("entropy", "temperature", "coverage"), values, strict=True):
+                setattr(exploration, name, make(value))
+            objective = VariationalBound(
+                num_particles=4, vectorize_particles=True, max_plate_nesting=1, regularizer=exploration
+            )
+            torch.manual_seed(0)
+            loss = objective.differentiable_loss(model, guide, *batch)
+            gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+            found.append([loss, *(g for g in gradients if g is not None)])
+        for one, other in zip(*found, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+def test_a_tensor_is_set_in_its_place() -> None:
+    exploration, held = Exploration(entropy=0.5), torch.tensor(2.0)
+    exploration.temperature = held
+    exploration.set(entropy=0.25, temperature=3.0)
+    assert exploration.entropy == 0.25
+    assert exploration.temperature is held and held == 3.0
 
 
 def test_numbers_out_of_range_are_refused() -> None:

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch._subclasses import FakeTensorMode
 
 from wsram_ppl.errors import InputError
-from wsram_ppl.glimpses import build_pyramid, extract, window
+from wsram_ppl.glimpses import Levels, build_pyramid, extract, window
 
 SIZES = st.integers(1, 33)
 FEW = settings(max_examples=40, deadline=None)
@@ -280,3 +280,24 @@ def test_wrong_arguments(
     with pytest.raises(InputError, match=message) as caught:
         build_pyramid(torch.zeros(shape, dtype=dtype), scales, patch)
     assert "\n" not in str(caught.value)
+
+
+def test_levels_serve_all_images_of_a_size() -> None:
+    """And the pyramid is the one that is made from the scales themselves."""
+    images = torch.rand(3, 2, 13, 10)
+    levels = Levels.of(images, (1, 2, 4))
+    again = torch.rand(5, 13, 10)
+    one, other = build_pyramid(again, levels, 4), build_pyramid(again, (1, 2, 4), 4)
+    assert one.levels is levels and torch.equal(one.buffer, other.buffer)
+    assert levels.fit(again) and levels.fit(again.to(torch.bfloat16))
+    assert not levels.fit(torch.rand(5, 10, 13)) and not levels.fit(again.double())
+    with FakeTensorMode(), torch.device("cuda"):
+        assert not levels.fit(torch.rand(5, 13, 10))
+
+
+def test_nothing_of_a_pyramid_is_left_unwritten(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its memory is not zeroed first: frames and levels fill it."""
+    filled = lambda self, *shape: torch.full(shape, torch.nan)  # noqa: E731
+    monkeypatch.setattr(Tensor, "new_empty", filled)
+    pyramid = build_pyramid(torch.rand(2, 13, 10), (1, 3, 2), 4)
+    assert pyramid.buffer.isfinite().all()

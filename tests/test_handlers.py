@@ -15,7 +15,16 @@ from torch import Tensor, nn
 import models.networks
 from guides import InferenceNetwork, Prior
 from models import GlimpseClassifier
-from wsram_ppl.handlers import ConstantSamples, ForceSamples, Mode, Propose, Reuse, shared
+from wsram_ppl.handlers import (
+    PARTICLE_PLATE,
+    AllParticles,
+    ConstantSamples,
+    ForceSamples,
+    Mode,
+    Propose,
+    Reuse,
+    shared,
+)
 from wsram_ppl.objectives import ImportanceBound, Objective, VariationalBound, WakeSleep, base
 from wsram_ppl.objectives.wake_sleep import CONTROL_VARIATES
 
@@ -301,3 +310,50 @@ def test_handlers_leave_the_prior_guide_alone() -> None:
     plain = poutine.trace(Prior(model)).get_trace(*batch)
     for name in plain.stochastic_nodes:
         assert torch.equal(handled.nodes[name]["value"], plain.nodes[name]["value"])
+
+
+# All particles at once.
+
+
+def in_pyros_plate(program: Any, size: int, dim: int) -> Any:
+    return pyro.plate(PARTICLE_PLATE, size, dim=dim)(program)
+
+
+def all_kinds_of_sites() -> None:
+    pyro.sample("alone", dist.Normal(0.0, 1.0))
+    with pyro.plate("data", 4, dim=-1):
+        pyro.sample("row", dist.Categorical(logits=torch.zeros(4, 3)))
+        wide = pyro.sample("pair", dist.Normal(torch.zeros(4, 2), 1.0).to_event(1))
+        pyro.sample("own", dist.Normal(wide[..., 0], 1.0), obs=torch.zeros(4))
+    pyro.factor("factor", torch.zeros(()))
+
+
+@pytest.mark.parametrize("dim", [-2, -3])
+def test_all_particles_do_what_pyros_plate_does(dim: int) -> None:
+    """The same draws, log-densities, shapes and frames, without a site for the plate itself."""
+    found = []
+    for around in (lambda p, m, d: AllParticles(m, d)(p), in_pyros_plate):
+        torch.manual_seed(0)
+        found.append(poutine.trace(around(all_kinds_of_sites, 5, dim)).get_trace())
+    ours, pyros = (trace.nodes for trace in found)
+    assert ours.keys() == pyros.keys() - {PARTICLE_PLATE}
+    for name in ("alone", "row", "pair", "own", "factor"):
+        one, other = ours[name], pyros[name]
+        assert torch.equal(one["value"], other["value"])
+        assert one["fn"].batch_shape == other["fn"].batch_shape
+        assert torch.equal(one["fn"].log_prob(one["value"]), other["fn"].log_prob(other["value"]))
+        assert set(one["cond_indep_stack"]) == set(other["cond_indep_stack"])
+        assert one["scale"] == other["scale"] == 1.0
+
+
+def test_all_particles_keep_their_dimension_to_themselves() -> None:
+    def program() -> None:
+        with pyro.plate("auto", 3) as rows:  # pyro chooses a free dimension
+            assert pyro.sample("x", dist.Normal(0.0, 1.0)).shape == (2, len(rows))
+
+    for _ in range(2):  # it is free again afterwards
+        AllParticles(2, -2)(program)()
+    with pytest.raises(ValueError, match="collide at dim=-1"):
+        AllParticles(2, -1)(lambda: pyro.plate("rows", 3, dim=-1).__enter__())()
+    with pytest.raises(ValueError, match=r"site 'x' has 4 rows in dimension -1, .* 3 particles"):
+        AllParticles(3, -1)(lambda: pyro.sample("x", dist.Normal(torch.zeros(4), 1.0)))()

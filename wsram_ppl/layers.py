@@ -62,7 +62,7 @@ def affine(
 
         state = affine(glimpse, weight, bias, plus=recurrent(state), relu=True)
     """
-    if _by_onednn(input, weight):
+    if _by_onednn(input, weight, bias, plus):
         found: Tensor = _Affine.apply(input, weight, bias, plus, relu)
         return found
     found = F.linear(input, weight, bias)
@@ -71,20 +71,25 @@ def affine(
     return torch.relu(found) if relu else found
 
 
-def _by_onednn(input: Tensor, weight: Tensor) -> bool:
+def _by_onednn(input: Tensor, weight: Tensor, bias: Tensor | None, plus: Tensor | None) -> bool:
+    outputs, inputs = weight.shape
     return bool(
-        input.numel() * weight.shape[0] >= _WORTHWHILE
-        and input.dtype == weight.dtype == torch.float32
+        input.numel() * outputs >= _WORTHWHILE
+        and input.shape[-1] == inputs
+        and (bias is None or bias.shape == (outputs,))
+        and all(x is None or x.dtype == torch.float32 for x in (input, weight, bias, plus))
         and input.device.type == "cpu"
         and not torch.is_autocast_enabled("cpu")
         and torch.backends.mkldnn.enabled
         and torch.backends.mkldnn.is_available()
         and not torch.compiler.is_compiling()
+        and not torch._C._are_functorch_transforms_active()
     )
 
 
 def _product(left: Tensor, right: Tensor, bias: Tensor | None = None) -> Tensor:
-    """left @ right^T + bias by oneDNN; either may be a transposed view."""
+    """left @ right^T + bias by oneDNN; either may be a transposed view, but not the bias."""
+    bias = None if bias is None else bias.contiguous()
     found: Tensor = torch.ops.mkldnn._linear_pointwise(left, right, bias, "none", [], "")
     return found
 
@@ -96,22 +101,21 @@ class _Affine(torch.autograd.Function):
     def forward(
         ctx: Any, input: Tensor, weight: Tensor, bias: Tensor | None, plus: Tensor | None, relu: bool
     ) -> Tensor:
-        rows = input.reshape(-1, input.shape[-1])
-        found = _product(rows, weight, bias).view(*input.shape[:-1], weight.shape[0])
+        found = _product(input, weight, bias)
         product_shape = found.shape
         if plus is not None:
             larger = torch.broadcast_shapes(found.shape, plus.shape) != found.shape
             found = found + plus if larger else found.add_(plus)
         if relu:
             found.relu_()  # not oneDNN's own, which hides what is not a number
-        ctx.save_for_backward(rows, weight, found if relu else None)
-        ctx.shapes = input.shape, product_shape, None if plus is None else plus.shape
+        ctx.save_for_backward(input, weight, found if relu else None)
+        ctx.shapes = product_shape, None if plus is None else plus.shape
         return found
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
-        rows, weight, found = ctx.saved_tensors
-        input_shape, product_shape, plus_shape = ctx.shapes
+        input, weight, found = ctx.saved_tensors
+        product_shape, plus_shape = ctx.shapes
         if found is not None:
             grad = torch.ops.aten.threshold_backward(grad, found, 0)
         own = grad.sum_to_size(product_shape).reshape(-1, product_shape[-1])
@@ -119,8 +123,8 @@ class _Affine(torch.autograd.Function):
         product = torch.matmul if torch.is_grad_enabled() else lambda a, b: _product(a, b.t())
         wanted = ctx.needs_input_grad
         return (
-            product(own, weight).view(input_shape) if wanted[0] else None,
-            product(own.t(), rows) if wanted[1] else None,
+            product(own, weight).view(input.shape) if wanted[0] else None,
+            product(own.t(), input.reshape(-1, input.shape[-1])) if wanted[1] else None,
             own.sum(0) if wanted[2] else None,
             grad.sum_to_size(plus_shape) if wanted[3] else None,
             None,

@@ -45,7 +45,7 @@ def stretched(fn: Any, dim: int, rows: Tensor) -> Any:
         return type(fn)(logits=fn.logits.index_select(dim - 1, rows), validate_args=False)
     # Their samplers take as many random numbers whatever the parameters are, so that the numbers of
     # other rows can be drawn without knowing these rows. (A Gamma's rejection sampler does not.)
-    if not isinstance(fn, ELEMENTWISE):
+    if type(fn) not in ELEMENTWISE:
         raise NoRule(type(fn).__name__)
     parameters = {
         name: value.index_select(dim - fn.arg_constraints[name].event_dim, rows)

@@ -145,9 +145,7 @@ class Trainer:
         elif self.share.count > 1:
             obstacle = "what processes tell each other cannot be recorded; use devices = 1"
         elif training.compile or training.validate_sites:
-            obstacle = (
-                "neither compiled nor validated updates can be recorded; leave compile and validate"
-            )
+            obstacle = "no compiled or validated update can be recorded; set compile and validate false"
         if obstacle:
             raise InputError(f"training.cuda_graph: {obstacle}, or cuda_graph = false")
 

@@ -44,6 +44,18 @@ def test_state_dict_is_a_copy() -> None:
     assert other.get("a", torch.tensor(0.0)) == 3.0
 
 
+def test_means_keep_their_place() -> None:
+    """A recorded update finds them there; what has another type or came from a file is replaced once."""
+    means = RunningMeans()
+    means.update({"a": torch.tensor(1.0)}, decay=0.5)
+    place = means.get("a", torch.tensor(0.0))
+    means.update({"a": torch.tensor(3.0)}, decay=0.5)
+    assert place == 2.0 and means.get("a", torch.tensor(0.0)) is place
+    means.load_state_dict({"a": torch.tensor(4.0, dtype=torch.float64)})
+    means.update({"a": torch.tensor(2.0)}, decay=0.5)
+    assert means.get("a", torch.tensor(0.0)) == 3.0 and place == 2.0
+
+
 OBJECTIVES: dict[str, Any] = {
     "adaptive": lambda: WakeSleep("adaptive", num_particles=2, vectorize_particles=True),
     "learned": lambda: WakeSleep("learned", num_particles=2, vectorize_particles=True),
