@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from models.networks import Policy, SiteBaselines
 from wsram_ppl.errors import InputError
 from wsram_ppl.handlers import shared
+from wsram_ppl.layers import Linear
 
 #: Channels that every cell has beside its features: x, y and a constant.
 _PLACE = 3
@@ -163,7 +164,7 @@ class GridPolicy(nn.Module):
     def __init__(self, hidden: int, channels: tuple[int, ...]) -> None:
         super().__init__()
         self.widths = [count + _PLACE for count in channels]
-        self.query = nn.Linear(hidden, sum(self.widths))
+        self.query = Linear(hidden, sum(self.widths))
 
     def forward(self, state: Tensor, cells: Cells) -> Choice:
         """``[..., B, hidden] -> Choice``, scores for ``place``."""
@@ -194,7 +195,7 @@ class LSTMLayer(nn.Module):
     def __init__(self, inputs: int, hidden: int) -> None:
         super().__init__()
         self.hidden = hidden
-        self.gates = nn.Linear(inputs + hidden, 4 * hidden)
+        self.gates = Linear(inputs + hidden, 4 * hidden)
         with torch.no_grad():
             self.gates.bias.zero_()
             self.gates.bias[hidden : 2 * hidden] = 1.0
@@ -203,7 +204,7 @@ class LSTMLayer(nn.Module):
         """``[..., B, inputs], [..., B, 4 hidden] -> [..., B, hidden]``, with broadcasting."""
         shape = torch.broadcast_shapes(new.shape[:-1], state.output.shape[:-1])
         both = torch.cat([part.expand(*shape, -1) for part in (new, state.output)], -1)
-        gates = wide(self.gates(both) + drive)
+        gates = wide(self.gates(both, plus=drive))
         opened, candidate = gates.split([3 * self.hidden, self.hidden], -1)
         write, keep, show = torch.sigmoid(opened).chunk(3, -1)
         memory = keep * state.memory + write * torch.tanh(candidate)
@@ -233,15 +234,15 @@ class CaptionNetwork(nn.Module):
         self.hidden, self.channels, self.by_cell = hidden, channels, by_cell
         self.word = nn.Embedding(words, hidden)
         nn.init.normal_(self.word.weight, std=0.1)
-        self.see = nn.Linear(sum(channels) + _PLACE * len(channels), hidden)
-        self.whole = nn.Linear(sum(channels), hidden)
-        self.drive = nn.Linear(hidden, 8 * hidden, bias=False)
-        self.picture = nn.Linear(hidden, 4 * hidden, bias=False)
+        self.see = Linear(sum(channels) + _PLACE * len(channels), hidden, relu=True)
+        self.whole = Linear(sum(channels), hidden, relu=True)
+        self.drive = Linear(hidden, 8 * hidden, bias=False)
+        self.picture = Linear(hidden, 4 * hidden, bias=False)
         self.layer1 = LSTMLayer(hidden, hidden)
         self.layer2 = LSTMLayer(hidden, hidden)
         self.policy = self.make_policy()
         self.dropout = nn.Dropout(dropout)
-        self.readout = nn.Linear(hidden, words)
+        self.readout = Linear(hidden, words)
 
     def make_policy(self) -> GridPolicy | PlacePolicy:
         """A policy of the form in use; the inference network has one of its own."""
@@ -264,7 +265,7 @@ class CaptionNetwork(nn.Module):
             )
         cells = make_cells(maps)
         mean = [features.mean(1)[..., :-_PLACE] for features in cells.maps]
-        whole = torch.relu(self.whole(torch.cat(mean, -1)))
+        whole = self.whole(torch.cat(mean, -1))
         if torch.is_autocast_enabled(whole.device.type):  # once, not at every word
             cells = cells._replace(maps=tuple(features.to(whole.dtype) for features in cells.maps))
         nothing = torch.zeros_like(wide(whole))
@@ -292,7 +293,7 @@ class CaptionNetwork(nn.Module):
     def look(self, view: View, layer: Tensor, location: Tensor, drive: Drive, first: State) -> State:
         """The first layer after a look at ``location [..., B(, 2)]`` of ``layer [..., B]``."""
         read = read_cell if self.by_cell else read_place
-        seen = torch.relu(self.see(read(view.cells, layer, location)))
+        seen = self.see(read(view.cells, layer, location))
         new: State = self.layer1(self.dropout(seen), drive.first, first)
         return new
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Sequence
 from typing import Any
 
@@ -81,14 +82,20 @@ def given_parameters(fn: Any) -> dict[str, Tensor]:
     return given
 
 
-def kind(fn: Any) -> Hashable | None:
-    """The same for distributions that :func:`stack` can join; None for those that it cannot."""
+def kind(fn: Any, largest: float = math.inf) -> Hashable | None:
+    """The same for distributions that :func:`stack` can join; None for those that it cannot.
+
+    Args:
+        largest: number of elements of a parameter; one with more is joined with no other.
+    """
     if isinstance(fn, dist.Independent):
-        base = kind(fn.base_dist)
+        base = kind(fn.base_dist, largest)
         return base and (fn.reinterpreted_batch_ndims, base)
     if type(fn) not in ELEMENTWISE or fn._validate_args:
         return None
     given = given_parameters(fn)
+    if max(x.numel() for x in given.values()) > largest:
+        return None
     return (type(fn), *((name, x.shape, x.dtype, x.device) for name, x in given.items()))
 
 

@@ -14,8 +14,8 @@ from wsram_ppl.distributions import kind, stack
 
 Site = Mapping[str, Any]
 
-#: Elements of a site beyond which evaluating it costs more than its operations' own overhead.
-_SMALL = 2**14
+#: Elements of a distribution's parameter up to which its operations take longer to start than to run.
+_SMALL = 2**12
 
 
 def random_sites(trace: Trace) -> dict[str, Site]:
@@ -39,7 +39,7 @@ def evaluate(sites: Iterable[Site], quantity: Callable[[Site], Tensor]) -> dict[
     """A quantity in the batch dimensions of each site, by the ``id`` of the site.
 
     Small sites of one kind, such as the choices of a recurrent model, are evaluated together, as one
-    site with a further dimension on the left: their operations take longer to start than to run.
+    site with a further dimension on the left.
     """
     alike: dict[Hashable, dict[int, Site]] = {}
     for site in sites:
@@ -64,7 +64,7 @@ def _kind(site: Site) -> Hashable | None:
     fn, value = site["fn"], site["value"]
     if site["args"] or site["kwargs"] or not isinstance(value, Tensor):
         return None
-    if value.numel() > _SMALL or value.shape != fn.shape():
+    if value.shape != fn.shape():
         return None
-    found = kind(fn)
+    found = kind(fn, _SMALL)
     return found and (found, value.dtype)
