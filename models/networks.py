@@ -32,7 +32,7 @@ class RecurrentLayer(nn.Module):
 
     def forward(self, new: Tensor, state: Tensor) -> Tensor:
         """``[..., inputs], [..., hidden] -> [..., hidden]``, with broadcasting."""
-        found: Tensor = self.input(new, plus=self.recurrent(state))
+        found: Tensor = self.input(new, also=(state, self.recurrent.weight))
         return found
 
 

@@ -39,6 +39,8 @@ class Categorical(dist.Categorical):
         torch.distributions.Distribution.__init__(self, logits.shape[:-1], validate_args=validate_args)
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> Categorical:
+        if _instance is None and torch.Size(batch_shape) == self.batch_shape:
+            return self  # as most are that a plate expands
         new = self.__new__(type(self)) if _instance is None else _instance
         return super().expand(batch_shape, new)  # type: ignore[no-any-return, no-untyped-call]
 

@@ -28,9 +28,14 @@ class Linear(nn.Linear):
         super().__init__(in_features, out_features, bias)
         self.relu = relu
 
-    def forward(self, input: Tensor, plus: Tensor | None = None) -> Tensor:
-        """``[..., in_features] -> [..., out_features]``; ``plus`` is added before the ReLU."""
-        return affine(input, self.weight, self.bias, plus, relu=self.relu)
+    def forward(
+        self,
+        input: Tensor,
+        plus: Tensor | None = None,
+        also: tuple[Tensor, Tensor] | None = None,
+    ) -> Tensor:
+        """``[..., in_features] -> [..., out_features]``; ``plus`` and ``also`` come before the ReLU."""
+        return affine(input, self.weight, self.bias, plus, also=also, relu=self.relu)
 
     def extra_repr(self) -> str:
         return super().extra_repr() + (", relu=True" if self.relu else "")
@@ -42,30 +47,41 @@ def affine(
     bias: Tensor | None = None,
     plus: Tensor | None = None,
     *,
+    also: tuple[Tensor, Tensor] | None = None,
     relu: bool = False,
 ) -> Tensor:
-    """input @ weight^T + bias + plus, then a ReLU if wanted.
+    """input @ weight^T + bias + also[0] @ also[1]^T + plus, then a ReLU if wanted.
 
     On a CPU, ``F.linear`` in single precision calls MKL, which uses half of the vector width of an AMD
-    processor: oneDNN, which is in torch too, multiplies up to twice as fast there (and no slower on
-    Intel's). Large enough products in plain float32 go to it, and their gradients' too; all else
-    (other types, mixed precision, devices, compiled code) is ``F.linear``. The result is the same up to
-    rounding. ``torch.backends.mkldnn.flags(enabled=False)`` turns it off.
+    processor: oneDNN, which is in torch too, multiplies up to twice as fast there. Large enough products
+    in plain float32 go to it, and their gradients' too; all else (other types, mixed precision, devices,
+    compiled code) is ``F.linear``. The result is the same up to rounding.
+    ``torch.backends.mkldnn.flags(enabled=False)`` turns it off.
 
     Args:
         input: ``[..., inputs]``.
         weight: ``[outputs, inputs]``.
         bias: ``[outputs]``.
         plus: broadcastable to the result ``[..., outputs]``, or the other way round.
+        also: a second input and its weight, such as a recurrent layer has.
 
     Example::
 
-        state = affine(glimpse, weight, bias, plus=recurrent(state), relu=True)
+        state = affine(glimpse, weight, bias, also=(state, recurrent), relu=True)
     """
     if _by_onednn(input, weight, bias, plus):
-        found: Tensor = _Affine.apply(input, weight, bias, plus, relu)
+        terms = [input, weight]
+        if also is not None:
+            if also[0].shape[:-1] == input.shape[:-1] and _by_onednn(*also, None, None):
+                terms += also
+            else:  # the same for all particles, say
+                product = F.linear(*also)
+                plus = product if plus is None else plus + product
+        found: Tensor = _Affine.apply(relu, bias, plus, *terms)
         return found
     found = F.linear(input, weight, bias)
+    if also is not None:
+        found = found + F.linear(*also)
     if plus is not None:
         found = found + plus
     return torch.relu(found) if relu else found
@@ -76,11 +92,12 @@ def _by_onednn(input: Tensor, weight: Tensor, bias: Tensor | None, plus: Tensor 
     return bool(
         input.numel() * outputs >= _WORTHWHILE
         and input.shape[-1] == inputs
-        and (bias is None or bias.shape == (outputs,))
-        and all(x is None or x.dtype == torch.float32 for x in (input, weight, bias, plus))
         and input.device.type == "cpu"
+        and input.dtype == weight.dtype == torch.float32
+        and (bias is None or (bias.shape == (outputs,) and bias.dtype == torch.float32))
+        and (plus is None or plus.dtype == torch.float32)
         and not torch.is_autocast_enabled("cpu")
-        and torch.backends.mkldnn.enabled
+        and torch._C._get_mkldnn_enabled()
         and torch.backends.mkldnn.is_available()
         and not torch.compiler.is_compiling()
         and not torch._C._are_functorch_transforms_active()
@@ -90,42 +107,53 @@ def _by_onednn(input: Tensor, weight: Tensor, bias: Tensor | None, plus: Tensor 
 def _product(left: Tensor, right: Tensor, bias: Tensor | None = None) -> Tensor:
     """left @ right^T + bias by oneDNN; either may be a transposed view, but not the bias."""
     bias = None if bias is None else bias.contiguous()
-    found: Tensor = torch.ops.mkldnn._linear_pointwise(left, right, bias, "none", [], "")
+    found: Tensor = torch.ops.mkldnn._linear_pointwise.default(left, right, bias, "none", [], "")
     return found
 
 
 class _Affine(torch.autograd.Function):
-    """The same as a node of the graph, for matrices that are worth it."""
+    """The same as one node of the graph, for matrices that are worth it."""
 
     @staticmethod
     def forward(
-        ctx: Any, input: Tensor, weight: Tensor, bias: Tensor | None, plus: Tensor | None, relu: bool
+        ctx: Any, relu: bool, bias: Tensor | None, plus: Tensor | None, *terms: Tensor
     ) -> Tensor:
-        found = _product(input, weight, bias)
-        product_shape = found.shape
+        """``terms``: input and weight of one product or of several, all of one shape."""
+        found = _product(terms[0], terms[1], bias)
+        for input, weight in zip(terms[2::2], terms[3::2], strict=True):
+            found.add_(_product(input, weight))
+        ctx.product_shape, ctx.plus_shape = found.shape, None
         if plus is not None:
+            ctx.plus_shape = plus.shape
             larger = torch.broadcast_shapes(found.shape, plus.shape) != found.shape
             found = found + plus if larger else found.add_(plus)
         if relu:
             found.relu_()  # not oneDNN's own, which hides what is not a number
-        ctx.save_for_backward(input, weight, found if relu else None)
-        ctx.shapes = product_shape, None if plus is None else plus.shape
+        ctx.save_for_backward(found if relu else None, *terms)
         return found
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
-        input, weight, found = ctx.saved_tensors
-        product_shape, plus_shape = ctx.shapes
+        found, *terms = ctx.saved_tensors
+        _, with_bias, with_plus, *wanted = ctx.needs_input_grad
         if found is not None:
-            grad = torch.ops.aten.threshold_backward(grad, found, 0)
-        own = grad.sum_to_size(product_shape).reshape(-1, product_shape[-1])
+            grad = torch.ops.aten.threshold_backward.default(grad, found, 0)
+        own = grad if grad.shape == ctx.product_shape else grad.sum_to_size(ctx.product_shape)
+        own = own.reshape(-1, own.shape[-1])
         # What is asked for to be differentiated once more has to be made of operations that can be.
-        product = torch.matmul if torch.is_grad_enabled() else lambda a, b: _product(a, b.t())
-        wanted = ctx.needs_input_grad
+        differentiable = torch.is_grad_enabled()
+        product = torch.matmul if differentiable else lambda a, b: _product(a, b.t())
+        turned = own.t() if differentiable or not any(wanted[1::2]) else own.t().contiguous()
+        gradients: list[Tensor | None] = []
+        for input, weight, of_input, of_weight in zip(
+            terms[::2], terms[1::2], wanted[::2], wanted[1::2], strict=True
+        ):
+            rows = input.reshape(-1, input.shape[-1])
+            gradients.append(product(own, weight).view(input.shape) if of_input else None)
+            gradients.append(product(turned, rows) if of_weight else None)
         return (
-            product(own, weight).view(input.shape) if wanted[0] else None,
-            product(own.t(), input.reshape(-1, input.shape[-1])) if wanted[1] else None,
-            own.sum(0) if wanted[2] else None,
-            grad.sum_to_size(plus_shape) if wanted[3] else None,
             None,
+            own.sum(0) if with_bias else None,
+            grad.sum_to_size(ctx.plus_shape) if with_plus else None,
+            *gradients,
         )
