@@ -27,7 +27,8 @@ from wsram_ppl.spec import load_spec
 from wsram_ppl.trainer import Trainer
 
 EXPERIMENT = Path(__file__).resolve().parent.parent / "experiments" / "digits.toml"
-PRODUCTS = ("aten::mm", "aten::addmm", "aten::bmm")
+ONEDNN = "mkldnn::_linear_pointwise"  # left @ right^T
+PRODUCTS = ("aten::mm", "aten::addmm", "aten::bmm", ONEDNN)
 Shapes = tuple[str, tuple[tuple[int, ...], ...]]
 
 
@@ -43,18 +44,25 @@ def median_ms(work: object, repeats: int) -> float:
     return statistics.median(times)
 
 
+def multiplied(left: Tensor, right: Tensor) -> Tensor:
+    """left @ right^T by oneDNN."""
+    found: Tensor = torch.ops.mkldnn._linear_pointwise(left, right, None, "none", [], "")
+    return found
+
+
 def products_alone(products: Counter[Shapes]) -> tuple[float, float]:
     """Milliseconds of all these products by themselves, and how many billion operations they are."""
     total, operations = 0.0, 0.0
     for (name, shapes), count in products.items():
         matrices = shapes[1:] if name == "aten::addmm" else shapes
         left, right = (torch.randn(shape) for shape in matrices[:2])
+        outputs = right.shape[0 if name == ONEDNN else -1]
 
-        def multiply(left: Tensor = left, right: Tensor = right) -> Tensor:
-            return left @ right
+        def multiply(left: Tensor = left, right: Tensor = right, name: str = name) -> Tensor:
+            return multiplied(left, right) if name == ONEDNN else left @ right
 
         total += count * median_ms(multiply, 50)
-        operations += count * 2e-9 * left.numel() * right.shape[-1]
+        operations += count * 2e-9 * left.numel() * outputs
     return total, operations
 
 
