@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
@@ -16,7 +17,7 @@ from wsram_ppl.errors import InputError
 T = TypeVar("T")
 
 #: Calls for each shape of arguments that are computed as usual before one is recorded: what is made once
-#: (handles of libraries, momenta, running means) is there then.
+#: (handles of libraries, momenta, running means) is there then. The last of them is watched.
 USUAL_CALLS = 3
 
 
@@ -61,8 +62,10 @@ class Recorded(Generic[T]):
         # Usual calls too, so that the graph of derivatives does not meet two streams.
         self._stream.wait_stream(current)
         with torch.cuda.stream(self._stream):
-            if calls <= USUAL_CALLS:
+            if calls < USUAL_CALLS:
                 result = self._function(*arguments)
+            elif calls == USUAL_CALLS:
+                result = self._rehearse(arguments)
             else:
                 held = self._recordings.get(key)
                 if held is None:
@@ -74,27 +77,54 @@ class Recorded(Generic[T]):
         current.wait_stream(self._stream)
         return result
 
-    def _record(self, arguments: tuple[Tensor, ...]) -> _Recording[T]:
-        places = tuple(x.clone() for x in arguments)
+    def _rehearse(self, arguments: tuple[Tensor, ...]) -> T:
+        """The last usual call, watched for what cannot be recorded.
+
+        A recording that fails would leave torch's generator unusable for the rest of the process.
+        """
         self._quiet()
-        graph = torch.cuda.CUDAGraph()
-        before = _host_randomness()
+        before, mode = _host_randomness(), torch.cuda.get_sync_debug_mode()
+        _set_sync_debug_mode("error")
         try:
-            with torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
-                result = self._function(*places)
+            result = self._function(*arguments)
         except RuntimeError as error:
-            reason = " ".join(str(error).split())[:160]
-            raise InputError(
-                "training.cuda_graph: the update cannot be recorded, since something in it waits for "
-                f"the device or copies from the host ({reason}); use cuda_graph = false"
-            ) from error
+            if "synchronizing" in str(error):
+                raise _refusal("something in it waits for the device", error) from error
+            raise
+        finally:
+            _set_sync_debug_mode(mode)
         if _host_randomness() != before:
             raise InputError(
                 "training.cuda_graph: model or guide draws random numbers on the host (in a subsampled "
                 "plate without a device, say), and a recording would repeat them forever; use "
                 "cuda_graph = false"
             )
+        return result
+
+    def _record(self, arguments: tuple[Tensor, ...]) -> _Recording[T]:
+        places = tuple(x.clone() for x in arguments)
+        self._quiet()
+        graph = torch.cuda.CUDAGraph()
+        try:
+            with torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
+                result = self._function(*places)
+        except RuntimeError as error:
+            raise _refusal("something in it cannot be part of a CUDA graph", error) from error
         return _Recording(graph, places, result)
+
+
+def _refusal(what: str, error: Exception) -> InputError:
+    reason = " ".join(str(error).split())[:160]
+    return InputError(
+        f"training.cuda_graph: the update cannot be recorded, since {what} ({reason}); use "
+        "cuda_graph = false"
+    )
+
+
+def _set_sync_debug_mode(mode: int | str) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it calls itself a prototype
+        torch.cuda.set_sync_debug_mode(mode)
 
 
 def _host_randomness() -> tuple[Any, ...]:
