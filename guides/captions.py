@@ -78,7 +78,7 @@ class CaptionInferenceNetwork(PyroModule):
                     r2 = network.decide(heard[t - 1], r1, r2)
                     state = r2.output.detach()
                     choice = proposal(state, labels[t - self.shift], view.cells)
-                    infer = [baselines.declare(site, state, to_come[t]) for site in range(SITES)]
+                    infer = baselines.declare(range(SITES), state, to_come[t])
                     layer, location = model.sample_look(t, choice, view.cells, infer)
                 if t < last:  # what follows the last look chooses nothing
                     r1 = network.look(view, layer, location, heard[t - 1], r1)

@@ -115,7 +115,7 @@ class GlimpseCaptioner(PyroModule):
                 with counting(counted[t]):
                     r2 = network.decide(drive, r1, r2)
                     choice = network.policy(r2.output, view.cells)
-                    infer = [baselines.declare(site, r2.output, to_come[t]) for site in range(SITES)]
+                    infer = baselines.declare(range(SITES), r2.output, to_come[t])
                     layer, location = self.sample_look(t, choice, view.cells, infer)
                     r1 = network.look(view, layer, location, drive, r1)
                     logits = network.say(r1).to(self.location_std)

@@ -109,7 +109,7 @@ class GlimpseClassifier(PyroModule):
         """``infer`` for the two sites of glimpse n: a baseline on the state and an embedded label."""
         if label is None:
             return [{}, {}]
-        return [baselines.declare(site, r2, label) for site in (2 * n, 2 * n + 1)]
+        return baselines.declare((2 * n, 2 * n + 1), r2, label)
 
     # What training, evaluation and pictures ask of a model.
 

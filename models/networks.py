@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from functools import partial
 from typing import Any, cast
 
 import pyro
@@ -86,20 +88,29 @@ class SiteBaselines(nn.Module):
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.out.bias)
 
-    def forward(self, state: Tensor, label: Tensor, site: int) -> Tensor:
-        """For the site of that index, from an embedded label: ``[..., hidden] (twice) -> [...]``."""
+    def forward(self, state: Tensor, label: Tensor) -> Tensor:
+        """What predictions are read from, given an embedded label: ``[..., hidden]``, thrice."""
         features: Tensor = self.state(state, plus=label)
-        return features @ self.out.weight[site] + self.out.bias[site]
+        return features
 
-    def declare(self, site: int, state: Tensor, label: Tensor) -> InferDict:
-        """``infer`` of the site of that index: this prediction as its baseline, in Pyro's schema."""
+    def declare(self, sites: Iterable[int], state: Tensor, label: Tensor) -> list[InferDict]:
+        """``infer`` of the sites of these indices, all chosen from one state, in Pyro's schema."""
+        features: list[Tensor] = []  # of all, once one asks: not every objective does
 
-        def predict(state: Tensor) -> Tensor:
-            predicted: Tensor = self(state, label, site)
+        def predict(site: int, state: Tensor) -> Tensor:
+            if not features:
+                features.append(self(state, label))
+            predicted: Tensor = features[0] @ self.out.weight[site] + self.out.bias[site]
             return predicted.float()
 
         # Pyro's own key, which its type of ``infer`` leaves out.
-        return cast(InferDict, {"baseline": {"nn_baseline": predict, "nn_baseline_input": state}})
+        return [
+            cast(
+                InferDict,
+                {"baseline": {"nn_baseline": partial(predict, site), "nn_baseline_input": state}},
+            )
+            for site in sites
+        ]
 
 
 class GlimpseEncoder(nn.Module):

@@ -1,7 +1,8 @@
 """Everything wrong that a user or a file can do: one clear line, and nothing written.
 
 The messages stand in the tables of docs/robustness.md, which is what a user reads and what is tested
-here. ``python tests/test_bad_input.py`` writes them anew; look at what has changed before you keep it.
+here. ``PYTHONPATH=. python tests/test_bad_input.py`` writes them anew; look at what has changed before
+you keep it.
 """
 
 from __future__ import annotations
@@ -232,6 +233,7 @@ TABLES: dict[str, list[Bad]] = {
         Bad("no processes", ("training.devices=0",)),
         Bad("an unknown strategy", ("training.strategy=fsdp",)),
         Bad("several machines without a launcher", ("training.num_nodes=2",)),
+        Bad("a recorded update without a GPU", ("training.cuda_graph=true",)),
     ],
     "Directories and checkpoints": [
         Bad("another run's directory", ("training.seed=1",), run(lambda path: None, finished=True)),
