@@ -201,7 +201,7 @@ def test_a_wrong_base_is_named(tmp_path: Path) -> None:
         study(tmp_path, TWO, base=BASE + "stps = 3")
 
 
-@pytest.mark.parametrize("name", ["table1", "figure2", "figure3", "beyond"])
+@pytest.mark.parametrize("name", ["table1", "seeds", "figure2", "figure3", "beyond"])
 def test_the_studies_of_the_paper_are_valid(name: str) -> None:
     loaded = load_study(ROOT / "experiments" / f"{name}.toml")
     specs = [loaded.spec(variant, seed) for variant in loaded.variants for seed in loaded.seeds]
