@@ -569,3 +569,78 @@ def test_a_layer_learns_what_torchs_own_learns() -> None:
                         parameter.sub_(0.1 * parameter.grad)
     for a, b in zip(own.parameters(), theirs.parameters(), strict=True):
         torch.testing.assert_close(a.double(), b, atol=1e-6, rtol=1e-5)
+
+
+# A second product, as a recurrent layer has.
+
+
+def plain_pair(
+    input: Tensor, weight: Tensor, bias: Tensor | None, plus: Tensor | None, *also: Tensor, relu: bool
+) -> Tensor:
+    other = F.linear(*also)
+    return plain(input, weight, bias, other if plus is None else other + plus, relu=relu)
+
+
+def affine_pair(
+    input: Tensor, weight: Tensor, bias: Tensor | None, plus: Tensor | None, *also: Tensor, relu: bool
+) -> Tensor:
+    return affine(input, weight, bias, plus, also=(also[0], also[1]), relu=relu)
+
+
+def pair(leading: tuple[int, ...], other: tuple[int, ...], plus: tuple[int, ...] | None) -> list[Tensor]:
+    """Arguments for a layer of 6 and 5 inputs and 7 outputs."""
+    summed = [] if plus is None else [integers(*plus, seed=4)]
+    return [
+        integers(*leading, 6, seed=1),
+        integers(7, 6, seed=2),
+        integers(7, seed=3),
+        *summed,
+        integers(*other, 5, seed=5),
+        integers(7, 5, seed=6),
+    ]
+
+
+@pytest.mark.parametrize("onednn", [False, True])
+@pytest.mark.parametrize("relu", [False, True])
+@pytest.mark.parametrize("plus", [None, (7,), (2, 3, 7)])
+@pytest.mark.parametrize(
+    ("leading", "other"),
+    [((3,), (3,)), ((2, 3), (2, 3)), ((2, 3), (3,)), ((3,), (2, 3)), ((2, 1), (1, 3)), ((), ())],
+)
+def test_a_second_product_is_added(
+    leading: tuple[int, ...],
+    other: tuple[int, ...],
+    plus: tuple[int, ...] | None,
+    relu: bool,
+    onednn: bool,
+) -> None:
+    """Of the same rows, or of those that all particles share: value, gradients, their gradients."""
+    arguments, found = pair(leading, other, plus), []
+    for of, dtype in ((affine_pair, torch.float32), (plain_pair, torch.float64)):
+        leaves = [x.to(dtype, copy=True).requires_grad_() for x in arguments]
+        given = leaves if plus is not None else [*leaves[:3], None, *leaves[3:]]
+        with all_sizes(onednn):
+            value = of(*given, relu=relu)  # type: ignore[arg-type]
+            first = torch.autograd.grad(value.square().sum(), leaves, create_graph=True)
+            second = torch.autograd.grad(sum(g.square().sum() for g in first), leaves)
+        found.append([value, *first, *second])
+    for one, expected in zip(*found, strict=True):
+        torch.testing.assert_close(one.double(), expected, rtol=1e-5, atol=1e-3)
+
+
+def test_two_products_of_the_same_rows_are_one_node() -> None:
+    arguments = [x.requires_grad_() for x in pair((4,), (4,), None)]
+    with all_sizes():
+        found = affine_pair(*arguments[:3], None, *arguments[3:], relu=True)
+    assert found.grad_fn is not None and "_Affine" in found.grad_fn.name()
+    parents = {node.name() for node, _ in found.grad_fn.next_functions if node is not None}
+    assert parents == {"struct torch::autograd::AccumulateGrad"} or len(parents) == 1
+
+
+def test_what_is_not_wanted_of_a_second_product_is_not_computed() -> None:
+    arguments = pair((4,), (4,), None)
+    arguments[4].requires_grad_()  # the second weight
+    with all_sizes():
+        affine_pair(*arguments[:3], None, *arguments[3:], relu=False).sum().backward()
+    assert arguments[4].grad is not None
+    assert all(x.grad is None for n, x in enumerate(arguments) if n != 4)
