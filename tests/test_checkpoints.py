@@ -18,8 +18,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from scripts.tiny_run import tiny_spec
-from wsram_ppl.checkpoints import load_checkpoint, save_checkpoint, write_atomically
+from wsram_ppl.checkpoints import load_checkpoint, save_checkpoint
 from wsram_ppl.errors import InputError, RunError
+from wsram_ppl.files import write_atomically
 from wsram_ppl.runs import MetricsLog, RunDirectory, load_tensors
 from wsram_ppl.training import train
 
@@ -196,10 +197,10 @@ def test_a_full_disk_is_told_in_one_line() -> None:
     """A real one: every write to /dev/full fails for want of space."""
     if not Path("/dev/full").exists():
         pytest.skip("this system has no /dev/full")
-    from wsram_ppl import checkpoints
+    from wsram_ppl import files
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(checkpoints, "open", lambda path, mode: open("/dev/full", mode), raising=False)  # noqa: SIM115
+        patch.setattr(files, "open", lambda path, mode: open("/dev/full", mode), raising=False)  # noqa: SIM115
         with pytest.raises(RunError, match="cannot write /nowhere/c: No space left on device"):
             write_atomically(Path("/nowhere/c"), b"x" * 100_000)
 
