@@ -12,7 +12,7 @@ import shlex
 import sys
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,22 @@ import click
 from wsram_ppl import __version__
 from wsram_ppl.errors import Elsewhere, InputError, Interrupted, RunError, exit_code
 
+# Arguments and options of several commands.
 _EXISTING_RUN = click.argument("run", type=click.Path(path_type=Path))
+_OVERRIDES = click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="TABLE.KEY=VALUE",
+    help="Override any key of the experiment; may be given often.",
+)
+_SEED = click.option(
+    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the samples drawn."
+)
+_DEVICE = click.option(
+    "--device", default="cpu", show_default=True, help="auto, cpu, cuda, cuda:N or mps."
+)
+_JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 
 
 class _Commands(click.Group):
@@ -71,13 +86,7 @@ def _one_line(message: Warning | str, *where: object) -> None:
     metavar="RUN",
     help="Go on with a run that was stopped; in place of EXPERIMENT and --out.",
 )
-@click.option(
-    "--set",
-    "overrides",
-    multiple=True,
-    metavar="TABLE.KEY=VALUE",
-    help="Override any key of the experiment; may be given often.",
-)
+@_OVERRIDES
 @click.option("--model", help="Shorthand for --set model.name=...")
 @click.option("--guide", help="Shorthand for --set guide.name=...")
 @click.option("--objective", help="Shorthand for --set objective.name=...")
@@ -137,8 +146,7 @@ def train(
     if not first_process():
         training.train(spec, run)
         return
-    for note in spec.notes:
-        click.echo(f"note: {note}", err=True)
+    _print_notes(spec.notes)
     with RunBar(spec.training.steps) as bar:
         summary = training.train(spec, run, bar.update)
     click.echo(
@@ -201,11 +209,9 @@ def _decoding(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--batch-size", type=click.IntRange(min=1), default=100, show_default=True)
 @click.option("--split", type=click.Choice(["dev", "test"]), help="Held-out split of captions.")
 @_decoding
-@click.option(
-    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the samples drawn."
-)
-@click.option("--device", default="cpu", show_default=True, help="auto, cpu, cuda, cuda:N or mps.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@_SEED
+@_DEVICE
+@_JSON
 def evaluate(
     run: Path,
     samples: int | None,
@@ -312,7 +318,7 @@ def glimpses(run: Path, count: int, out: Path | None) -> None:
 @click.option("--batch-size", type=click.IntRange(min=1), default=64, show_default=True)
 @click.option("--particles", type=click.IntRange(min=2), help="By default as many as in the run.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@_JSON
 def variance(
     run: Path, repeats: int, fit: int, batch_size: int, particles: int | None, seed: int, as_json: bool
 ) -> None:
@@ -482,6 +488,11 @@ def _free_directory(name: str) -> Path:
     return path
 
 
+def _print_notes(notes: Iterable[str]) -> None:
+    for note in notes:
+        click.echo(f"note: {note}", err=True)
+
+
 def _print_measures(measures: Mapping[str, Any]) -> None:
     """The measures that a reader looks for first, then the model's others."""
     lines = {}
@@ -502,14 +513,8 @@ def _print_measures(measures: Mapping[str, Any]) -> None:
 
 @main.command()
 @click.argument("experiment", type=click.Path(path_type=Path))
-@click.option(
-    "--set",
-    "overrides",
-    multiple=True,
-    metavar="TABLE.KEY=VALUE",
-    help="Override any key of the experiment; may be given often.",
-)
-@click.option("--device", default="cpu", show_default=True, help="auto, cpu, cuda, cuda:N or mps.")
+@_OVERRIDES
+@_DEVICE
 def features(experiment: Path, overrides: tuple[str, ...], device: str) -> None:
     """Compute the conv maps of every photo that EXPERIMENT's [data] names, once.
 
@@ -529,8 +534,7 @@ def features(experiment: Path, overrides: tuple[str, ...], device: str) -> None:
     from wsram_ppl.spec import load_spec
 
     spec = load_spec(experiment, overrides)
-    for note in spec.notes:
-        click.echo(f"note: {note}", err=True)
+    _print_notes(spec.notes)
     prepare = getattr(DATA_SOURCES.resolve(spec.data.name), "prepare", None)
     if prepare is None:
         raise InputError(f"data source '{spec.data.name}' has no features to compute: train as it is")
@@ -546,8 +550,7 @@ def features(experiment: Path, overrides: tuple[str, ...], device: str) -> None:
             bar.update(done - bar.n)
 
         store, notices = prepare(spec.data.options, device=resolve_device(device), progress=progress)
-    for line in notices:
-        click.echo(f"note: {line}", err=True)
+    _print_notes(notices)
     shapes = ", ".join(" x ".join(map(str, shape)) for shape in store.shapes)
     work = "computed before"
     if begun is not None:
@@ -563,10 +566,8 @@ def features(experiment: Path, overrides: tuple[str, ...], device: str) -> None:
 @click.option(
     "--out", type=click.Path(path_type=Path), help="Folder of the pictures; by default RUN/captions."
 )
-@click.option(
-    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the samples drawn."
-)
-@click.option("--device", default="cpu", show_default=True, help="auto, cpu, cuda, cuda:N or mps.")
+@_SEED
+@_DEVICE
 def caption(
     run: Path, photos: tuple[str, ...], out: Path | None, seed: int, device: str, **how: Any
 ) -> None:
@@ -613,7 +614,7 @@ def caption(
     show_default=True,
     help="none: words are what white space separates; captions: first to lower case, punctuation off.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@_JSON
 def score(hypotheses: Path, references: tuple[Path, ...], tokenisation: str, as_json: bool) -> None:
     """Score the sentences of a text file by corpus BLEU, line by line.
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from models.caption_network import State, View, wide
-from wsram_ppl.captions.decoding import Looks
+from wsram_ppl.captions.decoding import Looks, follow
 from wsram_ppl.handlers import Mode
 
 if TYPE_CHECKING:
@@ -61,12 +61,12 @@ class GlimpseSpeaker:
 
     def step(self, state: Telling, parents: Tensor, words: Tensor) -> tuple[Telling, Tensor]:
         network, view = self.model.network, state.view
-        path = _follow(state.path, parents)
+        path = follow(state.path, parents, dim=1)
         if state.coming is not None:
             said = words.expand(len(path), *words.shape).unsqueeze(-1)
-            path = path + _follow(state.coming, parents).gather(-1, said).squeeze(-1)
-        first = State(*(_follow(x, parents) for x in state.first))
-        second = State(*(_follow(x, parents) for x in state.second))
+            path = path + follow(state.coming, parents, dim=1).gather(-1, said).squeeze(-1)
+        first = State(*(follow(x, parents, dim=1) for x in state.first))
+        second = State(*(follow(x, parents, dim=1) for x in state.second))
         drive = network.hear(view, words)
         second = network.decide(drive, first, second)
         choice = network.policy(second.output, view.cells)
@@ -78,9 +78,9 @@ class GlimpseSpeaker:
             layer, location = self.model.sample_look(t, choice, view.cells)
         first = network.look(view, layer, location, drive, first)
         coming = torch.log_softmax(wide(network.say(first)), -1)
-        layers = torch.cat([_follow(state.layers, parents), layer.unsqueeze(-1)], -1)
+        layers = torch.cat([follow(state.layers, parents, dim=1), layer.unsqueeze(-1)], -1)
         axis = -1 if network.by_cell else -2
-        before = _follow(state.locations, parents).to(location.dtype)
+        before = follow(state.locations, parents, dim=1).to(location.dtype)
         locations = torch.cat([before, location.unsqueeze(axis)], axis)
         telling = Telling(view, first, second, layers, locations, path, coming)
         mixed = (path.unsqueeze(-1) + coming).logsumexp(0) - path.logsumexp(0).unsqueeze(-1)
@@ -88,16 +88,10 @@ class GlimpseSpeaker:
 
     def looks(self, state: Telling, chosen: Tensor) -> Looks:
         pick = chosen.unsqueeze(0)
-        layers = _follow(state.layers, pick)[:, 0]
-        locations = _follow(state.locations, pick)[:, 0]
+        layers = follow(state.layers, pick, dim=1)[:, 0]
+        locations = follow(state.locations, pick, dim=1)[:, 0]
         cells = state.view.cells
         centres = cells.centres[locations] if self.model.network.by_cell else locations
         sides = centres.new_tensor([[2 / width, 2 / height] for height, width in cells.sizes])
-        weights = torch.softmax(_follow(state.path, pick)[:, 0], 0)
+        weights = torch.softmax(follow(state.path, pick, dim=1)[:, 0], 0)
         return Looks(layers, centres, sides[layers], weights)
-
-
-def _follow(x: Tensor, parents: Tensor) -> Tensor:
-    """``[S, K, B, ...]`` of the parents ``[K', B]``: ``[S, K', B, ...]``."""
-    index = parents.view(1, *parents.shape, *(1,) * (x.dim() - 3))
-    return x.gather(1, index.expand(len(x), *parents.shape, *x.shape[3:]))

@@ -16,35 +16,27 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import guides  # noqa: F401  (registers)
-import models  # noqa: F401
+from scripts.tiny_run import tiny_spec
 from wsram_ppl.runs import METRICS, RunDirectory
-from wsram_ppl.spec import parse_spec
 from wsram_ppl.training import train
 
 #: As small as it gets, with every activity of a run: rows, evaluations, probes, checkpoints.
-TABLES = {
-    "data": {"source": "sample", "canvas": 28, "scale": [1.0, 1.0]},
-    "model": {
-        "name": "glimpse-classifier",
-        "hidden": 4,
-        "num_glimpses": 1,
-        "patch": 4,
-        "scales": [2],
-        "location_std": {"start": 0.3, "end": 0.1},
-    },
-    "guide": {"name": "inference"},
-    "objective": {"name": "wake-sleep", "control_variate": "learned", "num_particles": 2},
-    "training": {
-        "batch_size": 4,
-        "log_every": 50,
-        "eval_every": 1000,
-        "eval_examples": 20,
-        "checkpoint_every": 500,
-        "probe_every": 1000,
-        "probe_repeats": 2,
-    },
-}
+SETTINGS = (
+    "data.canvas=28",
+    "data.scale=[1.0, 1.0]",
+    "model.hidden=4",
+    "model.num_glimpses=1",
+    "model.scales=[2]",
+    "objective.control_variate=learned",
+    "objective.num_particles=2",
+    "exploration.entropy=0",
+    "training.batch_size=4",
+    "training.log_every=50",
+    "training.eval_every=1000",
+    "training.checkpoint_every=500",
+    "training.probe_every=1000",
+    "training.probe_repeats=2",
+)
 
 
 def memory() -> float:
@@ -85,7 +77,7 @@ def main() -> None:
         print(
             f"{'updates':>8} {'memory, MiB':>12} {'open files':>11} {'metrics.csv, KiB':>16} events, KiB"
         )
-        train(parse_spec(TABLES, [f"training.steps={options.updates}"]), run, progress)
+        train(tiny_spec(*SETTINGS, f"training.steps={options.updates}"), run, progress)
 
 
 if __name__ == "__main__":

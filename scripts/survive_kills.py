@@ -23,39 +23,22 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import guides  # noqa: F401  (registers)
-import models  # noqa: F401
+from scripts.tiny_run import tiny_spec
 from wsram_ppl.checkpoints import load_checkpoint
 from wsram_ppl.runs import METRICS, RunDirectory
-from wsram_ppl.spec import Spec, parse_spec
+from wsram_ppl.spec import Spec
 from wsram_ppl.training import train
 
-#: Small and quick, with every kind of state: running estimates, momentum, schedules, probes.
-TABLES = {
-    "data": {"source": "sample", "canvas": 32, "scale": [0.8, 1.0]},
-    "model": {
-        "name": "glimpse-classifier",
-        "hidden": 8,
-        "num_glimpses": 2,
-        "patch": 4,
-        "scales": [1, 2],
-        "location_std": {"start": 0.3, "end": 0.1},
-    },
-    "guide": {"name": "inference"},
-    "objective": {"name": "wake-sleep", "control_variate": "learned", "num_particles": 3},
-    "exploration": {"entropy": {"start": 0.05, "end": 0.01}},
-    "training": {
-        "steps": 300,
-        "batch_size": 8,
-        "learning_rate": {"start": 1e-2, "end": 1e-3},
-        "log_every": 3,
-        "eval_every": 40,
-        "eval_examples": 20,
-        "checkpoint_every": 5,
-        "probe_every": 50,
-        "probe_repeats": 2,
-    },
-}
+#: Every kind of state: running estimates, momentum, schedules, probes; and a checkpoint is never far.
+SETTINGS = (
+    "objective.control_variate=learned",
+    "training.steps=300",
+    "training.log_every=3",
+    "training.eval_every=40",
+    "training.checkpoint_every=5",
+    "training.probe_every=50",
+    "training.probe_repeats=2",
+)
 #: Columns that tell the time.
 _TIMES = ("seconds", "updates_per_second")
 
@@ -110,7 +93,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    chance, spec = random.Random(options.seed), parse_spec(TABLES)
+    chance, spec = random.Random(options.seed), tiny_spec(*SETTINGS)
     begun, killed, survived, runs = time.monotonic(), 0, 0, 0
     with tempfile.TemporaryDirectory() as folder:
         whole = RunDirectory(Path(folder) / "whole")

@@ -17,12 +17,11 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import Tensor
 
-import guides  # noqa: F401
-import models  # noqa: F401
-from wsram_ppl.checkpoints import load_checkpoint, save_checkpoint, write_atomically
+from scripts.tiny_run import tiny_spec
+from wsram_ppl.checkpoints import load_checkpoint, save_checkpoint
 from wsram_ppl.errors import InputError, RunError
+from wsram_ppl.files import write_atomically
 from wsram_ppl.runs import MetricsLog, RunDirectory, load_tensors
-from wsram_ppl.spec import parse_spec
 from wsram_ppl.training import train
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.int64, torch.uint8, torch.bool]
@@ -198,10 +197,10 @@ def test_a_full_disk_is_told_in_one_line() -> None:
     """A real one: every write to /dev/full fails for want of space."""
     if not Path("/dev/full").exists():
         pytest.skip("this system has no /dev/full")
-    from wsram_ppl import checkpoints
+    from wsram_ppl import files
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(checkpoints, "open", lambda path, mode: open("/dev/full", mode), raising=False)  # noqa: SIM115
+        patch.setattr(files, "open", lambda path, mode: open("/dev/full", mode), raising=False)  # noqa: SIM115
         with pytest.raises(RunError, match="cannot write /nowhere/c: No space left on device"):
             write_atomically(Path("/nowhere/c"), b"x" * 100_000)
 
@@ -224,19 +223,13 @@ def test_a_write_killed_half_way_leaves_the_old_file(tmp_path: Path) -> None:
 
 # A run's checkpoint.
 
-TABLES: dict[str, dict[str, Any]] = {
-    "data": {"source": "sample", "canvas": 32, "scale": [1.0, 1.0]},
-    "model": {"name": "glimpse-classifier", "hidden": 4, "patch": 4, "num_glimpses": 1},
-    "guide": {"name": "inference"},
-    "objective": {"name": "wake-sleep", "control_variate": "adaptive", "num_particles": 2},
-    "training": {"steps": 2, "batch_size": 4, "eval_examples": 4, "eval_every": 0},
-}
+SETTINGS = ("training.steps=2", "training.batch_size=4", "training.eval_examples=4")
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("runs") / "run"
-    train(parse_spec(TABLES), RunDirectory(path))
+    train(tiny_spec(*SETTINGS), RunDirectory(path))
     return path
 
 
@@ -258,7 +251,7 @@ def test_a_run_loads_with_its_weights_and_running_estimates(run: RunDirectory) -
 
 
 def test_a_checkpoint_of_another_spec_is_refused(run: RunDirectory) -> None:
-    spec = parse_spec(TABLES, ["model.location_std=0.3"])
+    spec = tiny_spec(*SETTINGS, "model.location_std=0.3")
     (run.path / "spec.toml").write_text(spec.to_toml())
     with pytest.raises(InputError, match=r"last.safetensors belongs to another spec than .*spec.toml"):
         run.load()
@@ -293,7 +286,8 @@ def test_whatever_is_in_a_runs_files_there_is_no_traceback(
 
 
 def test_what_does_not_change_the_weights_may_differ(run: RunDirectory) -> None:
-    spec = parse_spec(TABLES, ["training.log_every=7", "training.eval_examples=9"], device="auto")
+    others = ("training.log_every=7", "training.eval_examples=9", "training.device=auto")
+    spec = tiny_spec(*SETTINGS, *others)
     (run.path / "spec.toml").write_text(spec.to_toml())
     assert run.load()[0] == spec
 

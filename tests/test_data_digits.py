@@ -249,7 +249,7 @@ def test_the_epoch_after_a_million_steps_costs_no_more() -> None:
     assert len(levels(digits.training_batch(10**9, 7, 0))) == 7
     for step in range(100):
         digits.training_batch(step, 7, step)
-    assert len(digits._orders) <= 2, "permutations pile up"
+    assert len(digits._epochs._orders) <= 2, "permutations pile up"
 
 
 def test_evaluation_goes_through_the_test_set_once() -> None:

@@ -16,12 +16,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_training import make_spec
 
-from scripts.survive_kills import TABLES, equal, train_and_kill
+from scripts.survive_kills import SETTINGS, equal, train_and_kill
 from scripts.survive_kills import rows as metrics
 from wsram_ppl.checkpoints import load_checkpoint
 from wsram_ppl.errors import InputError, Interrupted, RunError
 from wsram_ppl.runs import RunDirectory
-from wsram_ppl.spec import Spec, parse_spec
+from wsram_ppl.spec import Spec
 from wsram_ppl.trainer import Trainer
 from wsram_ppl.training import train
 
@@ -178,7 +178,7 @@ def test_a_signal_saves_and_stops(
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")  # of Python 3.12, about threads
 def test_killed_at_random_moments(tmp_path: Path) -> None:
     """kill -9 on real processes, several times in one run, as scripts/survive_kills.py does it."""
-    spec = parse_spec(TABLES, ["training.steps=120", "training.eval_every=50"])
+    spec = make_spec(*SETTINGS, "training.steps=120", "training.eval_every=50")
     reference, run = RunDirectory(tmp_path / "whole"), RunDirectory(tmp_path / "killed")
     train(spec, reference)
     kills = train_and_kill(spec, run, random.Random(0), kills=6, seconds=0.2)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 import guides  # noqa: F401
 import models
 from models.networks import GlimpseNetwork, Policy
+from scripts.tiny_run import tiny_spec as make_spec
 from wsram_ppl import runs, trainer
 from wsram_ppl.checkpoints import load_checkpoint
 from wsram_ppl.data.digits import PlacedDigits
@@ -26,41 +27,11 @@ from wsram_ppl.errors import InputError, RunError
 from wsram_ppl.evaluation import evaluate, pyro_settings
 from wsram_ppl.runs import RunDirectory
 from wsram_ppl.schedules import Schedule
-from wsram_ppl.spec import Spec, load_spec, parse_spec
+from wsram_ppl.spec import load_spec
 from wsram_ppl.trainer import Trainer
 from wsram_ppl.training import train
 
-STEPS = 8
-
-
-def make_spec(*overrides: str, **tables: dict[str, Any]) -> Spec:
-    """Tiny networks on a small canvas; single keys are changed as on the command line."""
-    base: dict[str, dict[str, Any]] = {
-        "data": {"source": "sample", "canvas": 32, "scale": [0.8, 1.0]},
-        "model": {
-            "name": "glimpse-classifier",
-            "hidden": 8,
-            "num_glimpses": 2,
-            "patch": 4,
-            "scales": [1, 2],
-            "location_std": {"start": 0.3, "end": 0.1},
-        },
-        "guide": {"name": "inference"},
-        "objective": {"name": "wake-sleep", "control_variate": "adaptive", "num_particles": 3},
-        "exploration": {"entropy": {"start": 0.05, "end": 0.01}},
-        "training": {
-            "steps": STEPS,
-            "batch_size": 8,
-            "learning_rate": {"start": 1e-2, "end": 1e-3},
-            "log_every": 4,
-            "eval_every": 0,
-            "eval_examples": 20,
-            "checkpoint_every": 0,
-        },
-    }
-    for name, table in tables.items():
-        base[name] = base.get(name, {}) | table
-    return parse_spec(base, overrides)
+STEPS = make_spec().training.steps
 
 
 def weights(run: RunDirectory) -> dict[str, Tensor]:

@@ -13,7 +13,8 @@ from torch import Tensor
 
 #: One colour per glimpse, in order; repeated after the last. Readable on black and on white.
 COLOURS = ["#ffd400", "#ff8c1a", "#ff4d6d", "#c77dff", "#4cc9f0", "#52e3a4"]
-_INK, _PAPER, _GOOD, _BAD = "#202124", "#ffffff", "#1a7f37", "#cf222e"
+INK, PAPER = "#202124", "#ffffff"
+_GOOD, _BAD = "#1a7f37", "#cf222e"
 _GAP = 10
 _WIDTH = 200  # of one image in the picture, about
 _LEAST = 12  # side of a patch in the picture
@@ -69,12 +70,17 @@ def draw_gaze(gaze: Gaze, path: Path, columns: int = 4, zoom: int | None = None)
 def _page(gaze: Gaze, shown: int, columns: int, zoom: int) -> Image.Image:
     """All images with their first ``shown`` glimpses, in a grid."""
     cells = [_cell(gaze, index, shown, zoom) for index in range(len(gaze.captions))]
+    return grid(cells, columns, _GAP)
+
+
+def grid(cells: Sequence[Image.Image], columns: int, gap: int) -> Image.Image:
+    """Pictures of one size in rows, so many pixels apart and from the edge."""
     columns = min(columns, len(cells))
     rows = -(-len(cells) // columns)
-    width, height = cells[0].width + _GAP, cells[0].height + _GAP
-    page = Image.new("RGB", (columns * width + _GAP, rows * height + _GAP), _PAPER)
+    width, height = cells[0].width + gap, cells[0].height + gap
+    page = Image.new("RGB", (columns * width + gap, rows * height + gap), PAPER)
     for index, cell in enumerate(cells):
-        page.paste(cell, (_GAP + index % columns * width, _GAP + index // columns * height))
+        page.paste(cell, (gap + index % columns * width, gap + index // columns * height))
     return page
 
 
@@ -94,7 +100,7 @@ def _cell(gaze: Gaze, index: int, shown: int, zoom: int) -> Image.Image:
     count = len(windows)
     side = max(_LEAST, (picture.width - (count - 1) * 4) // count)
     width = max(picture.width, count * (side + 4) - 4)
-    cell = Image.new("RGB", (width, picture.height + side + 28), _PAPER)
+    cell = Image.new("RGB", (width, picture.height + side + 28), PAPER)
     cell.paste(picture, (0, 0))
     pen = ImageDraw.Draw(cell)
     for n in range(count):
@@ -105,7 +111,7 @@ def _cell(gaze: Gaze, index: int, shown: int, zoom: int) -> Image.Image:
         outline = COLOURS[n % len(COLOURS)] if n < shown else "#d0d7de"
         pen.rectangle([left, top, left + side - 1, top + side - 1], outline=outline, width=2)
     finished = shown == count
-    colour = (_GOOD if gaze.correct[index] else _BAD) if finished else _INK
+    colour = (_GOOD if gaze.correct[index] else _BAD) if finished else INK
     text = gaze.captions[index] if finished else gaze.captions[index].split(",")[0]
     pen.text((0, picture.height + side + 8), text, fill=colour, font=font)
     return cell

@@ -15,9 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from wsram_ppl.checkpoints import load_checkpoint, save_checkpoint, write_atomically
+from wsram_ppl.checkpoints import load_checkpoint, save_checkpoint
 from wsram_ppl.data import DataSource
 from wsram_ppl.errors import InputError, RunError
+from wsram_ppl.files import make_folder, write_atomically
 from wsram_ppl.registry import one_line
 from wsram_ppl.spec import Experiment, Spec, build, load_spec
 
@@ -84,10 +85,7 @@ class RunDirectory:
             RunError: it cannot be made.
         """
         self._holds(spec)
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise RunError(f"cannot create {self.path}: {error.strerror}") from error
+        make_folder(self.path)
         write_atomically(self.path / SPEC, spec.to_toml().encode())
 
     def keep_data(self, data: DataSource) -> None:

@@ -296,6 +296,11 @@ class Trainer:
                     raise found from error
             raise
 
+    def _weights(self) -> dict[str, Tensor]:
+        """Parameters and buffers of model and guide, by the names that a checkpoint has for them."""
+        parts = (("model", self.experiment.model), ("guide", self.experiment.guide))
+        return {f"{part}.{k}": v for part, module in parts for k, v in module.state_dict().items()}
+
     def _diverged(
         self, batch: tuple[Tensor, ...], update: int, measured: Sequence[str] = ()
     ) -> Diverged:
@@ -305,8 +310,7 @@ class Trainer:
             measured: what else has been found not to be finite.
         """
         parts = self.experiment
-        tensors = {f"model.{k}": v for k, v in parts.model.state_dict().items()}
-        tensors |= {f"guide.{k}": v for k, v in parts.guide.state_dict().items()}
+        tensors = self._weights()
         tensors |= {f"batch.{index}": part for index, part in enumerate(batch)}
         for whose, module in (("model", parts.model), ("guide", parts.guide)):
             for name, parameter in module.named_parameters():
@@ -395,8 +399,7 @@ class Trainer:
         if not self.processes.first:
             return
         parts = self.experiment
-        tensors = {f"model.{k}": v for k, v in parts.model.state_dict().items()}
-        tensors |= {f"guide.{k}": v for k, v in parts.guide.state_dict().items()}
+        tensors = self._weights()
         tensors |= {f"objective.{k}": v for k, v in parts.objective.state_dict().items()}
         for index, state in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{index}.{k}": v for k, v in state.items() if v is not None}

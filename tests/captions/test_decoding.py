@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from captions.test_captioner import make_batch, make_model, randomize
 from models.speaking import Telling
 from wsram_ppl.captions import SceneCaptions
-from wsram_ppl.captions.decoding import Looks, beam_search, sample
+from wsram_ppl.captions.decoding import Looks, beam_search, follow, sample
 from wsram_ppl.captions.evaluation import Decoding, can_speak, describe
 from wsram_ppl.captions.vocabulary import END, START, UNKNOWN
 from wsram_ppl.data import SampleDigits
@@ -56,6 +56,19 @@ class Parrot:
 
     def looks(self, state: Any, chosen: Tensor) -> Looks | None:
         return None
+
+
+@pytest.mark.parametrize("before", [(), (4,)])
+@pytest.mark.parametrize("after", [(), (0,), (5,), (2, 3)])
+def test_hypotheses_take_over_what_is_their_parents(
+    before: tuple[int, ...], after: tuple[int, ...]
+) -> None:
+    """By an index for each, with more, fewer and as many children as parents."""
+    x = torch.arange(math.prod((*before, 3, 2, *after))).view(*before, 3, 2, *after)
+    for rows in [[2, 0]], [[1, 1], [0, 2], [2, 2]], [[1, 1]] * 4:
+        parents = torch.tensor(rows)
+        expected = x[(slice(None),) * len(before) + (parents, torch.arange(2).expand_as(parents))]
+        assert torch.equal(follow(x, parents, dim=len(before)), expected)
 
 
 def sentences(longest: int) -> list[tuple[int, ...]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
+from typing import Any, Literal, NamedTuple, Protocol, get_args, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from wsram_ppl.captions.vocabulary import END, Vocabulary
 from wsram_ppl.data import DataSource
+from wsram_ppl.data.epochs import Epochs, Rows, check_batch, generator
 from wsram_ppl.errors import InputError
 
 __all__ = [
@@ -22,8 +23,8 @@ __all__ = [
     "HeldOut",
     "LengthBuckets",
     "Rows",
-    "check_whole",
-    "generator",
+    "check_split",
+    "moved",
     "options_of",
     "record_of",
 ]
@@ -32,9 +33,6 @@ __all__ = [
 CaptionBatch = tuple[Tensor, ...]
 
 HeldOut = Literal["dev", "test"]
-
-#: Whole numbers, most often the places of data.
-Rows = npt.NDArray[np.int64]
 
 
 class Examples(NamedTuple):
@@ -97,6 +95,19 @@ def record_of(source: CaptionSource) -> dict[str, Any]:
     return {**source.vocabulary.to_data(), "layer_shapes": [list(s) for s in source.layer_shapes]}
 
 
+def check_split(name: str) -> None:
+    """InputError unless ``name`` is that of a held-out split."""
+    if name not in get_args(HeldOut):
+        raise InputError(f"unknown split {name!r}; held-out splits are dev and test")
+
+
+def moved(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor on the host, moved to ``device``; nobody waits for its arrival on a GPU."""
+    if device.type == "cuda":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
+
+
 class EncodedCaptions:
     """Sentences as numbers, stored behind each other.
 
@@ -139,7 +150,7 @@ class LengthBuckets:
     def __init__(self, lengths: Rows, batches: int = 16) -> None:
         self._lengths = lengths
         self._batches = batches
-        self._orders: dict[tuple[int, int], Rows] = {}
+        self._epochs = Epochs(len(lengths), _shuffling)
         self._pool: tuple[tuple[int, int, int], Rows] | None = None
 
     def rows(self, step: int, size: int, seed: int) -> Rows:
@@ -148,15 +159,8 @@ class LengthBuckets:
         Raises:
             InputError: an argument is out of range, or ``size`` exceeds the number of data.
         """
-        check_whole("the step", step, at_least=0)
-        check_whole("the batch size", size, at_least=1)
-        check_whole("the seed", seed, at_least=0)
         count = len(self._lengths)
-        if size > count:
-            raise InputError(
-                f"a batch of {size:,} cannot be drawn from {count:,} training captions; "
-                "choose a smaller batch_size"
-            )
+        check_batch(step, size, seed, count, "training captions")
         per_pool = min(self._batches, count // size)
         pool, place = divmod(step, per_pool)
         key = (pool, size, seed)
@@ -167,36 +171,11 @@ class LengthBuckets:
 
     def _sorted_pool(self, pool: int, per_pool: int, size: int, seed: int) -> Rows:
         """[batches, size]: the batches of a pool in their order."""
-        drawn = self._stream(pool * per_pool * size, per_pool * size, seed)
+        drawn = self._epochs.span(pool * per_pool * size, per_pool * size, seed)
         by_length = drawn[np.argsort(self._lengths[drawn], kind="stable")].reshape(per_pool, size)
         shuffled: Rows = by_length[generator(seed, 1, pool).permutation(per_pool)]
         return shuffled
 
-    def _stream(self, first: int, count: int, seed: int) -> Rows:
-        """Data number ``first`` to ``first + count`` of the shuffled epochs."""
-        epoch, place = divmod(first, len(self._lengths))
-        parts = [self._order(seed, epoch)[place:]]
-        while sum(map(len, parts)) < count:
-            epoch += 1
-            parts.append(self._order(seed, epoch))
-        return np.concatenate(parts)[:count]
 
-    def _order(self, seed: int, epoch: int) -> Rows:
-        key = (seed, epoch)
-        if key not in self._orders:
-            while len(self._orders) > 1:  # two: a pool may need the next epoch's too
-                del self._orders[next(iter(self._orders))]
-            self._orders[key] = generator(seed, 0, epoch).permutation(len(self._lengths))
-        return self._orders[key]
-
-
-def generator(*key: int) -> np.random.Generator:
-    """Random numbers of their own for each key: neighbouring keys give unrelated streams."""
-    return np.random.default_rng(key)
-
-
-def check_whole(what: str, value: Any, *, at_least: int) -> None:
-    """InputError unless ``value`` is a whole number of at least so much."""
-    whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
-    if not whole or value < at_least:
-        raise InputError(f"{what} must be a whole number of at least {at_least}, not {value!r}")
+def _shuffling(seed: int, epoch: int) -> np.random.Generator:
+    return generator(seed, 0, epoch)

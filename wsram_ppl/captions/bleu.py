@@ -10,6 +10,7 @@ from typing import Any
 
 from wsram_ppl.captions.vocabulary import TOKENISATION, normalize
 from wsram_ppl.errors import InputError
+from wsram_ppl.files import read_text
 from wsram_ppl.registry import one_line
 
 __all__ = ["TOKENISATIONS", "Bleu", "corpus_bleu", "score_files"]
@@ -177,15 +178,7 @@ def score_files(hypotheses: Path, references: Sequence[Path], *, tokenisation: s
 
 def _read_lines(path: Path) -> list[str]:
     """The lines of a text file; only line feeds end a line (a carriage return before it goes)."""
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except FileNotFoundError:
-        raise InputError(f"there is no file {str(path)!r}") from None
-    except OSError as error:
-        raise InputError(f"cannot read {str(path)!r}: {error.strerror}") from None
-    except ValueError as error:
-        raise InputError(f"cannot read {str(path)!r}: {one_line(error)}") from None
-    lines = text.split("\n")
+    lines = read_text(path).split("\n")
     if lines[-1] == "":
         lines.pop()
     return [line.removesuffix("\r") for line in lines]

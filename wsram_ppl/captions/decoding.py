@@ -10,7 +10,7 @@ from torch import Tensor
 from wsram_ppl.captions.vocabulary import END, START, UNKNOWN
 from wsram_ppl.errors import InputError
 
-__all__ = ["Looks", "Sentences", "Speaker", "beam_search", "sample"]
+__all__ = ["Looks", "Sentences", "Speaker", "beam_search", "follow", "sample"]
 
 
 class Looks(NamedTuple):
@@ -104,8 +104,8 @@ def beam_search(
         scores, best = total.topk(min(beam, total.shape[1]), -1)
         scores, best = scores.T, best.T
         parents, said = best // vocabulary, best % vocabulary
-        words = torch.cat([_follow(words, parents), said.unsqueeze(-1)], -1)
-        ended = ended.gather(0, parents) | (said == END)
+        words = torch.cat([follow(words, parents), said.unsqueeze(-1)], -1)
+        ended = follow(ended, parents) | (said == END)
         if position + 1 == longest or bool(ended.all()):
             break
         state, log_probs = speaker.step(state, parents, said)
@@ -150,6 +150,22 @@ def sample(
     return _finish(speaker, state, parents, words, scores, parents[0])
 
 
+def follow(x: Tensor, parents: Tensor, dim: int = 0) -> Tensor:
+    """For hypotheses that go on from others: what each takes over from its parent.
+
+    Args:
+        x: ``[*before, K, B, *after]``, something of each of K hypotheses about each of B pictures;
+            ``dim`` dimensions are before.
+        parents: ``[K', B]``, numbers of hypotheses, below K.
+
+    Returns:
+        ``[*before, K', B, *after]``: at (k, b) what ``x`` has at (parents[k, b], b).
+    """
+    before, after = x.shape[:dim], x.shape[dim + 2 :]
+    index = parents.view(*parents.shape, *(1,) * len(after))
+    return x.gather(dim, index.expand(*before, *parents.shape, *after))
+
+
 def _begin(speaker: Speaker, maps: tuple[Tensor, ...]) -> tuple[Any, Tensor]:
     start = torch.full((1, maps[0].shape[0]), START, device=maps[0].device)
     return speaker.step(speaker.begin(*maps), torch.zeros_like(start), start)
@@ -168,13 +184,7 @@ def _finish(
     """The chosen [B] of the hypotheses [K, B]; the state is of the step before the last words."""
     pick = chosen.unsqueeze(0)
     return Sentences(
-        _follow(words, pick)[0],
-        scores.gather(0, pick)[0],
-        speaker.looks(state, parents.gather(0, pick)[0]),
+        follow(words, pick)[0],
+        follow(scores, pick)[0],
+        speaker.looks(state, follow(parents, pick)[0]),
     )
-
-
-def _follow(words: Tensor, parents: Tensor) -> Tensor:
-    """``[K, B, t]`` of the parents ``[K', B]``."""
-    index = parents.unsqueeze(-1).expand(*parents.shape, words.shape[-1])
-    return words.gather(0, index)

@@ -32,8 +32,8 @@ from torch import Tensor
 
 from wsram_ppl.captions.backbones import Backbone, FeatureRequest
 from wsram_ppl.captions.flickr8k import is_lfs_pointer
-from wsram_ppl.checkpoints import write_atomically
 from wsram_ppl.errors import InputError, RunError
+from wsram_ppl.files import write_atomically
 from wsram_ppl.registry import one_line
 
 __all__ = ["FeatureStore", "Unreadable", "extract", "read_picture", "store_folder"]

@@ -22,8 +22,8 @@ from wsram_ppl.captions.batches import (
     HeldOut,
     LengthBuckets,
     Rows,
-    check_whole,
-    generator,
+    check_split,
+    moved,
     options_of,
     record_of,
 )
@@ -37,6 +37,7 @@ from wsram_ppl.captions.features import (
 )
 from wsram_ppl.captions.flickr8k import Flickr8k, Layout, Photo, read_flickr8k
 from wsram_ppl.captions.vocabulary import Vocabulary, normalize
+from wsram_ppl.data.epochs import check_held_out, generator
 from wsram_ppl.errors import InputError
 from wsram_ppl.registry import DATA_SOURCES
 
@@ -270,24 +271,18 @@ class FlickrCaptions:
         )
 
     def _held_out(self, name: str) -> _Split:
-        if name not in ("dev", "test"):
-            raise InputError(f"unknown split {name!r}; held-out splits are dev and test")
+        check_split(name)
         if not self._splits[name].photos:
             raise InputError(f"the {name} split holds no photos")
         return self._splits[name]
 
     def _batch(self, split: _Split, rows: Rows, part: slice = slice(None)) -> CaptionBatch:
-        words, mask = (self._move(x[part]) for x in split.captions.batch(rows))
+        words, mask = (moved(x[part], self._device) for x in split.captions.batch(rows))
         return words, mask, *self._maps(split.rows[split.photo_of[rows[part]]])
 
     def _maps(self, rows: Rows) -> tuple[Tensor, ...]:
         # Half the bytes to move; widened where they are used.
-        return tuple(self._move(part).float() for part in self._store.read(rows))
-
-    def _move(self, tensor: Tensor) -> Tensor:
-        if self._device.type == "cuda":
-            tensor = tensor.pin_memory()
-        return tensor.to(self._device, non_blocking=True)
+        return tuple(moved(part, self._device).float() for part in self._store.read(rows))
 
 
 def _used(data: Flickr8k) -> list[Path]:
@@ -308,7 +303,5 @@ def _read(path: Path, size: int | None = None) -> npt.NDArray[np.uint8]:
 
 def _subset(count: int, size: int, limit: int | None) -> Rows:
     """A fixed random choice of ``limit`` of ``count``, or all."""
-    check_whole("the batch size", size, at_least=1)
-    if limit is not None:
-        check_whole("the number of held-out examples", limit, at_least=1)
+    check_held_out(size, limit, "held-out examples")
     return generator(_SUBSET).permutation(count)[:limit]

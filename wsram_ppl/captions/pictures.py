@@ -14,14 +14,13 @@ from wsram_ppl.captions.batches import CaptionSource
 from wsram_ppl.captions.decoding import Looks, Sentences
 from wsram_ppl.captions.vocabulary import END
 from wsram_ppl.errors import InputError, RunError
-from wsram_ppl.pictures import COLOURS
+from wsram_ppl.pictures import COLOURS, INK, PAPER, grid
 
 __all__ = ["draw_caption", "draw_captions"]
 
 _SIDE = 176  # of a photo in the picture, its longer one
 _GAP = 8
 _LINE = 20
-_INK, _PAPER = "#202124", "#ffffff"
 _DIM = 0.5  # brightness of what was not looked at
 
 
@@ -62,13 +61,7 @@ def draw_caption(
         ImageDraw.Draw(seen).rectangle([left, top, right - 1, low - 1], outline=colour, width=2)
         height, width = sizes[layer]
         tiles.append(_tile(seen, word, f"{height} x {width}", colour))
-    columns = min(columns, len(tiles))
-    rows = -(-len(tiles) // columns)
-    wide, high = tiles[0].width + _GAP, tiles[0].height + _GAP
-    page = Image.new("RGB", (columns * wide + _GAP, rows * high + _GAP), _PAPER)
-    for index, tile in enumerate(tiles):
-        page.paste(tile, (_GAP + index % columns * wide, _GAP + index // columns * high))
-    page.save(path)
+    grid(tiles, columns, _GAP).save(path)
 
 
 def draw_captions(
@@ -127,15 +120,15 @@ def _box(looks: Looks, s: int, t: int, image: Image.Image) -> tuple[int, int, in
     return left, top, right, bottom
 
 
-def _tile(image: Image.Image, word: str, layer: str | None, colour: str = _INK) -> Image.Image:
-    tile = Image.new("RGB", (_SIDE, image.height + _LINE + 4), _PAPER)
+def _tile(image: Image.Image, word: str, layer: str | None, colour: str = INK) -> Image.Image:
+    tile = Image.new("RGB", (_SIDE, image.height + _LINE + 4), PAPER)
     tile.paste(image, ((_SIDE - image.width) // 2, 0))
     pen = ImageDraw.Draw(tile)
     font = ImageFont.load_default(size=14)
-    pen.text((2, image.height + 3), word, fill=_INK, font=font)
+    pen.text((2, image.height + 3), word, fill=INK, font=font)
     if layer is not None:
         start = _SIDE - 2 - round(pen.textlength(layer, font=font)) - 12
         box = [start, image.height + 7, start + 8, image.height + 15]
-        pen.rectangle(box, fill=colour, outline=_INK)
-        pen.text((start + 12, image.height + 3), layer, fill=_INK, font=font)
+        pen.rectangle(box, fill=colour, outline=INK)
+        pen.text((start + 12, image.height + 3), layer, fill=INK, font=font)
     return tile

@@ -31,11 +31,13 @@ from wsram_ppl.captions.batches import (
     CaptionBatch,
     Examples,
     HeldOut,
-    check_whole,
+    check_split,
+    moved,
     options_of,
     record_of,
 )
 from wsram_ppl.captions.vocabulary import END, START, Vocabulary
+from wsram_ppl.data.epochs import check_batch, check_held_out, check_whole
 from wsram_ppl.errors import InputError
 from wsram_ppl.registry import DATA_SOURCES
 
@@ -357,9 +359,7 @@ class SceneCaptions:
         Raises:
             InputError: an argument is out of range.
         """
-        check_whole("the step", step, at_least=0)
-        check_whole("the batch size", size, at_least=1)
-        check_whole("the seed", seed, at_least=0)
+        check_batch(step, size, seed)
         return self._batch(generate((_TRAINING, seed), step * size, size))
 
     def evaluation_batches(
@@ -434,15 +434,10 @@ class SceneCaptions:
         return tuple(self._move(part) for part in feature_maps(scenes, self._noise))
 
     def _move(self, array: npt.NDArray[np.generic]) -> Tensor:
-        tensor = torch.from_numpy(array)
-        if self._device.type == "cuda":
-            tensor = tensor.pin_memory()
-        return tensor.to(self._device, non_blocking=True)
+        return moved(torch.from_numpy(array), self._device)
 
     def _parts(self, size: int, limit: int | None, split: HeldOut) -> list[range]:
-        check_whole("the batch size", size, at_least=1)
-        if limit is not None:
-            check_whole("the number of held-out scenes", limit, at_least=1)
+        check_held_out(size, limit, "held-out scenes")
         _row(split)
         count = min(limit or self._held_out, self._held_out)
         return [range(first, min(first + size, count)) for first in range(0, count, size)]
@@ -459,6 +454,5 @@ class SceneCaptions:
 
 def _row(split: str) -> int:
     """The number of the row of scenes that a held-out split is."""
-    if split not in ("dev", "test"):
-        raise InputError(f"unknown split {split!r}; held-out splits are dev and test")
+    check_split(split)
     return _DEV if split == "dev" else _TEST

@@ -5,15 +5,16 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Self
 
-import numpy as np
 import torch
 from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor
 
 from wsram_ppl.data.digit_files import DIGIT_SIZE, NUM_CLASSES, Digits, read_mnist, read_sample
+from wsram_ppl.data.epochs import Epochs, check_batch, check_held_out, check_whole, generator
 from wsram_ppl.data.placement import draw_placements, place
 from wsram_ppl.errors import InputError
 from wsram_ppl.registry import DATA_SOURCES
@@ -55,16 +56,16 @@ class PlacedDigits:
     ) -> None:
         self.scale = _checked_scale(scale)
         self.canvas = _checked_canvas(canvas, self.scale[1])
-        _check_whole("test_seed", test_seed, at_least=0)
+        check_whole("test_seed", test_seed, at_least=0)
         self._training, self._test = training, test
         self.num_training, self.num_test = len(training.labels), len(test.labels)
-        self._orders: dict[tuple[int, int], Tensor] = {}
+        self._epochs = Epochs(self.num_training, partial(generator, _ORDER))
         # In the files neighbours are alike (in MNIST the second half of the test set is harder),
         # and the first few must stand for all of it.
-        order = torch.from_numpy(_generator(_TEST_ORDER, test_seed).permutation(self.num_test))
+        order = torch.from_numpy(generator(_TEST_ORDER, test_seed).permutation(self.num_test))
         self._test = Digits(*(part[order] for part in test))
         self._test_placements = draw_placements(
-            _generator(_TEST_PLACEMENT, test_seed),
+            generator(_TEST_PLACEMENT, test_seed),
             self.num_test,
             DIGIT_SIZE,
             self.scale,
@@ -92,23 +93,13 @@ class PlacedDigits:
 
     def training_rows(self, step: int, size: int, seed: int, rows: slice) -> tuple[Tensor, Tensor]:
         """Some rows of the batch of update ``step``; the other digits are not placed."""
-        _check_whole("the step", step, at_least=0)
-        _check_whole("the batch size", size, at_least=1)
-        _check_whole("the seed", seed, at_least=0)
-        if size > self.num_training:
-            raise InputError(
-                f"a batch of {size:,} cannot be drawn from {self.num_training:,} training digits; "
-                "choose a smaller batch_size"
-            )
+        check_batch(step, size, seed, self.num_training, "training digits")
         placements = draw_placements(
-            _generator(_PLACEMENT, seed, step), size, DIGIT_SIZE, self.scale, self.canvas
+            generator(_PLACEMENT, seed, step), size, DIGIT_SIZE, self.scale, self.canvas
         )
-        epoch, first = divmod(step * size, self.num_training)
-        chosen = self._order(seed, epoch)[first : first + size]
-        if len(chosen) < size:
-            chosen = torch.cat((chosen, self._order(seed, epoch + 1)[: size - len(chosen)]))
         device = self._training.labels.device
-        chosen = chosen[rows].to(device, non_blocking=True)
+        chosen = torch.from_numpy(self._epochs.span(step * size, size, seed)[rows])
+        chosen = chosen.to(device, non_blocking=True)
         images = self._training.images.index_select(0, chosen)
         placements = placements[:, rows].to(device, non_blocking=True)
         return place(images, placements, self.canvas), self._training.labels.index_select(0, chosen)
@@ -126,9 +117,7 @@ class PlacedDigits:
         Raises:
             InputError: ``size`` or ``limit`` is below 1.
         """
-        _check_whole("the batch size", size, at_least=1)
-        if limit is not None:
-            _check_whole("the number of test digits", limit, at_least=1)
+        check_held_out(size, limit, "test digits")
         count = self.num_test if limit is None else min(limit, self.num_test)
         spans = (slice(first, min(first + size, count)) for first in range(0, count, size))
         return (
@@ -145,16 +134,6 @@ class PlacedDigits:
         self._test = Digits(*(part.to(device) for part in self._test))
         self._test_placements = self._test_placements.to(device)
         return self
-
-    def _order(self, seed: int, epoch: int) -> Tensor:
-        """The permutation of an epoch, [num_training] int64 on the CPU."""
-        key = (seed, epoch)
-        if key not in self._orders:
-            while len(self._orders) > 1:  # two: a batch may need the next epoch's too
-                del self._orders[next(iter(self._orders))]
-            order = _generator(_ORDER, seed, epoch).permutation(self.num_training)
-            self._orders[key] = torch.from_numpy(order)
-        return self._orders[key]
 
 
 @DATA_SOURCES.register("sample")
@@ -210,17 +189,6 @@ class MNISTDigits(PlacedDigits):
         super().__init__(*read_mnist(root), scale=scale, canvas=canvas, test_seed=test_seed)
 
 
-def _generator(*key: int) -> np.random.Generator:
-    # numpy hashes the whole key, so neighbouring seeds and steps give unrelated streams.
-    return np.random.default_rng(key)
-
-
-def _check_whole(what: str, value: int, *, at_least: int) -> None:
-    whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
-    if not whole or value < at_least:
-        raise InputError(f"{what} must be a whole number of at least {at_least}, not {value!r}")
-
-
 def _checked_scale(scale: tuple[float, float]) -> tuple[float, float]:
     try:
         low, high = map(float, scale)
@@ -234,7 +202,7 @@ def _checked_scale(scale: tuple[float, float]) -> tuple[float, float]:
 
 
 def _checked_canvas(canvas: int, high: float) -> int:
-    _check_whole("canvas", canvas, at_least=1)
+    check_whole("canvas", canvas, at_least=1)
     if DIGIT_SIZE * high > canvas:
         raise InputError(
             f"a digit resized by {high:g} is {DIGIT_SIZE * high:g} pixels wide and does not fit on "

@@ -8,13 +8,12 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from os import PathLike
-from pathlib import Path
 from typing import Any, Final
 
 import tomli_w
 
 from wsram_ppl.errors import InputError
-from wsram_ppl.registry import one_line
+from wsram_ppl.files import read_text
 from wsram_ppl.spec.messages import (
     check_table,
     component_name,
@@ -125,14 +124,7 @@ def read_toml(path: str | PathLike[str]) -> dict[str, Any]:
     Raises:
         InputError: not there, not readable or not TOML (the message names the line).
     """
-    try:
-        text = Path(path).read_bytes().decode("utf-8-sig")
-    except FileNotFoundError:
-        raise InputError(f"there is no file {str(path)!r}") from None
-    except OSError as error:
-        raise InputError(f"cannot read {str(path)!r}: {error.strerror}") from None
-    except ValueError as error:  # not UTF-8, or a path that no file can have
-        raise InputError(f"cannot read {str(path)!r}: {one_line(error)}") from None
+    text = read_text(path)
     try:
         return tomllib.loads(text)
     except RecursionError:

@@ -24,8 +24,8 @@ from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from wsram_ppl.checkpoints import write_atomically
 from wsram_ppl.errors import InputError, Interrupted, RunError
+from wsram_ppl.files import make_folder, write_atomically
 from wsram_ppl.runs import SPEC, SUMMARY, RunDirectory
 from wsram_ppl.spec import Spec
 from wsram_ppl.studies.definition import Candidate, Search, Study, Variant
@@ -139,10 +139,7 @@ def compare(
         if not folder.is_dir():
             raise InputError(f"there is no folder {folder} to report on")
         return work.all()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RunError(f"cannot create {folder}: {error.strerror}") from error
+    make_folder(folder)
     with _locked(folder) as lock:
         work.lock = lock
         write_atomically(folder / "study.toml", study.path.read_bytes())
@@ -287,10 +284,7 @@ class _Work:
                 self.note(f"{run.place} was not finished, of another spec: it is now in {aside}")
                 _move(path, aside)
         file = self.spec_file(run)
-        try:
-            file.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise RunError(f"cannot create {file.parent}: {error.strerror}") from error
+        make_folder(file.parent)
         write_atomically(file, f"# {run.command}\n\n{spec.to_toml()}".encode())
         command = self.command(file, path)
         return Job(run.place, command, path, self.log_file(run), spec.training.steps)

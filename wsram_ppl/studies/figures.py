@@ -16,6 +16,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 from numpy.typing import NDArray
 
 from wsram_ppl.errors import RunError
+from wsram_ppl.files import make_folder
 from wsram_ppl.studies.results import Numbers, Rows, read_rows, smoothed
 
 __all__ = ["COLOURS", "Drawn", "Line", "draw"]
@@ -177,10 +178,7 @@ def draw(names: Sequence[str], lines: Sequence[Line], folder: Path, window: int)
     Raises:
         RunError: a file cannot be written.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RunError(f"cannot create {folder}: {error.strerror}") from error
+    make_folder(folder)
     drawn = []
     # From the library's own style: what the user has configured must not change the bytes.
     with style.context(["default", _STYLE]):

@@ -21,9 +21,8 @@ import pyro
 import torch
 
 from wsram_ppl import __version__, pictures
-from wsram_ppl.checkpoints import write_atomically
-from wsram_ppl.errors import RunError
 from wsram_ppl.evaluation import pyro_settings
+from wsram_ppl.files import make_folder, write_atomically
 from wsram_ppl.registry import one_line
 from wsram_ppl.runs import RunDirectory
 from wsram_ppl.studies.comparison import Comparison, VariantRun
@@ -159,10 +158,7 @@ def _draw_glimpses(comparison: Comparison, place: int) -> _Glimpses | None:
     if run is None:
         return None
     file = comparison.folder / "glimpses" / f"{variant.name}.png"
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RunError(f"cannot create {file.parent}: {error.strerror}") from error
+    make_folder(file.parent)
     # The model may be the user's own, and its data may be gone by now: no reason to have no report.
     try:
         with pyro_settings(validate=False):

@@ -1,0 +1,56 @@
+"""Files and folders, with every failure told in one line."""
+
+from __future__ import annotations
+
+import os
+from os import PathLike
+from pathlib import Path
+
+from wsram_ppl.errors import InputError, RunError
+from wsram_ppl.registry import one_line
+
+
+def read_text(path: str | PathLike[str]) -> str:
+    """What a file of the user's holds, in UTF-8 (a byte order mark is left out), line ends as they are.
+
+    Raises:
+        InputError: not there, not readable or not UTF-8.
+    """
+    try:
+        return Path(path).read_bytes().decode("utf-8-sig")
+    except FileNotFoundError:
+        raise InputError(f"there is no file {str(path)!r}") from None
+    except OSError as error:
+        raise InputError(f"cannot read {str(path)!r}: {error.strerror}") from None
+    except ValueError as error:  # not UTF-8, or a path that no file can have
+        raise InputError(f"cannot read {str(path)!r}: {one_line(error)}") from None
+
+
+def make_folder(path: Path) -> None:
+    """Makes a folder, and those that it is in, where they are not there yet.
+
+    Raises:
+        RunError: it cannot be made.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(f"cannot create {path}: {error.strerror}") from error
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Replaces the file by one with this content; a reader sees the old file or the whole new one.
+
+    Raises:
+        RunError: the file cannot be written (no space, no permission); the old one is intact.
+    """
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        with open(partial, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise RunError(f"cannot write {path}: {error.strerror}") from error
