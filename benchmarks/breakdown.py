@@ -12,10 +12,10 @@ import statistics
 import sys
 import time
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import torch
-from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -23,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import guides  # noqa: F401
 import models  # noqa: F401
 from wsram_ppl.evaluation import pyro_settings
+from wsram_ppl.layers import _product
 from wsram_ppl.spec import load_spec
 from wsram_ppl.trainer import Trainer
 
@@ -44,12 +45,6 @@ def median_ms(work: object, repeats: int) -> float:
     return statistics.median(times)
 
 
-def multiplied(left: Tensor, right: Tensor) -> Tensor:
-    """left @ right^T by oneDNN."""
-    found: Tensor = torch.ops.mkldnn._linear_pointwise(left, right, None, "none", [], "")
-    return found
-
-
 def products_alone(products: Counter[Shapes]) -> tuple[float, float]:
     """Milliseconds of all these products by themselves, and how many billion operations they are."""
     total, operations = 0.0, 0.0
@@ -58,10 +53,8 @@ def products_alone(products: Counter[Shapes]) -> tuple[float, float]:
         left, right = (torch.randn(shape) for shape in matrices[:2])
         outputs = right.shape[0 if name == ONEDNN else -1]
 
-        def multiply(left: Tensor = left, right: Tensor = right, name: str = name) -> Tensor:
-            return multiplied(left, right) if name == ONEDNN else left @ right
-
-        total += count * median_ms(multiply, 50)
+        multiply = _product if name == ONEDNN else torch.matmul
+        total += count * median_ms(partial(multiply, left, right), 50)
         operations += count * 2e-9 * left.numel() * outputs
     return total, operations
 

@@ -295,6 +295,15 @@ def test_levels_serve_all_images_of_a_size() -> None:
         assert not levels.fit(torch.rand(5, 13, 10))
 
 
+def test_levels_of_other_images_are_refused() -> None:
+    """Also of as many pixels otherwise arranged, and of whole numbers."""
+    levels = Levels.of(torch.rand(3, 13, 10), (1, 2))
+    for images in (torch.rand(3, 10, 13), torch.rand(3, 13, 10).double(), torch.ones(3, 13, 10).int()):
+        assert not levels.fit(images)
+        with pytest.raises(InputError, match="these levels are for other images than torch"):
+            build_pyramid(images, levels, 4)
+
+
 def test_nothing_of_a_pyramid_is_left_unwritten(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its memory is not zeroed first: frames and levels fill it."""
     filled = lambda self, *shape: torch.full(shape, torch.nan)  # noqa: E731

@@ -19,8 +19,8 @@ import guides  # noqa: F401
 import models
 from wsram_ppl.data.ahead import Minibatches
 from wsram_ppl.errors import InputError
-from wsram_ppl.optimization import Clipping, make_optimizer, set_rate
-from wsram_ppl.recording import USUAL_CALLS, Recorded, _host_randomness
+from wsram_ppl.optimization import Clipping, make_optimizer
+from wsram_ppl.recording import USUAL_CALLS, Recorded, _host_randomness, in_place
 from wsram_ppl.trainer import Trainer
 
 CPU = torch.device("cpu")
@@ -62,7 +62,7 @@ def test_a_rate_in_a_tensor_is_set_in_its_place() -> None:
     held = torch.tensor(1.0)
     groups: list[dict[str, Any]] = [{"lr": held}, {"lr": 1.0}]
     for group in groups:
-        set_rate(group, 0.25)
+        group["lr"] = in_place(group["lr"], 0.25)
     assert groups[0]["lr"] is held and held == 0.25
     assert groups[1]["lr"] == 0.25
 

@@ -29,6 +29,7 @@ from torch import Tensor
 from wsram_ppl import collectives
 from wsram_ppl.objectives.particles import Draw, Particles
 from wsram_ppl.objectives.sites import Site, evaluate, random_sites
+from wsram_ppl.recording import in_place
 
 #: Cells per dimension in which the marginal of a location in [-1, 1]^d is compared with uniform.
 GRID = 8
@@ -68,11 +69,7 @@ class Exploration:
     def set(self, **values: float) -> None:
         """Changes attributes, those that are tensors in their place."""
         for name, value in values.items():
-            held = getattr(self, name)
-            if isinstance(held, Tensor):
-                held.fill_(value)
-            else:
-                setattr(self, name, value)
+            setattr(self, name, in_place(getattr(self, name), value))
 
     @property
     def changes_proposal(self) -> bool:

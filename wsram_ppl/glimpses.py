@@ -83,9 +83,10 @@ class Levels:
         )
 
     def fit(self, images: Tensor) -> bool:
-        """Whether they are of this size, in this precision, on this device."""
+        """Whether they are images of this size, in this precision, on this device."""
         return (
             images.shape[-2:] == self.image_size
+            and images.is_floating_point()
             and torch.promote_types(images.dtype, torch.float32) == self.geometry.dtype
             and images.device == self.geometry.device
         )
@@ -132,6 +133,11 @@ def build_pyramid(images: Tensor, scales: Sequence[int] | Levels, patch: int) ->
     if not isinstance(patch, int) or isinstance(patch, bool) or patch < 1:
         raise InputError(f"patch must be a whole number of at least 1, not {patch!r}")
     levels = scales if isinstance(scales, Levels) else Levels.of(images, scales)
+    if not levels.fit(images):
+        raise InputError(
+            f"these levels are for other images than {images.dtype} of shape {tuple(images.shape)} on "
+            f"{images.device}: make them with Levels.of"
+        )
     flat = images.reshape(-1, *levels.image_size)
     buffer = flat.new_empty(len(flat), levels.total)
     edge = 0

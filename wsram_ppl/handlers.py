@@ -27,7 +27,7 @@ class AllParticles(Messenger):
 
     To a program, its distributions and its trace it is ``pyro.plate(PARTICLE_PLATE, size, dim=dim)``,
     less the plate's own site. That one prepares for subsampling and expands every distribution, also
-    those that hold all particles already, which together is a twentieth of an update.
+    those that hold all particles already, which together is two percent of an update.
 
     Args:
         size: M, the number of particles.

@@ -55,14 +55,6 @@ def make_optimizer(
     return adam(groups, lr=rate, weight_decay=training.weight_decay, fused=True, capturable=on_gpu)
 
 
-def set_rate(group: dict[str, Any], rate: float) -> None:
-    """Changes a group's learning rate, in its place if it is a tensor."""
-    if isinstance(group["lr"], Tensor):
-        group["lr"].fill_(rate)
-    else:
-        group["lr"] = rate
-
-
 class Clipping:
     """Bounds the norm of the gradient of coefficient networks (``baselines``) and of all else, each.
 

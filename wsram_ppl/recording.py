@@ -113,6 +113,11 @@ class Recorded(Generic[T]):
         return _Recording(graph, places, result)
 
 
+def in_place(held: float | Tensor, value: float) -> float | Tensor:
+    """``value``, in the place of what is held if that is a tensor, where a recording looks for it."""
+    return held.fill_(value) if isinstance(held, Tensor) else value
+
+
 def _refusal(what: str, error: Exception) -> InputError:
     reason = " ".join(str(error).split())[:160]
     return InputError(

@@ -21,9 +21,9 @@ from wsram_ppl.divergence import find_cause
 from wsram_ppl.errors import Diverged, InputError, RunError
 from wsram_ppl.evaluation import Measure, batch_metrics, evaluate
 from wsram_ppl.exploration import Exploration
-from wsram_ppl.optimization import Clipping, make_optimizer, set_rate
+from wsram_ppl.optimization import Clipping, make_optimizer
 from wsram_ppl.processes import Processes
-from wsram_ppl.recording import Recorded
+from wsram_ppl.recording import Recorded, in_place
 from wsram_ppl.runs import RunDirectory, Saved, strip
 from wsram_ppl.spec import Experiment, Spec, build
 
@@ -209,7 +209,7 @@ class Trainer:
         rate = training.learning_rate.value(progress)
         guide_rate = (training.guide_learning_rate or training.learning_rate).value(progress)
         for group in self.optimizer.param_groups:
-            set_rate(group, guide_rate if group["name"] == "guide" else rate)
+            group["lr"] = in_place(group["lr"], guide_rate if group["name"] == "guide" else rate)
         self.exploration.set(
             entropy=exploration.entropy.value(progress),
             temperature=exploration.temperature.value(progress),
