@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import guides  # noqa: F401
 import models  # noqa: F401
-from wsram_ppl.data.digit_files import read_sample
+from wsram_ppl.data.digit_files import read_mnist, read_sample
 from wsram_ppl.evaluation import pyro_settings
 from wsram_ppl.objectives import VariationalBound, WakeSleep
 from wsram_ppl.spec import load_spec
@@ -75,6 +75,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=60, help="measurements of each (default: 60)")
     parser.add_argument("--threads", type=int, default=1, help="threads of torch (default: 1)")
     parser.add_argument("--device", default="cpu", help="where all contestants compute (default: cpu)")
+    parser.add_argument("--mnist", metavar="DIR", help="place all of MNIST, not the embedded sample")
     parser.add_argument("--counts", type=int, nargs="+", default=[2, 5, 20, 50], metavar="M")
     options = parser.parse_args()
     device = torch.device(options.device)
@@ -86,7 +87,7 @@ def main() -> None:
     print("| what | milliseconds | against | milliseconds | ratio |")
     print("| --- | --- | --- | --- | --- |")
     with pyro_settings(validate=False):
-        _whole_update(options.rounds, device)
+        _whole_update(options.rounds, device, options.mnist)
         _objective_alone(options.rounds, device)
         _pyro_objectives(options.rounds, device)
         _particles(options.rounds, device, options.counts)
@@ -100,17 +101,19 @@ def _start(device: torch.device, *overrides: str) -> Trainer:
     return Trainer.start(load_spec(EXPERIMENT, [f"training.device={device}", *overrides]))
 
 
-def _whole_update(rounds: int, device: torch.device) -> None:
-    digits, _ = read_sample()
+def _whole_update(rounds: int, device: torch.device, mnist: str | None) -> None:
+    digits, _ = read_mnist(mnist) if mnist else read_sample()
+    data_of = ("data.source=mnist", f"data.root={mnist}") if mnist else ()
     plain = PlainLoop(digits.images.float() / 255, digits.labels).to(device)
     contestants: Contestants = {"plain": plain.update}
     trainers = {
-        ahead: _start(device, f"training.prefetch={str(ahead).lower()}") for ahead in (True, False)
+        ahead: _start(device, f"training.prefetch={str(ahead).lower()}", *data_of)
+        for ahead in (True, False)
     }
     for ahead, trainer in trainers.items():
         contestants[f"ahead {ahead}"] = trainer.update
     if device.type == "cuda":
-        contestants["recorded"] = _start(device, "training.cuda_graph=true").update
+        contestants["recorded"] = _start(device, "training.cuda_graph=true", *data_of).update
     data = trainers[False].experiment.data
     minibatches = {
         "ours": lambda: data.training_batch(trainers[False].step, 64, 0),
