@@ -117,11 +117,11 @@ def train(
       python cli.py train experiments/digits.toml --objective variational --guide prior
     """
     _register()
-    from wsram_ppl import training
-    from wsram_ppl.processes import first_process
+    from wsram_ppl.config import load_spec
+    from wsram_ppl.distributed.processes import first_process
     from wsram_ppl.progress import RunBar
-    from wsram_ppl.runs import SPEC, RunDirectory
-    from wsram_ppl.spec import load_spec
+    from wsram_ppl.runs.directory import SPEC, RunDirectory
+    from wsram_ppl.training.loop import loop as training
 
     _quieten("lightning_fabric")
     if (experiment is None) == (resume is None):
@@ -233,10 +233,10 @@ def evaluate(
     _register()
     import torch
 
-    from wsram_ppl import evaluation
-    from wsram_ppl.captions import evaluation as captions
-    from wsram_ppl.devices import resolve_device
-    from wsram_ppl.runs import RunDirectory
+    from wsram_ppl.data.captions import evaluation as captions
+    from wsram_ppl.distributed.devices import resolve_device
+    from wsram_ppl.runs.directory import RunDirectory
+    from wsram_ppl.training.loop import evaluation
 
     with evaluation.pyro_settings(validate=False):
         _, parts, step = RunDirectory(run).load(resolve_device(device))
@@ -284,8 +284,9 @@ def glimpses(run: Path, count: int, out: Path | None) -> None:
     Frames are glimpses at the most probable choices, numbered in order; their size is the scale.
     """
     _register()
-    from wsram_ppl import evaluation, pictures
-    from wsram_ppl.runs import RunDirectory
+    from wsram_ppl.drawing import glimpses as pictures
+    from wsram_ppl.runs.directory import RunDirectory
+    from wsram_ppl.training.loop import evaluation
 
     out = out or run / "glimpses.png"
     if out.suffix.lower() != ".png":
@@ -331,8 +332,9 @@ def variance(
     _register()
     import torch
 
-    from wsram_ppl import diagnostics, evaluation
-    from wsram_ppl.runs import RunDirectory
+    from wsram_ppl.objectives import diagnostics
+    from wsram_ppl.runs.directory import RunDirectory
+    from wsram_ppl.training.loop import evaluation
 
     with evaluation.pyro_settings(validate=False):
         spec, parts, step = RunDirectory(run).load()
@@ -456,7 +458,7 @@ def compare(
 def list_parts() -> None:
     """List every model, guide, objective and data source, one line each."""
     _register()
-    from wsram_ppl.registry import DATA_SOURCES, GUIDES, MODELS, OBJECTIVES
+    from wsram_ppl.config.catalogue import DATA_SOURCES, GUIDES, MODELS, OBJECTIVES
 
     for registry in (MODELS, GUIDES, OBJECTIVES, DATA_SOURCES):
         for name, summary in registry.describe().items():
@@ -465,10 +467,10 @@ def list_parts() -> None:
 
 def _register() -> None:
     """Imports what registers itself by name. Here, not above: importing torch takes seconds."""
-    import guides  # noqa: F401
-    import models  # noqa: F401
-    import wsram_ppl.captions
     import wsram_ppl.data
+    import wsram_ppl.data.captions
+    import wsram_ppl.guides
+    import wsram_ppl.models
     import wsram_ppl.objectives  # noqa: F401
 
     _quieten("pyro")
@@ -529,9 +531,9 @@ def features(experiment: Path, overrides: tuple[str, ...], device: str) -> None:
     _register()
     from tqdm import tqdm
 
-    from wsram_ppl.devices import resolve_device
-    from wsram_ppl.registry import DATA_SOURCES
-    from wsram_ppl.spec import load_spec
+    from wsram_ppl.config import load_spec
+    from wsram_ppl.config.catalogue import DATA_SOURCES
+    from wsram_ppl.distributed.devices import resolve_device
 
     spec = load_spec(experiment, overrides)
     _print_notes(spec.notes)
@@ -584,12 +586,12 @@ def caption(
     _register()
     import torch
 
-    from wsram_ppl import evaluation
-    from wsram_ppl.captions import CaptionSource
     from wsram_ppl.captions.evaluation import Decoding, describe
-    from wsram_ppl.captions.pictures import draw_captions
-    from wsram_ppl.devices import resolve_device
-    from wsram_ppl.runs import RunDirectory
+    from wsram_ppl.data.captions import CaptionSource
+    from wsram_ppl.distributed.devices import resolve_device
+    from wsram_ppl.drawing.captions import draw_captions
+    from wsram_ppl.runs.directory import RunDirectory
+    from wsram_ppl.training.loop import evaluation
 
     with evaluation.pyro_settings(validate=False):
         spec, parts, _ = RunDirectory(run).load(resolve_device(device))

@@ -20,12 +20,10 @@ from torch.profiler import ProfilerActivity, profile
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import guides  # noqa: F401
-import models  # noqa: F401
-from wsram_ppl.evaluation import pyro_settings
-from wsram_ppl.layers import _product
-from wsram_ppl.spec import load_spec
-from wsram_ppl.trainer import Trainer
+from wsram_ppl.config import load_spec
+from wsram_ppl.primitives.layers import _product
+from wsram_ppl.training.evaluation import pyro_settings
+from wsram_ppl.training.trainer import Trainer
 
 EXPERIMENT = Path(__file__).resolve().parent.parent / "experiments" / "digits.toml"
 ONEDNN = "mkldnn::_linear_pointwise"  # left @ right^T

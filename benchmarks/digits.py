@@ -26,13 +26,11 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import guides  # noqa: F401
-import models  # noqa: F401
-from wsram_ppl.data.digit_files import read_mnist, read_sample
-from wsram_ppl.evaluation import pyro_settings
+from wsram_ppl.config import load_spec
+from wsram_ppl.data.digits.files import read_mnist, read_sample
 from wsram_ppl.objectives import VariationalBound, WakeSleep
-from wsram_ppl.spec import load_spec
-from wsram_ppl.trainer import Trainer
+from wsram_ppl.training.evaluation import pyro_settings
+from wsram_ppl.training.trainer import Trainer
 
 EXPERIMENT = Path(__file__).resolve().parent.parent / "experiments" / "digits.toml"
 Contestants = dict[str, Callable[[], object]]

@@ -17,14 +17,12 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import guides  # noqa: F401  (registers)
-import models  # noqa: F401
 from wsram_ppl import collectives
-from wsram_ppl.evaluation import pyro_settings
-from wsram_ppl.processes import Processes
-from wsram_ppl.sharding import Share
-from wsram_ppl.spec import load_spec
-from wsram_ppl.trainer import Trainer
+from wsram_ppl.config import load_spec
+from wsram_ppl.distributed.processes import Processes
+from wsram_ppl.distributed.sharding import Share
+from wsram_ppl.training.evaluation import pyro_settings
+from wsram_ppl.training.trainer import Trainer
 
 ROOT = Path(__file__).resolve().parents[1]
 

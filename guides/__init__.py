@@ -1,7 +1,7 @@
 """Inference networks as Pyro guides; importing this package registers them by name."""
 
-from guides.captions import CaptionInferenceNetwork
-from guides.inference import InferenceNetwork
-from guides.prior import Prior
+from wsram_ppl.guides.captioner import CaptionInferenceNetwork
+from wsram_ppl.guides.classifier import InferenceNetwork
+from wsram_ppl.objectives.prior import Prior
 
 __all__ = ["CaptionInferenceNetwork", "InferenceNetwork", "Prior"]

@@ -1,6 +1,6 @@
 """Prediction networks as Pyro models; importing this package registers them by name."""
 
-from models.captions import GlimpseCaptioner
-from models.digits import GlimpseClassifier
+from wsram_ppl.models.captioner import GlimpseCaptioner
+from wsram_ppl.models.classifier import GlimpseClassifier
 
 __all__ = ["GlimpseCaptioner", "GlimpseClassifier"]

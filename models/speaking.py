@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from models.caption_network import State, View, wide
 from wsram_ppl.captions.decoding import Looks, follow
-from wsram_ppl.handlers import Mode
+from wsram_ppl.models.captioner_network import State, View, wide
+from wsram_ppl.primitives.handlers import Mode
 
 if TYPE_CHECKING:
-    from models.captions import GlimpseCaptioner
+    from wsram_ppl.models.captioner import GlimpseCaptioner
 
 
 class Telling(NamedTuple):

@@ -22,7 +22,7 @@ from pathlib import Path
 
 import numpy as np
 
-from wsram_ppl.data.digit_files import NUM_CLASSES, Digits, read_mnist
+from wsram_ppl.data.digits.files import NUM_CLASSES, Digits, read_mnist
 from wsram_ppl.errors import InputError
 
 SEED = 150906812

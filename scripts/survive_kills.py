@@ -24,10 +24,10 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from scripts.tiny_run import tiny_spec
-from wsram_ppl.checkpoints import load_checkpoint
-from wsram_ppl.runs import METRICS, RunDirectory
-from wsram_ppl.spec import Spec
-from wsram_ppl.training import train
+from wsram_ppl.config import Spec
+from wsram_ppl.runs.checkpoints import load_checkpoint
+from wsram_ppl.runs.directory import METRICS, RunDirectory
+from wsram_ppl.training.loop import train
 
 #: Every kind of state: running estimates, momentum, schedules, probes; and a checkpoint is never far.
 SETTINGS = (

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import guides  # noqa: F401  (registers)
-import models  # noqa: F401
-from wsram_ppl.spec import Spec, parse_spec
+from wsram_ppl.config import Spec, parse_spec
 
 
 def tiny_spec(*overrides: str, **tables: dict[str, Any]) -> Spec:

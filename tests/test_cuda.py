@@ -17,19 +17,18 @@ import torch
 from pyro import poutine
 from torch import Tensor, nn
 
-import guides  # noqa: F401
-import models
-from wsram_ppl import recording
-from wsram_ppl.distributions import Categorical
+from wsram_ppl import models
+from wsram_ppl.config import Spec, build, load_spec
 from wsram_ppl.errors import InputError, RunError
-from wsram_ppl.evaluation import pyro_settings
-from wsram_ppl.handlers import ForceSamples
 from wsram_ppl.objectives import ImportanceBound, Objective, VariationalBound, WakeSleep
-from wsram_ppl.recording import Recorded
-from wsram_ppl.runs import RunDirectory
-from wsram_ppl.spec import Spec, build, load_spec
-from wsram_ppl.trainer import Trainer
-from wsram_ppl.training import train
+from wsram_ppl.primitives.distributions import Categorical
+from wsram_ppl.primitives.handlers import ForceSamples
+from wsram_ppl.runs.directory import RunDirectory
+from wsram_ppl.training.cuda_graph import Recorded
+from wsram_ppl.training.evaluation import pyro_settings
+from wsram_ppl.training.loop import cuda_graph as recording
+from wsram_ppl.training.loop import train
+from wsram_ppl.training.trainer import Trainer
 
 pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"),

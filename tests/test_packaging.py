@@ -15,9 +15,7 @@ import click
 import pytest
 
 import cli
-import guides  # noqa: F401
-import models  # noqa: F401
-from wsram_ppl.spec import load_spec
+from wsram_ppl.config import load_spec
 
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -102,8 +100,8 @@ class Absent:
             raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
 
 sys.meta_path.insert(0, Absent())
-import wsram_ppl.objectives, wsram_ppl.exploration, wsram_ppl.diagnostics, wsram_ppl.evaluation
-import wsram_ppl.handlers, wsram_ppl.glimpses, wsram_ppl.data, wsram_ppl.spec, wsram_ppl.runs
+import wsram_ppl.objectives, wsram_ppl.objectives.exploration, wsram_ppl.objectives.diagnostics, wsram_ppl.training.evaluation
+import wsram_ppl.primitives.handlers, wsram_ppl.primitives.glimpses, wsram_ppl.data, wsram_ppl.config, wsram_ppl.runs.directory
 print(sorted({absent!r} & set(sys.modules)))
 """
 
@@ -187,7 +185,7 @@ def test_links_of_the_readme_lead_somewhere(readme: str) -> None:
 
 
 def test_names_in_the_readme_are_those_that_are_registered(readme: str) -> None:
-    from wsram_ppl.registry import DATA_SOURCES, GUIDES, MODELS, OBJECTIVES
+    from wsram_ppl.config.catalogue import DATA_SOURCES, GUIDES, MODELS, OBJECTIVES
 
     for registry in (MODELS, GUIDES, OBJECTIVES, DATA_SOURCES):
         for name in registry.names():

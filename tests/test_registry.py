@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wsram_ppl.errors import InputError
-from wsram_ppl.registry import Registry, nearest
+from wsram_ppl.errors import InputError, nearest
+from wsram_ppl.registry import Registry
 
 
 @pytest.fixture

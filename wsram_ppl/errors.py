@@ -1,7 +1,9 @@
-"""The two kinds of failure that a user can meet, each told in one line."""
+"""The kinds of failure that a user can meet, each told in one line."""
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # a reader of errors need not wait for torch
@@ -57,3 +59,16 @@ def exit_code(error: Exception) -> int:
     if isinstance(error, (Interrupted, Elsewhere)):
         return error.exit_code
     return 2 if isinstance(error, InputError) else 1
+
+
+def one_line(error: BaseException) -> str:
+    """An exception's type and text in one line."""
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def nearest(word: str, options: Iterable[str]) -> str:
+    """``" did you mean 'x'?"`` with the nearest of ``options``, or "" where none is near."""
+    by_lower = {option.lower(): option for option in options}
+    found = difflib.get_close_matches(word.lower(), list(by_lower), n=1, cutoff=0.5)
+    return f" did you mean {by_lower[found[0]]!r}?" if found else ""

@@ -6,8 +6,7 @@ import os
 from os import PathLike
 from pathlib import Path
 
-from wsram_ppl.errors import InputError, RunError
-from wsram_ppl.registry import one_line
+from wsram_ppl.errors import InputError, RunError, one_line
 
 
 def read_text(path: str | PathLike[str]) -> str:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 
 if TYPE_CHECKING:
-    from wsram_ppl.studies.jobs import Job
+    from wsram_ppl.studies.executors import Job
 
 
 class RunBar:

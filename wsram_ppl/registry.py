@@ -1,94 +1,65 @@
-"""Finding models, guides, objectives and data sources by name or by import path."""
+"""Classes by a name or by an import path."""
 
 from __future__ import annotations
 
-import difflib
 import importlib
+import importlib.util
 import os
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Mapping
+from importlib.machinery import PathFinder
+from pathlib import Path
 from types import ModuleType
-from typing import Any, TypeVar
+from typing import Any
 
-from wsram_ppl.errors import InputError
+from wsram_ppl.errors import InputError, nearest, one_line
 
-__all__ = ["DATA_SOURCES", "GUIDES", "MODELS", "OBJECTIVES", "Registry", "nearest", "one_line"]
-
-C = TypeVar("C", bound=type)
+__all__ = ["Registry"]
 
 
 class Registry:
     """Classes of one kind, by the name that an experiment file uses.
 
-    Modules register their own classes when they are imported::
-
-        @MODELS.register("glimpse-classifier")
-        class GlimpseClassifier(PyroModule):
-            '''Classifies an image from a few glimpses.'''
-
-    The first line of the docstring is what :meth:`describe` shows for the class.
-
     Args:
         kind: what the classes are, in words ("model"); used in messages.
+        classes: by name, a class or the import path ``package.module:Name`` of one, which is imported
+            when it is asked for.
     """
 
-    def __init__(self, kind: str) -> None:
+    def __init__(self, kind: str, classes: Mapping[str, str | type[Any]]) -> None:
         self.kind = kind
-        self._classes: dict[str, type] = {}
-
-    def register(self, name: str) -> Callable[[C], C]:
-        """A class decorator that makes the class available as ``name``.
-
-        Raises:
-            InputError: the name is empty, holds a colon (that would make it an import path), or is
-                taken by another class. The same class may be registered again (a reloaded module).
-        """
-        if not name.strip() or ":" in name:
-            raise InputError(f"{name!r} cannot be the name of a {self.kind}")
-
-        def decorate(cls: C) -> C:
-            known = self._classes.get(name)
-            if known is not None and _path(known) != _path(cls):
-                raise InputError(
-                    f"the {self.kind} name {name!r} is taken by {_path(known)}; "
-                    f"choose another for {_path(cls)}"
-                )
-            self._classes[name] = cls
-            return cls
-
-        return decorate
+        self.classes = dict(classes)
 
     def names(self) -> list[str]:
-        """The registered names, sorted."""
-        return sorted(self._classes)
+        """The names, sorted."""
+        return sorted(self.classes)
 
     def describe(self) -> dict[str, str]:
-        """Each registered name with the first line of its class's docstring ("" without one)."""
-        return {name: _first_line(self._classes[name]) for name in self.names()}
+        """Each name with the first line of its class's docstring ("" without one)."""
+        return {name: _first_line(self.resolve(name)) for name in self.names()}
 
     def resolve(self, name: str) -> type[Any]:
-        """The class of a registered name or of an import path ``package.module:Name``.
+        """The class of a name or of an import path ``package.module:Name``.
 
-        The module of an import path is looked for where Python looks, then in the current directory
-        (which is then added to the end of ``sys.path``, so that the module can import its
-        neighbours).
+        The module of an import path is looked for in the current directory, then where Python looks. The
+        current directory is added to the end of ``sys.path``, so that the module can import its
+        neighbours.
 
         Raises:
             InputError: no such name (the message lists what exists and suggests the nearest), or
                 the import path does not lead to a class.
         """
-        if ":" in name:
-            return self._import(name)
-        if name in self._classes:
-            return self._classes[name]
-        known = ", ".join(self.names()) or "none is registered"
-        hint = nearest(name, self.names())
-        if not hint and "." in name:
-            hint = f" an import path is written package.module:Name, as in {_with_colon(name)!r};"
-        raise InputError(
-            f"unknown {self.kind} {name!r};{hint} available: {known}, "
-            "or an import path package.module:Name"
-        )
+        found = self.classes.get(name, name if ":" in name else None)
+        if found is None:
+            known = ", ".join(self.names()) or "there is none"
+            hint = nearest(name, self.names())
+            if not hint and "." in name:
+                hint = f" an import path is written package.module:Name, as in {_with_colon(name)!r};"
+            raise InputError(
+                f"unknown {self.kind} {name!r};{hint} available: {known}, "
+                "or an import path package.module:Name"
+            )
+        return self._import(found) if isinstance(found, str) else found
 
     def _import(self, path: str) -> type[Any]:
         module_name, _, attribute = path.partition(":")
@@ -116,50 +87,44 @@ class Registry:
             # A module that the user's own module fails to import is another matter: see below.
             if error.name and (module_name + ".").startswith(error.name + "."):
                 raise InputError(
-                    f"{self.kind} {path!r}: there is no module {error.name!r}, neither among "
-                    "Python's packages nor in the current directory"
+                    f"{self.kind} {path!r}: there is no module {error.name!r}, neither in the current "
+                    "directory nor among Python's packages"
                 ) from None
-            raise InputError(
-                f"{self.kind} {path!r}: importing {module_name!r} failed: {one_line(error)}"
-            ) from error
+            raise self._broken(module_name, path, error) from error
         except (Exception, SystemExit) as error:
-            raise InputError(
-                f"{self.kind} {path!r}: importing {module_name!r} failed: {one_line(error)}"
-            ) from error
+            raise self._broken(module_name, path, error) from error
 
-
-def nearest(word: str, options: Iterable[str]) -> str:
-    """``" did you mean 'x'?"`` with the nearest of ``options``, or "" where none is near."""
-    by_lower = {option.lower(): option for option in options}
-    found = difflib.get_close_matches(word.lower(), list(by_lower), n=1, cutoff=0.5)
-    return f" did you mean {by_lower[found[0]]!r}?" if found else ""
-
-
-def one_line(error: BaseException) -> str:
-    """An exception's type and text in one line."""
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+    def _broken(self, module_name: str, path: str, error: BaseException) -> InputError:
+        return InputError(
+            f"{self.kind} {path!r}: importing {module_name!r} failed: {one_line(error)}"
+        )
 
 
 def _import_here(module_name: str) -> ModuleType:
-    """Imports a module; one that Python does not find is looked for in the current directory."""
-    top = module_name.partition(".")[0]
-    try:
+    """Imports a module, the current directory's own before any other of that name."""
+    here = _current_directory()
+    if here is None:
         return importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        here = _current_directory()
-        if error.name != top or here is None or here in sys.path:
-            raise
-    # At the end: a file of the user's must not take the place of an installed package.
-    sys.path.append(here)
     # The finder remembers directory listings, and the file may be seconds old.
     importlib.invalidate_caches()
-    try:
-        return importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        if error.name == top:
-            sys.path.remove(here)
-        raise
+    top = module_name.partition(".")[0]
+    theirs = Path(here, *module_name.split("."))
+    is_theirs = theirs.with_suffix(".py").is_file() or (theirs / "__init__.py").is_file()
+    if is_theirs and here not in sys.path:
+        # At the end: a file of the user's must not take the place of a package that others import.
+        sys.path.append(here)
+    if is_theirs and top not in sys.modules and top not in sys.stdlib_module_names:
+        # An installed package, or one beside the command, may have this name too.
+        spec = PathFinder.find_spec(top, [here])
+        assert spec is not None
+        sys.modules[top] = importlib.util.module_from_spec(spec)
+        try:
+            if spec.loader is not None:
+                spec.loader.exec_module(sys.modules[top])
+        except BaseException:
+            del sys.modules[top]
+            raise
+    return importlib.import_module(module_name)
 
 
 def _current_directory() -> str | None:
@@ -173,16 +138,6 @@ def _first_line(cls: type) -> str:
     return (cls.__doc__ or "").strip().partition("\n")[0].strip()
 
 
-def _path(cls: type) -> str:
-    return f"{cls.__module__}:{cls.__qualname__}"
-
-
 def _with_colon(name: str) -> str:
     module, _, attribute = name.rpartition(".")
     return f"{module}:{attribute}"
-
-
-MODELS = Registry("model")
-GUIDES = Registry("guide")
-OBJECTIVES = Registry("objective")
-DATA_SOURCES = Registry("data source")

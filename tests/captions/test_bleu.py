@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import cli
-from captions.copies import SHARED
+from tests.data.captions.copies import SHARED
 from wsram_ppl.captions.bleu import corpus_bleu, score_files
 from wsram_ppl.errors import InputError
 

@@ -13,15 +13,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from captions.test_captioner import make_batch, make_model, randomize
 from models.speaking import Telling
-from wsram_ppl.captions import SceneCaptions
+from tests.models.test_captioner import make_batch, make_model, randomize
 from wsram_ppl.captions.decoding import Looks, beam_search, follow, sample
 from wsram_ppl.captions.evaluation import Decoding, can_speak, describe
-from wsram_ppl.captions.vocabulary import END, START, UNKNOWN
 from wsram_ppl.data import SampleDigits
+from wsram_ppl.data.captions import SceneCaptions
+from wsram_ppl.data.captions.vocabulary import END, START, UNKNOWN
 from wsram_ppl.errors import InputError
-from wsram_ppl.handlers import ForceSamples, Mode
+from wsram_ppl.primitives.handlers import ForceSamples, Mode
 
 VOCABULARY = 5
 WORDS = [END, 3, 4]

@@ -27,8 +27,8 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from wsram_ppl.handlers import ForceSamples
 from wsram_ppl.objectives import Objective
+from wsram_ppl.primitives.handlers import ForceSamples
 
 Tables = Sequence[Tensor]
 

@@ -16,8 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from wsram_ppl.handlers import ForceSamples
 from wsram_ppl.objectives import Objective, VariationalBound, WakeSleep
+from wsram_ppl.primitives.handlers import ForceSamples
 
 from .enumeration import (
     Problem,

@@ -18,9 +18,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from guides import Prior
-from wsram_ppl.handlers import ForceSamples
+from wsram_ppl.guides import Prior
 from wsram_ppl.objectives import WakeSleep
+from wsram_ppl.primitives.handlers import ForceSamples
 
 from .enumeration import assert_equal, examples
 from .test_plates import OBJECTIVES

@@ -14,9 +14,9 @@ from pyro import poutine
 from pyro.infer import config_enumerate
 from torch import Tensor
 
-from guides import Prior
-from wsram_ppl.handlers import ForceSamples
+from wsram_ppl.guides import Prior
 from wsram_ppl.objectives import ImportanceBound, Objective, VariationalBound, WakeSleep
+from wsram_ppl.primitives.handlers import ForceSamples
 
 Program = Callable[..., Any]
 Y = torch.tensor([0.0, 1.0, 1.0, 0.0])

@@ -17,10 +17,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from guides import Prior
-from wsram_ppl.handlers import ForceSamples
+from wsram_ppl.guides import Prior
 from wsram_ppl.objectives import Objective, VariationalBound
 from wsram_ppl.objectives import estimators as e
+from wsram_ppl.primitives.handlers import ForceSamples
 
 from .enumeration import examples
 from .test_plates import OBJECTIVES

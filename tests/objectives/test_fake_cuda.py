@@ -22,7 +22,7 @@ from torch._subclasses.fake_tensor import (
     FakeTensorMode,
 )
 
-from guides import Prior
+from wsram_ppl.guides import Prior
 from wsram_ppl.objectives import Objective, WakeSleep
 
 from .test_plates import OBJECTIVES

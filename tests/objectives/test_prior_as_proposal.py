@@ -13,7 +13,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from guides import Prior
+from wsram_ppl.guides import Prior
 from wsram_ppl.objectives import ImportanceBound, Objective, VariationalBound, WakeSleep
 
 from .enumeration import (

@@ -20,9 +20,9 @@ from pyro import poutine
 from pyro.infer import SVI
 from torch import Tensor, nn
 
-from guides import Prior
-from wsram_ppl.handlers import ForceSamples
+from wsram_ppl.guides import Prior
 from wsram_ppl.objectives import ImportanceBound, Objective
+from wsram_ppl.primitives.handlers import ForceSamples
 
 from .enumeration import (
     Problem,

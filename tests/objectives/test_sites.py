@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from pyro import poutine
 from torch import Tensor
 
-from wsram_ppl.distributions import Categorical
 from wsram_ppl.objectives import sites
 from wsram_ppl.objectives.sites import Site, evaluate, log_density, random_sites
+from wsram_ppl.primitives.distributions import Categorical
 
 FEW = settings(max_examples=60, deadline=None)
 STEPS, ROWS, KEPT = 3, 6, 4

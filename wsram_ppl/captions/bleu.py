@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from wsram_ppl.captions.vocabulary import TOKENISATION, normalize
-from wsram_ppl.errors import InputError
+from wsram_ppl.data.captions.vocabulary import TOKENISATION, normalize
+from wsram_ppl.errors import InputError, one_line
 from wsram_ppl.files import read_text
-from wsram_ppl.registry import one_line
 
 __all__ = ["TOKENISATIONS", "Bleu", "corpus_bleu", "score_files"]
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from wsram_ppl.captions.vocabulary import END, START, UNKNOWN
+from wsram_ppl.data.captions.vocabulary import END, START, UNKNOWN
 from wsram_ppl.errors import InputError
 
 __all__ = ["Looks", "Sentences", "Speaker", "beam_search", "follow", "sample"]

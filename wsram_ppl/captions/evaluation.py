@@ -7,12 +7,12 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from wsram_ppl.captions.batches import CaptionSource, Examples, HeldOut
 from wsram_ppl.captions.bleu import Bleu, corpus_bleu
 from wsram_ppl.captions.decoding import Sentences, Speaker, beam_search, sample
 from wsram_ppl.data import DataSource
+from wsram_ppl.data.captions.batches import CaptionSource, Examples, HeldOut
 from wsram_ppl.errors import InputError
-from wsram_ppl.evaluation import evaluating
+from wsram_ppl.training.evaluation import evaluating
 
 
 class Decoding(NamedTuple):

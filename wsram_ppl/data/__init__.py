@@ -8,7 +8,7 @@ from typing import Protocol, Self, runtime_checkable
 import torch
 from torch import Tensor
 
-from wsram_ppl.data.digits import MNISTDigits, SampleDigits
+from wsram_ppl.data.digits.source import MNISTDigits, SampleDigits
 
 __all__ = ["DataSource", "MNISTDigits", "SampleDigits", "training_rows"]
 

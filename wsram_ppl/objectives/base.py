@@ -14,10 +14,10 @@ from pyro.infer.util import torch_backward
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor, nn
 
-from wsram_ppl.handlers import AllParticles, ConstantSamples, Propose, Reuse
 from wsram_ppl.objectives import estimators
 from wsram_ppl.objectives.particles import Particles, combine, read_draw
 from wsram_ppl.objectives.running import RunningMeans
+from wsram_ppl.primitives.handlers import AllParticles, ConstantSamples, Propose, Reuse
 
 Program = Callable[..., Any]
 
@@ -89,7 +89,7 @@ class Objective(ELBO):
         vectorize_particles: draw all particles in one run, as a plate left of all others. Otherwise
             one after the other, which also allows runs of different structure.
         strict_enumeration_warning, retain_graph: as in Pyro's ``ELBO``.
-        regularizer: exploration terms and a tempered proposal (:mod:`wsram_ppl.exploration`).
+        regularizer: exploration terms and a tempered proposal (:mod:`wsram_ppl.objectives.exploration`).
 
     Attributes:
         statistics: of the last evaluation, constants on the device of the data: ``bound`` (mean per

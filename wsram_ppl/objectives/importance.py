@@ -8,10 +8,8 @@ from wsram_ppl.objectives import estimators
 from wsram_ppl.objectives.base import Objective, Regularizer
 from wsram_ppl.objectives.estimators import weighted
 from wsram_ppl.objectives.particles import Particles
-from wsram_ppl.registry import OBJECTIVES
 
 
-@OBJECTIVES.register("importance")
 class ImportanceBound(Objective):
     r"""Importance bound L_M = E[log mean_m w~_m] with its exact gradient (VIMCO for the guide).
 

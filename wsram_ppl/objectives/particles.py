@@ -15,9 +15,9 @@ from pyro.distributions.util import scale_and_mask
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
-from wsram_ppl.handlers import PARTICLE_PLATE
 from wsram_ppl.objectives.baselines import Baseline
 from wsram_ppl.objectives.sites import Site, evaluate, log_density, random_sites
+from wsram_ppl.primitives.handlers import PARTICLE_PLATE
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from pyro.poutine.subsample_messenger import _Subsample
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
-from wsram_ppl.distributions import kind, stack
+from wsram_ppl.primitives.distributions import kind, stack
 
 Site = Mapping[str, Any]
 

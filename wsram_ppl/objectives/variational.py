@@ -11,7 +11,6 @@ from wsram_ppl.objectives import estimators
 from wsram_ppl.objectives.base import Objective, Regularizer
 from wsram_ppl.objectives.estimators import weighted
 from wsram_ppl.objectives.particles import Draw, Latent, Particles
-from wsram_ppl.registry import OBJECTIVES
 
 #: Why a baseline is valid: it may use anything that is known before a_n is drawn.
 _TOO_LATE = (
@@ -20,7 +19,6 @@ _TOO_LATE = (
 )
 
 
-@OBJECTIVES.register("variational")
 class VariationalBound(Objective):
     r"""Variational bound F = E_q[log w~] by score functions (VAR; NVIL for the guide).
 

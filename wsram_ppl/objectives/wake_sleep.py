@@ -10,19 +10,17 @@ from pyro import poutine
 from pyro.distributions import Unit
 from torch import Tensor
 
-from wsram_ppl.handlers import ConstantSamples, Propose
 from wsram_ppl.objectives import estimators
 from wsram_ppl.objectives.base import Objective, Program, Regularizer, is_prior, values_of
 from wsram_ppl.objectives.baselines import Baseline
 from wsram_ppl.objectives.estimators import weighted
 from wsram_ppl.objectives.particles import Draw, Layout, Particles, Term
 from wsram_ppl.objectives.sites import evaluate, log_density, random_sites
-from wsram_ppl.registry import OBJECTIVES
+from wsram_ppl.primitives.handlers import ConstantSamples, Propose
 
 CONTROL_VARIATES = ("none", "self-normalized", "unnormalized", "adaptive", "learned")
 
 
-@OBJECTIVES.register("wake-sleep")
 class WakeSleep(Objective):
     r"""Reweighted wake-sleep with control variates, bound L_M (WS-RAM; sleep-q by ``insomnia``).
 

@@ -2,7 +2,7 @@
 
 The folder of a study holds::
 
-    runs/VARIANT/seed-N/            run directories (:mod:`wsram_ppl.runs`)
+    runs/VARIANT/seed-N/            run directories (:mod:`wsram_ppl.runs.directory`)
     search/VARIANT/CANDIDATE/       those of the search's trials
     specs/, logs/                   what each run was started from and what it printed, by the same names
     interrupted/                    runs that were not finished, put aside for those of another spec
@@ -24,12 +24,12 @@ from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
+from wsram_ppl.config import Spec
 from wsram_ppl.errors import InputError, Interrupted, RunError
 from wsram_ppl.files import make_folder, write_atomically
-from wsram_ppl.runs import SPEC, SUMMARY, RunDirectory
-from wsram_ppl.spec import Spec
+from wsram_ppl.runs.directory import SPEC, SUMMARY, RunDirectory
 from wsram_ppl.studies.definition import Candidate, Search, Study, Variant
-from wsram_ppl.studies.jobs import Job, Watcher, last_line, run_jobs
+from wsram_ppl.studies.executors import Job, Watcher, last_line, run_jobs
 from wsram_ppl.studies.results import read_summary
 
 __all__ = ["Call", "Comparison", "Trial", "VariantRun", "compare"]

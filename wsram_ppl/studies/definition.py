@@ -38,8 +38,8 @@ from typing import Annotated, Any, Final, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveInt
 
+from wsram_ppl.config import Spec, check_table, parse_spec, read_toml, read_value
 from wsram_ppl.errors import InputError
-from wsram_ppl.spec import Spec, check_table, parse_spec, read_toml, read_value
 
 __all__ = ["FIGURES", "Candidate", "Search", "Study", "Variant", "load_study"]
 

@@ -20,11 +20,11 @@ import numpy as np
 import pyro
 import torch
 
-from wsram_ppl import __version__, pictures
-from wsram_ppl.evaluation import pyro_settings
+from wsram_ppl import __version__
+from wsram_ppl.drawing import glimpses as pictures
+from wsram_ppl.errors import one_line
 from wsram_ppl.files import make_folder, write_atomically
-from wsram_ppl.registry import one_line
-from wsram_ppl.runs import RunDirectory
+from wsram_ppl.runs.directory import RunDirectory
 from wsram_ppl.studies.comparison import Comparison, VariantRun
 from wsram_ppl.studies.figures import Drawn, Line, draw
 from wsram_ppl.studies.results import (
@@ -36,6 +36,7 @@ from wsram_ppl.studies.results import (
     table_csv,
     table_markdown,
 )
+from wsram_ppl.training.evaluation import pyro_settings
 
 __all__ = ["Written", "environment", "write_report"]
 

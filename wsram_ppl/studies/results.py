@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsram_ppl.errors import InputError
-from wsram_ppl.runs import METRICS, SUMMARY
+from wsram_ppl.runs.directory import METRICS, SUMMARY
 
 __all__ = [
     "THRESHOLDS",

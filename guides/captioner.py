@@ -1,0 +1,82 @@
+"""The inference network of the captioner: look where it pays, knowing the sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+import pyro
+import torch
+from pyro.nn import PyroModule
+from torch import Tensor
+
+from wsram_ppl.errors import InputError
+from wsram_ppl.models.captioner import SITES, GlimpseCaptioner, counting
+from wsram_ppl.models.captioner_network import SentenceBaselines
+from wsram_ppl.models.classifier_network import ProposalNetwork, submodule
+
+
+class CaptionInferenceNetwork(PyroModule):
+    """Proposes where to look for each word, from the captioner's state and the sentence (WS-RAM+q).
+
+    q(a_t | a_<t, y, I): a layer on [r2_t, one_hot(word)] and a policy of the captioner's form. The
+    recurrence is the captioner's own, cut off from this network's gradient.
+
+    Args:
+        model: the :class:`~wsram_ppl.models.captioner.GlimpseCaptioner` to propose for. It is not made a
+            submodule: its parameters stay its own.
+        word: which word it is shown before step t: the one that precedes it (as the paper has it), or
+            the one that is to be predicted.
+    """
+
+    def __init__(
+        self, model: GlimpseCaptioner, *, word: Literal["preceding", "current"] = "current"
+    ) -> None:
+        # The name keeps its parameters apart from the model's in Pyro's global parameter store.
+        super().__init__("guide")
+        if not isinstance(model, GlimpseCaptioner):
+            raise InputError(
+                f"guide 'caption-inference' proposes for 'glimpse-captioner', not for "
+                f"{type(model).__name__}: use guide 'prior', or name a guide of your own"
+            )
+        network, hidden = model.network, model.network.hidden
+        self._model = (model,)  # in a tuple, lest nn.Module registers it
+        self.shift = 1 if word == "preceding" else 0
+        policy = network.make_policy()
+        self.network = ProposalNetwork(hidden, hidden, model.vocabulary, policy)
+        self.baselines = SentenceBaselines(hidden, model.vocabulary, SITES)
+
+    @property
+    def model(self) -> GlimpseCaptioner:
+        return self._model[0]
+
+    def forward(
+        self,
+        words: Tensor,
+        mask: Tensor,
+        *maps: Tensor,
+        observations: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        """The Pyro program, on a batch of captions, or on a fantasy's own words."""
+        proposal, baselines = submodule(self, "network"), submodule(self, "baselines")
+        to_come = baselines.to_come(words, mask)
+        counted = mask.unbind(-1)
+        last = len(counted) - 1
+        if observations is not None:
+            dreamt = [observations[f"word_{t}"] for t in range(1, last + 1)]
+            words = torch.stack(torch.broadcast_tensors(words[:, 0], *dreamt), -1)
+        model, network = self.model, self.model.network
+        view = network.start(*maps)
+        heard = network.hear_all(view, words)
+        labels = proposal.label(words.movedim(-1, 0)).unbind(0)
+        r1, r2 = view.first, view.second
+        with pyro.plate("captions", mask.shape[0], dim=-1):
+            for t in range(1, last + 1):
+                with counting(counted[t]):
+                    r2 = network.decide(heard[t - 1], r1, r2)
+                    state = r2.output.detach()
+                    choice = proposal(state, labels[t - self.shift], view.cells)
+                    infer = baselines.declare(range(SITES), state, to_come[t])
+                    layer, location = model.sample_look(t, choice, view.cells, infer)
+                if t < last:  # what follows the last look chooses nothing
+                    r1 = network.look(view, layer, location, heard[t - 1], r1)

@@ -1,0 +1,73 @@
+"""The inference network of the glimpse classifier: look where it pays, knowing the label."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import pyro
+from pydantic import PositiveInt
+from pyro.nn import PyroModule
+from torch import Tensor
+
+from wsram_ppl.errors import InputError
+from wsram_ppl.models.classifier import GlimpseClassifier
+from wsram_ppl.models.classifier_network import Policy, ProposalNetwork, Sight, SiteBaselines, submodule
+
+
+class InferenceNetwork(PyroModule):
+    """Proposes glimpses from the classifier's recurrent state and the true label (WS-RAM+q).
+
+    q(a_n | a_<n, y, I): a layer on [r2_{n-1}, one_hot(y)] and a policy of the classifier's form. The
+    recurrence is the classifier's own, cut off from this network's gradient.
+
+    Args:
+        model: the :class:`~wsram_ppl.models.classifier.GlimpseClassifier` to propose for. It is not made a
+            submodule: its parameters stay its own.
+        hidden: units of the layer; by default as many as the classifier's.
+    """
+
+    def __init__(self, model: GlimpseClassifier, *, hidden: PositiveInt | None = None) -> None:
+        # The name keeps its parameters apart from the model's in Pyro's global parameter store.
+        super().__init__("guide")
+        if not isinstance(model, GlimpseClassifier):
+            raise InputError(
+                f"guide 'inference' proposes for 'glimpse-classifier', not for {type(model).__name__}: "
+                "use guide 'prior', or name a guide of your own"
+            )
+        network = model.network
+        hidden = hidden or network.hidden
+        self._model = (model,)  # in a tuple, lest nn.Module registers it
+        policy = Policy(hidden, len(model.scales))
+        self.network = ProposalNetwork(network.hidden, hidden, model.classes, policy)
+        self.baselines = SiteBaselines(network.hidden, model.classes, 2 * model.num_glimpses)
+
+    @property
+    def model(self) -> GlimpseClassifier:
+        return self._model[0]
+
+    def forward(
+        self,
+        images: Tensor | Sight,
+        labels: Tensor | None = None,
+        observations: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        """The Pyro program. ``images [B, height, width]``; labels ``[B]``, or a fantasy's own.
+
+        Raises:
+            InputError: no label to infer from.
+        """
+        if observations is not None:
+            labels = observations["label"]
+        if labels is None:
+            raise InputError("guide 'inference' needs labels: to look without them, run the model")
+        proposal, baselines = submodule(self, "network"), submodule(self, "baselines")
+        model, network = self.model, self.model.network
+        label, label_of_baselines = proposal.label(labels), baselines.label(labels)
+        pyramid, r1, r2 = network.start(images)
+        with pyro.plate("images", r2.shape[0], dim=-1):
+            for n in range(model.num_glimpses):
+                infer = model.declare_baseline(baselines, n, r2.detach(), label_of_baselines)
+                location, scale = model.sample_glimpse(n, proposal(r2.detach(), label), infer)
+                if n + 1 < model.num_glimpses:  # what follows the last glimpse chooses nothing
+                    r1 = network.look(pyramid, location, scale, r1)
+                    r2 = network.decide(r1, r2)

@@ -1,0 +1,191 @@
+"""The captioner: a prediction network that samples where to look for each word."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from typing import Annotated, Any, Literal, NamedTuple
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pydantic import Field, PositiveInt
+from pyro import poutine
+from pyro.nn import PyroModule
+from pyro.poutine.mask_messenger import MaskMessenger
+from pyro.poutine.runtime import InferDict
+from torch import Tensor
+
+from models.speaking import GlimpseSpeaker
+from wsram_ppl.errors import InputError
+from wsram_ppl.models.captioner_network import CaptionNetwork, Cells, Choice, SentenceBaselines
+from wsram_ppl.models.classifier_network import submodule
+from wsram_ppl.primitives.distributions import Categorical
+from wsram_ppl.training.evaluation import Measure
+
+#: Latent sites per word.
+SITES = 2
+
+
+class Script(NamedTuple):
+    """What one run of the captioner did for the words 1..T, each ``[..., B, T]`` (and ``2``).
+
+    Attributes:
+        words: said or given.
+        layers: looked at.
+        locations: cells, or (x, y).
+    """
+
+    words: Tensor
+    layers: Tensor
+    locations: Tensor
+
+
+class GlimpseCaptioner(PyroModule):
+    """Writes a sentence about a picture, looking at a sampled place and layer for each word (WS-RAM).
+
+    The prediction network of Ba et al. (2015), section 5.2, as a Pyro model. In plate ``captions`` it
+    samples for each word t = 1..T, masked beyond a sentence's end,
+
+    * ``layer_t`` ~ Categorical(logits(r2)), a layer of the conv net;
+    * ``location_t``, where to look in it. With ``location = "grid"`` ~ Categorical over the layer's
+      cells, scored by their content (its value is the cell's number among those of all layers); with
+      ``"gaussian"`` ~ Normal(mean(r2), location_std), (x, y) in units where the picture spans [-1, 1]^2,
+      read bilinearly;
+    * ``word_t`` ~ Categorical(logits(r1)).
+
+    Every latent site declares a baseline on the recurrent state and the words to come, for objectives
+    that use one.
+
+    Args:
+        vocabulary: number of words; by default the data's.
+        channels: of each layer of the conv net; by default the data's.
+        hidden: units of every layer.
+        location: how a place is chosen.
+        location_std: standard deviation of a Gaussian location; a scalar buffer, so that it can be
+            scheduled.
+        dropout: of words, what is seen, and the state that words are predicted from.
+    """
+
+    #: Batch dimensions used by plates, for objectives.
+    max_plate_nesting = 1
+
+    location_std: Tensor
+
+    def __init__(
+        self,
+        *,
+        vocabulary: PositiveInt | None = None,
+        channels: tuple[PositiveInt, ...] | None = None,
+        hidden: PositiveInt = 256,
+        location: Literal["grid", "gaussian"] = "grid",
+        location_std: Annotated[float, Field(gt=0)] = 0.15,
+        dropout: Annotated[float, Field(ge=0, lt=1)] = 0.3,
+    ) -> None:
+        super().__init__()
+        if vocabulary is None or not channels:
+            raise InputError(
+                "the captioner needs the number of words (vocabulary) and the channels of each layer, "
+                "which a source of captions tells: choose one as [data], or set both"
+            )
+        self.vocabulary, self.location = vocabulary, location
+        self.network = CaptionNetwork(hidden, vocabulary, tuple(channels), location == "grid", dropout)
+        self.baselines = SentenceBaselines(hidden, vocabulary, SITES)
+        self.register_buffer("location_std", torch.tensor(float(location_std)))
+
+    def forward(self, words: Tensor, mask: Tensor, *maps: Tensor) -> Script:
+        """The Pyro program, on a batch of :mod:`wsram_ppl.data.captions`.
+
+        ``words [B, T + 1]`` from the start mark on, ``mask [B, T + 1]``, and for each layer
+        ``[B, channels, height, width]``.
+        """
+        network = submodule(self, "network")
+        given, counted = words.unbind(-1), mask.unbind(-1)
+        view = network.start(*maps)
+        heard = network.hear_all(view, words)
+        baselines = submodule(self, "baselines")
+        to_come = baselines.to_come(words, mask)
+        drive, r1, r2 = heard[0], view.first, view.second
+        said, layers, locations = [], [], []
+        with pyro.plate("captions", words.shape[0], dim=-1):
+            for t in range(1, len(given)):
+                with counting(counted[t]):
+                    r2 = network.decide(drive, r1, r2)
+                    choice = network.policy(r2.output, view.cells)
+                    infer = baselines.declare(range(SITES), r2.output, to_come[t])
+                    layer, location = self.sample_look(t, choice, view.cells, infer)
+                    r1 = network.look(view, layer, location, drive, r1)
+                    logits = network.say(r1).to(self.location_std)
+                    word = pyro.sample(f"word_{t}", Categorical(logits), obs=given[t])
+                # A word that was sampled, not given, is heard as it was said.
+                drive = heard[t] if word is given[t] else network.hear(view, word)
+                said.append(word)
+                layers.append(layer)
+                locations.append(location)
+        return Script(
+            torch.stack(torch.broadcast_tensors(*said), -1),
+            torch.stack(layers, -1),
+            torch.stack(locations, -1 if self.network.by_cell else -2),
+        )
+
+    def sample_look(
+        self, t: int, choice: Choice, cells: Cells, infer: Sequence[InferDict] = ({}, {})
+    ) -> tuple[Tensor, Tensor]:
+        """Samples sites ``layer_t`` and ``location_t``, for the guide as for the model."""
+        layers, place = (parameter.to(self.location_std) for parameter in choice)
+        layer = pyro.sample(f"layer_{t}", Categorical(layers), infer=infer[0])
+        where: dist.TorchDistribution
+        if self.location == "grid":
+            elsewhere = cells.layer != layer.unsqueeze(-1)
+            where = Categorical(place.masked_fill(elsewhere, -torch.inf))
+        else:
+            where = dist.Normal(place, self.location_std).to_event(1)
+        return layer, pyro.sample(f"location_{t}", where, infer=infer[1])
+
+    # What training, evaluation and decoding ask of a model.
+
+    def speaker(self, paths: int | None = None) -> GlimpseSpeaker:
+        """Says sentences a word at a time, on ``paths`` sampled paths of looks; None: the modes'."""
+        return GlimpseSpeaker(self, paths)
+
+    @torch.no_grad()
+    def metrics(self, words: Tensor, mask: Tensor, *others: Any) -> dict[str, Measure]:
+        """Measures of a batch ``(words, mask, *maps, samples)``, from sampled paths of looks.
+
+        * ``nll_per_word``: -log of the mean probability of the sentence over paths, per word;
+        * ``words``: number of words predicted per sentence, the end mark included;
+        * ``entropy``: of the choices of layer and location, in nats per word;
+        * ``layer_l``: the fraction of looks at layer l.
+        """
+        *maps, samples = others
+        with poutine.trace() as tracer, pyro.plate("samples", samples, dim=-2):
+            script = self(words, mask, *maps)
+        steps = range(1, words.shape[1])
+        nodes: Any = tracer.trace.nodes
+        sites = [nodes[f"word_{t}"] for t in steps]
+        probabilities = [site["fn"].log_prob(site["value"]) * site["mask"] for site in sites]
+        each = torch.stack(torch.broadcast_tensors(*probabilities)).sum(0)
+        each = each.expand(samples, len(words)).logsumexp(0) - math.log(samples)
+        counted = mask[:, 1:]
+        count = counted.sum(-1)
+        found: dict[str, Measure] = {
+            "nll_per_word": Measure(-each / count, count),
+            "words": Measure(count),
+        }
+        entropies = [
+            nodes[f"{kind}_{t}"]["fn"].entropy().expand(samples, len(words)).mean(0)
+            for t in steps
+            for kind in ("layer", "location")
+        ]
+        undecided = torch.stack(entropies, -1).unflatten(-1, (-1, SITES)).sum(-1)
+        found["entropy"] = Measure((undecided * counted).sum(-1) / count, count)
+        for layer in range(len(self.network.channels)):
+            share = (script.layers == layer).expand(samples, *counted.shape).to(each.dtype).mean(0)
+            found[f"layer_{layer}"] = Measure((share * counted).sum(-1) / count, count)
+        return found
+
+
+def counting(mask: Tensor) -> AbstractContextManager[Any]:
+    """Sites count only where the mask ``[B]`` is true (Pyro's type asks for less than it takes)."""
+    return MaskMessenger(mask)  # type: ignore[arg-type]

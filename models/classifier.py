@@ -1,0 +1,195 @@
+"""The glimpse classifier: a prediction network that samples where to look."""
+
+from __future__ import annotations
+
+from typing import Annotated, NamedTuple
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pydantic import Field, PositiveInt
+from pyro.nn import PyroModule
+from pyro.poutine.runtime import InferDict
+from torch import Tensor
+
+from wsram_ppl.drawing.glimpses import Gaze
+from wsram_ppl.errors import InputError
+from wsram_ppl.models.classifier_network import GlimpseNetwork, Sight, SiteBaselines, submodule
+from wsram_ppl.primitives.distributions import Categorical
+from wsram_ppl.primitives.glimpses import extract, window
+from wsram_ppl.primitives.handlers import Mode
+
+
+class Looks(NamedTuple):
+    """What one run of the classifier did: ``[..., B, classes]``, ``[..., B, N, 2]``, ``[..., B, N]``."""
+
+    logits: Tensor
+    locations: Tensor
+    scales: Tensor
+
+
+class GlimpseClassifier(PyroModule):
+    """Classifies an image from a few glimpses, each at a sampled location and scale (WS-RAM).
+
+    The prediction network of Ba et al. (2015), sections 3 and 5.1, as a Pyro model. In plate
+    ``images`` it samples, for each glimpse n = 1..N,
+
+    * ``location_n`` ~ Normal(mean(r2), location_std), (x, y) in units where the image spans
+      [-1, 1]^2, (0, 0) its centre;
+    * ``scale_n`` ~ Categorical(logits(r2)), an index into ``scales``;
+
+    and then ``label`` ~ Categorical(logits(r1)). Every latent site declares a baseline on the recurrent
+    state (and the label), for objectives that use one.
+
+    Args:
+        hidden: H, units of every layer.
+        num_glimpses: N.
+        patch: k; a glimpse is k x k pixels.
+        scales: pixels of the image per pixel of the glimpse, one per scale to choose from.
+        location_std: standard deviation of a location; a scalar buffer, so that it can be scheduled.
+        classes: number of labels.
+    """
+
+    #: Batch dimensions used by plates, for objectives.
+    max_plate_nesting = 1
+
+    location_std: Tensor
+
+    def __init__(
+        self,
+        *,
+        hidden: PositiveInt = 128,
+        num_glimpses: PositiveInt = 4,
+        patch: PositiveInt = 12,
+        scales: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (1, 2, 4),
+        location_std: Annotated[float, Field(gt=0)] = 0.15,
+        classes: Annotated[int, Field(ge=2)] = 10,
+    ) -> None:
+        super().__init__()
+        if len(set(scales)) < len(scales):
+            raise InputError(f"scales {list(scales)} holds a scale twice: each is one choice")
+        self.num_glimpses, self.classes, self.scales = num_glimpses, classes, tuple(scales)
+        self.network = GlimpseNetwork(hidden, patch, tuple(scales), classes)
+        self.baselines = SiteBaselines(hidden, classes, 2 * num_glimpses)
+        self.register_buffer("location_std", torch.tensor(float(location_std)))
+
+    def forward(self, images: Tensor | Sight, labels: Tensor | None = None) -> Looks:
+        """The Pyro program. ``images [B, height, width]`` in [0, 1], ``labels [B]`` or None."""
+        network, baselines = submodule(self, "network"), submodule(self, "baselines")
+        pyramid, r1, r2 = network.start(images)
+        label = None if labels is None else baselines.label(labels)
+        locations, scales = [], []
+        with pyro.plate("images", r2.shape[0], dim=-1):
+            for n in range(self.num_glimpses):
+                r2 = network.decide(r1, r2) if n else r2
+                infer = self.declare_baseline(baselines, n, r2, label)
+                location, scale = self.sample_glimpse(n, network.policy(r2), infer)
+                r1 = network.look(pyramid, location, scale, r1)
+                locations.append(location)
+                scales.append(scale)
+            logits = network.classify(r1).to(self.location_std)
+            pyro.sample("label", Categorical(logits), obs=labels)
+        return Looks(logits, torch.stack(locations, -2), torch.stack(scales, -1))
+
+    def sample_glimpse(
+        self, n: int, policy: tuple[Tensor, Tensor], infer: list[InferDict]
+    ) -> tuple[Tensor, Tensor]:
+        """Samples sites ``location_{n+1}`` and ``scale_{n+1}``, for the guide as for the model."""
+        mean, logits = (parameter.to(self.location_std) for parameter in policy)
+        where = dist.Normal(mean, self.location_std).to_event(1)
+        location = pyro.sample(f"location_{n + 1}", where, infer=infer[0])
+        scale = pyro.sample(f"scale_{n + 1}", Categorical(logits), infer=infer[1])
+        return location, scale
+
+    def declare_baseline(
+        self, baselines: SiteBaselines, n: int, r2: Tensor, label: Tensor | None
+    ) -> list[InferDict]:
+        """``infer`` for the two sites of glimpse n: a baseline on the state and an embedded label."""
+        if label is None:
+            return [{}, {}]
+        return baselines.declare((2 * n, 2 * n + 1), r2, label)
+
+    # What training, evaluation and pictures ask of a model.
+
+    def prepare(self, images: Tensor, labels: Tensor) -> tuple[Sight, Tensor]:
+        """A batch as :meth:`forward` and the guides take it too, done all that needs no parameter."""
+        return self.network.see(images), labels
+
+    @torch.no_grad()
+    def look(self, images: Tensor, samples: int | None = None) -> Looks:
+        """Runs on images without labels: ``samples`` sampled glimpse sequences, or the mode's if None.
+
+        Leading dimension of the result: ``samples`` (1 for the mode).
+        """
+        if samples is None:
+            with Mode():
+                return Looks(*(x.unsqueeze(0) for x in self(images)))
+        with pyro.plate("samples", samples, dim=-2):
+            looks = self(images)
+        return Looks(
+            *(x.expand(samples, *x.shape[-rest:]) for x, rest in zip(looks, (2, 3, 2), strict=True))
+        )
+
+    @torch.no_grad()
+    def gaze(self, images: Tensor, labels: Tensor) -> Gaze:
+        """Where the policy's modes look in each image, for a picture."""
+        looks = self.look(images)
+        pyramid = self.network.see(images).pyramid
+        patches, windows = [], []
+        for n in range(self.num_glimpses):
+            location, scale = looks.locations[0, :, n], looks.scales[0, :, n]
+            seen = extract(pyramid, location, scale)
+            patches.append(seen.unflatten(-1, (self.network.patch, self.network.patch)))
+            factor = images.new_tensor(self.scales)[scale]
+            size = images.shape[-2], images.shape[-1]
+            windows.append(torch.stack(window(location, factor, size, self.network.patch), -1))
+        confidence, predicted = torch.softmax(looks.logits[0], -1).max(-1)
+        captions = [
+            f"a {label}, read as {guess} ({sure:.0%})"
+            for label, guess, sure in zip(
+                labels.tolist(), predicted.tolist(), confidence.tolist(), strict=True
+            )
+        ]
+        return Gaze(
+            images,
+            torch.stack(windows, 1),
+            torch.stack(patches, 1),
+            captions,
+            (predicted == labels).tolist(),
+        )
+
+    @torch.no_grad()
+    def metrics(self, images: Tensor, labels: Tensor, samples: int) -> dict[str, Tensor]:
+        """Per-image measures ``[B]`` of prediction and attention, from sampled glimpse sequences.
+
+        * ``error``: 1 where the most probable label, by mean probability over sequences, is wrong;
+        * ``mode_error``: the same for the sequence of the policy's modes;
+        * ``distance``: of the glimpses from the image's centre of brightness, in pixels;
+        * ``scale_s``: the fraction of glimpses at scale s.
+        """
+        looks = self.look(images, samples)
+        predicted = torch.softmax(looks.logits, -1).mean(0).argmax(-1)
+        mode = self.look(images).logits[0].argmax(-1)
+        size = images.new_tensor([images.shape[-1] / 2, images.shape[-2] / 2])
+        centre = _centre_of_brightness(images)
+        offset = (looks.locations - centre[:, None]) * size
+        measures = {
+            "error": (predicted != labels).to(images.dtype),
+            "mode_error": (mode != labels).to(images.dtype),
+            "distance": offset.norm(dim=-1).mean((0, 2)),
+        }
+        for index, scale in enumerate(self.scales):
+            measures[f"scale_{scale}"] = (looks.scales == index).to(images.dtype).mean((0, 2))
+        return measures
+
+
+def _centre_of_brightness(images: Tensor) -> Tensor:
+    """``[B, height, width] -> [B, 2]``, (x, y) in [-1, 1]^2; the centre for a black image."""
+    total = images.sum((-2, -1)).clamp_min(1e-6)
+
+    def along(profile: Tensor) -> Tensor:
+        count = profile.shape[-1]
+        at = (2 * torch.arange(count, device=images.device, dtype=images.dtype) + 1) / count - 1
+        return (profile * at).sum(-1) / total
+
+    return torch.stack([along(images.sum(-2)), along(images.sum(-1))], -1)

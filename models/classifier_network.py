@@ -1,0 +1,207 @@
+"""Plain ``torch.nn`` pieces of the attention models, without Pyro's effects: they can be compiled."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import partial
+from typing import Any, cast
+
+import pyro
+import torch
+from pyro.nn import PyroModule
+from pyro.poutine.runtime import InferDict
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from wsram_ppl.primitives.glimpses import Levels, Pyramid, build_pyramid, extract
+from wsram_ppl.primitives.handlers import shared
+from wsram_ppl.primitives.layers import Linear
+
+
+class RecurrentLayer(nn.Module):
+    """relu(W [input, state]), the recurrent part of W starting as ``memory`` times the identity.
+
+    The two parts are two products, not one on joined inputs: the state before the first glimpse is
+    shared by all particles, and so is its product.
+    """
+
+    def __init__(self, inputs: int, hidden: int, memory: float = 0.9) -> None:
+        super().__init__()
+        self.input = Linear(inputs, hidden, relu=True)
+        self.recurrent = Linear(hidden, hidden, bias=False)
+        with torch.no_grad():
+            self.recurrent.weight.copy_(memory * torch.eye(hidden))
+
+    def forward(self, new: Tensor, state: Tensor) -> Tensor:
+        """``[..., inputs], [..., hidden] -> [..., hidden]``, with broadcasting."""
+        found: Tensor = self.input(new, also=(state, self.recurrent.weight))
+        return found
+
+
+def submodule(module: PyroModule, name: str) -> Any:
+    """A submodule of a Pyro program, for use while the program runs.
+
+    Reading it as an attribute is a Pyro statement for each of its parameters, which is how SVI finds
+    them. Where parameters are local to their modules nobody asks, and the statements would cost
+    several percent of an update.
+    """
+    if pyro.settings.get("module_local_params"):
+        return module._modules[name]
+    return getattr(module, name)
+
+
+class Policy(nn.Module):
+    """Reads off a state where to look: location mean in (-1, 1)^2 and scale logits."""
+
+    def __init__(self, hidden: int, num_scales: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(hidden, 2 + num_scales)
+
+    def forward(self, state: Tensor) -> tuple[Tensor, Tensor]:
+        """``[..., hidden] -> [..., 2], [..., num_scales]``."""
+        mean, logits = self.linear(state).split([2, self.linear.out_features - 2], -1)
+        return torch.tanh(mean), logits
+
+
+class ProposalNetwork(nn.Module):
+    """The inference network: a layer on [r2, one_hot(y)] and a policy of the model's form."""
+
+    def __init__(self, inputs: int, hidden: int, classes: int, policy: nn.Module) -> None:
+        super().__init__()
+        self.state = Linear(inputs, hidden, relu=True)
+        self.label = nn.Embedding(classes, hidden)  # with `state`: a layer on [r2, one_hot(y)]
+        self.policy = policy
+
+    def forward(self, r2: Tensor, label: Tensor, *context: Any) -> Any:
+        """What the policy says for ``r2 [..., B, inputs]``, an embedded label ``[..., B, hidden]``."""
+        return self.policy(self.state(r2, plus=label), *context)
+
+
+class SiteBaselines(nn.Module):
+    """One prediction per latent site from a state and the label: a baseline, or a coefficient."""
+
+    def __init__(self, hidden: int, classes: int, num_sites: int) -> None:
+        super().__init__()
+        self.state = Linear(hidden, hidden, relu=True)
+        self.label = nn.Embedding(classes, hidden)
+        self.out = nn.Linear(hidden, num_sites)
+        nn.init.zeros_(self.out.weight)
+        nn.init.zeros_(self.out.bias)
+
+    def forward(self, state: Tensor, label: Tensor) -> Tensor:
+        """What predictions are read from, given an embedded label: ``[..., hidden]``, thrice."""
+        features: Tensor = self.state(state, plus=label)
+        return features
+
+    def declare(self, sites: Iterable[int], state: Tensor, label: Tensor) -> list[InferDict]:
+        """``infer`` of the sites of these indices, all chosen from one state, in Pyro's schema."""
+        features: list[Tensor] = []  # of all, once one asks: not every objective does
+
+        def predict(site: int, state: Tensor) -> Tensor:
+            if not features:
+                features.append(self(state, label))
+            predicted: Tensor = features[0] @ self.out.weight[site] + self.out.bias[site]
+            return predicted.float()
+
+        # Pyro's own key, which its type of ``infer`` leaves out.
+        return [
+            cast(
+                InferDict,
+                {"baseline": {"nn_baseline": partial(predict, site), "nn_baseline_input": state}},
+            )
+            for site in sites
+        ]
+
+
+class GlimpseEncoder(nn.Module):
+    """What was seen, times where and at which scale it was seen; then one more layer."""
+
+    def __init__(self, pixels: int, num_scales: int, hidden: int) -> None:
+        super().__init__()
+        self.what = Linear(pixels, hidden, relu=True)
+        self.where = Linear(2, hidden, relu=True)
+        self.which = nn.Embedding(num_scales, hidden)  # with `where`: a layer on [location, one_hot]
+        self.glimpse = Linear(hidden, hidden, relu=True)
+
+    def forward(self, patch: Tensor, location: Tensor, scale: Tensor) -> Tensor:
+        """``[..., pixels], [..., 2], [...] -> [..., hidden]``."""
+        where = self.where(location, plus=self.which(scale))
+        found: Tensor = self.glimpse(self.what(patch) * where)
+        return found
+
+
+class Sight:
+    """Images as the network sees them, before any parameter.
+
+    No dataclass: Lightning Fabric would copy one, tensor by tensor, at every call.
+
+    Args:
+        pyramid: what glimpses are read from.
+        context: the images at low resolution, ``[B, context * context]``.
+    """
+
+    def __init__(self, pyramid: Pyramid, context: Tensor) -> None:
+        self.pyramid, self.context = pyramid, context
+
+
+class GlimpseNetwork(nn.Module):
+    """The recurrent attention network of Ba et al. (2015), section 3.
+
+    A glimpse updates r1, r1 updates r2, and r2 chooses the next glimpse; both are ``[..., B, hidden]``,
+    and r1 is zero before the first. The low-resolution context
+    starts r2 alone, so it reaches the label only through where it makes the network look.
+
+    Args:
+        hidden: H, units of every layer.
+        patch: k; a glimpse is k x k pixels.
+        scales: pixels of the image per pixel of the glimpse, for each scale that can be chosen.
+        classes: labels to tell apart.
+        context: side of the image as the context sees it.
+    """
+
+    def __init__(
+        self, hidden: int, patch: int, scales: tuple[int, ...], classes: int, context: int = 12
+    ) -> None:
+        super().__init__()
+        self.hidden, self.patch, self.scales, self.context = hidden, patch, scales, context
+        self.context_layers = nn.Sequential(
+            Linear(context * context, hidden, relu=True), Linear(hidden, hidden, relu=True)
+        )
+        self.encoder = GlimpseEncoder(patch * patch, len(scales), hidden)
+        self.layer1 = RecurrentLayer(hidden, hidden)
+        self.layer2 = RecurrentLayer(hidden, hidden)
+        self.policy = Policy(hidden, len(scales))
+        self.label = nn.Linear(hidden, classes)
+        self._levels: Levels | None = None  # of the last images
+
+    def see(self, images: Tensor) -> Sight:
+        """``images [B, height, width]`` as the network sees them."""
+        context = F.adaptive_avg_pool2d(images.unsqueeze(1), self.context).flatten(1)
+        if self._levels is None or not self._levels.fit(images):
+            self._levels = Levels.of(images, self.scales)
+        return Sight(build_pyramid(images, self._levels, self.patch), context)
+
+    @shared
+    def start(self, images: Tensor | Sight) -> tuple[Pyramid, Tensor, Tensor]:
+        """Images, or what was seen of them -> what glimpses are read from, and r1, r2 before any."""
+        sight = self.see(images) if isinstance(images, Tensor) else images
+        r2 = self.context_layers(sight.context)
+        return sight.pyramid, torch.zeros_like(r2), r2
+
+    @shared
+    def look(self, pyramid: Pyramid, location: Tensor, scale: Tensor, r1: Tensor) -> Tensor:
+        """r1 after a glimpse at ``location [..., B, 2]`` and ``scale [..., B]`` (an index)."""
+        g = self.encoder(extract(pyramid, location, scale), location, scale)
+        new: Tensor = self.layer1(g, r1)
+        return new
+
+    @shared
+    def decide(self, r1: Tensor, r2: Tensor) -> Tensor:
+        """r2 after r1, from which the next glimpse is chosen."""
+        new: Tensor = self.layer2(r1, r2)
+        return new
+
+    def classify(self, r1: Tensor) -> Tensor:
+        """Label logits ``[..., B, classes]``, from r1 alone."""
+        logits: Tensor = self.label(r1)
+        return logits

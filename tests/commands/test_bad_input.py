@@ -1,0 +1,384 @@
+"""Everything wrong that a user or a file can do: one clear line, and nothing written.
+
+The messages stand in the tables of docs/robustness.md, which is what a user reads and what is tested
+here. ``PYTHONPATH=. python tests/test_bad_input.py`` writes them anew; look at what has changed before
+you keep it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner, Result
+from safetensors.torch import save_file
+
+import cli
+from tests.commands.test_cli import TINY
+from tests.data.captions.copies import some_captions, some_splits
+from tests.data.captions.copies import write as write_photos
+from tests.data.digits.test_files import IMAGES, LABELS, cut, flip, idx, small_mnist, tree
+from tests.data.digits.test_files import write as write_mnist
+
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "robustness.md"
+BEGIN, END = "<!-- begin: written by tests/test_bad_input.py -->", "<!-- end -->"
+
+Setup = Callable[[Path], None]
+
+OWN = '''
+import torch
+
+
+class NoGuide:
+    pass
+
+
+class Source:
+    """Images of which one holds something else than a number."""
+
+    def __init__(self, clean: int = 0) -> None:
+        self.clean = clean
+
+    def training_batch(self, step, size, seed):
+        images = torch.full((size, 32, 32), 0.5)
+        if step >= self.clean:
+            images[0, 3, 4] = float("nan")
+        return images, torch.zeros(size, dtype=torch.int64)
+
+    def evaluation_batches(self, size, limit=None):
+        yield self.training_batch(0, 4, 0)
+
+    def to(self, device):
+        return self
+'''
+
+
+@dataclass(frozen=True)
+class Bad:
+    """One mistake.
+
+    Args:
+        what: for the reader.
+        set: the values of ``--set``.
+        setup: prepares the folder in which the command runs; it holds ``tiny.toml`` and ``own.py``.
+        args: the whole command, where it is not to train ``tiny.toml`` with ``--out run``.
+        more: further options.
+        code: with which the command ends.
+    """
+
+    what: str
+    set: tuple[str, ...] = ()
+    setup: Setup | None = None
+    args: tuple[str, ...] = ()
+    more: tuple[str, ...] = ()
+    code: int = 2
+
+    @property
+    def command(self) -> list[str]:
+        overrides = [part for text in self.set for part in ("--set", text)]
+        return [*(self.args or ("train", "tiny.toml", "--out", "run")), *overrides, *self.more]
+
+
+def call(*args: str) -> Result:
+    return CliRunner().invoke(cli.main, list(args))
+
+
+def file(name: str, content: str | bytes) -> Setup:
+    def setup(folder: Path) -> None:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content.encode() if isinstance(content, str) else content)
+
+    return setup
+
+
+def mnist(name: str, damage: Callable[[bytes], bytes] | None, zipped: bool = False) -> Setup:
+    """MNIST's files, one of them damaged, or missing."""
+
+    def setup(folder: Path) -> None:
+        write_mnist(folder / "mnist", small_mnist()[1], zipped)
+        path = folder / "mnist" / "MNIST" / "raw" / (f"{name}.gz" if zipped else name)
+        if damage is None:
+            path.unlink()
+        else:
+            path.write_bytes(damage(path.read_bytes()))
+
+    return setup
+
+
+def photos(layout: str = "illinois", captions: str | bytes | None = None) -> Setup:
+    """A copy of Flickr8k with empty photos, with another file of captions."""
+
+    def setup(folder: Path) -> None:
+        names = some_captions(4)
+        path = write_photos(folder / "photos", layout, names, some_splits(names))
+        if captions is not None:
+            path.write_bytes(captions.encode() if isinstance(captions, str) else captions)
+
+    return setup
+
+
+_finished: dict[str, bytes] = {}
+
+
+def run(damage: Callable[[Path], None], finished: bool = False) -> Setup:
+    """A run in ``run``, of which the summary is missing unless finished, with something done to it."""
+
+    def setup(folder: Path) -> None:
+        path = folder / "run"
+        if not _finished:
+            result = call("train", "tiny.toml", "--out", "run", "--set", "training.checkpoint_every=1")
+            assert result.exit_code == 0, result.output
+            _finished.update({p.name: p.read_bytes() for p in path.iterdir() if p.is_file()})
+        path.mkdir(exist_ok=True)
+        for name, content in _finished.items():
+            (path / name).write_bytes(content)
+        if not finished:
+            (path / "summary.json").unlink()
+        damage(path)
+
+    return setup
+
+
+def both_checkpoints(change: Callable[[bytes], bytes]) -> Callable[[Path], None]:
+    def damage(path: Path) -> None:
+        for name in ("last.safetensors", "previous.safetensors"):
+            (path / name).write_bytes(change((path / name).read_bytes()))
+
+    return damage
+
+
+def foreign(path: Path) -> None:
+    (path / "previous.safetensors").unlink()
+    save_file({"w": torch.zeros(1)}, path / "last.safetensors")
+
+
+def another_spec(path: Path) -> None:
+    (path / "spec.toml").write_text((path / "spec.toml").read_text().replace("seed = 0", "seed = 1"))
+
+
+MNIST = ("data.source=mnist", "data.root=mnist")
+PHOTOS = ("data.source=flickr8k", "data.root=photos", "data.cache=cache")
+NET = (
+    "data.backbone=test_efficientnet",
+    "data.layers=[1]",
+    "data.image_size=32",
+    "data.mean=[0.0]",
+    "data.std=[1.0]",
+)
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
+RESUME = ("train", "--resume", "run")
+
+TABLES: dict[str, list[Bad]] = {
+    "Experiments and options": [
+        Bad("an unknown key", ("model.hiden=3",)),
+        Bad("an unknown table", ("modle.hidden=3",)),
+        Bad("an unknown name", ("objective.name=wake-slep",)),
+        Bad("an import path to no module", ("model.name=missing_module:Net",)),
+        Bad("an import path to nothing", ("model.name=own:Missing",)),
+        Bad("an import path to another kind of class", ("guide.name=own:NoGuide",)),
+        Bad(
+            "a module that cannot be imported",
+            ("model.name=broken_module:Net",),
+            file("broken_module.py", "1 / 0"),
+        ),
+        Bad("a word for a number", ("training.steps=many",)),
+        Bad("a number for a word", ("training.optimizer=3",)),
+        Bad("a fraction for a whole number", ("model.hidden=2.5",)),
+        Bad("a negative size", ("model.hidden=-1",)),
+        Bad("a size of zero", ("training.batch_size=0",)),
+        Bad("what is not a number", ("training.weight_decay=nan",)),
+        Bad("a schedule without its end", ("training.learning_rate={start=1.0}",)),
+        Bad("an empty list", ("model.scales=[]",)),
+        Bad("a choice twice", ("model.scales=[1,1]",)),
+        Bad("half a list", ("model.scales=[1",)),
+        Bad("an override without a key", ("steps",)),
+        Bad("an option that there is not", more=("--bogus",)),
+        Bad("no such file", args=("train", "nowhere.toml")),
+        Bad("a folder instead of a file", args=("train", ".")),
+        Bad("broken TOML", (), file("bad.toml", "[data\n"), ("train", "bad.toml")),
+        Bad("bytes that are no text", (), file("bad.toml", b"\xff\xfe\0\1"), ("train", "bad.toml")),
+        Bad("an empty file", (), file("bad.toml", ""), ("train", "bad.toml")),
+        Bad("nothing to train", args=("train",)),
+        Bad("an unknown command", args=("trian",)),
+    ],
+    "Options that contradict each other": [
+        Bad("sleep-q with the prior as guide", ("guide={name='prior'}", "objective.insomnia=0.5")),
+        Bad(
+            "a learning rate for a guide without parameters",
+            ("guide={name='prior'}", "training.guide_learning_rate=0.1"),
+        ),
+        Bad("a normalised weight of one particle", ("objective.num_particles=1",)),
+        Bad("a digit larger than its canvas", ("data.canvas=20",)),
+        Bad("a minibatch larger than the data", ("training.batch_size=20000",)),
+        Bad("a schedule for what cannot change", ("model.hidden={start=8, end=9}",)),
+        Bad("a value set twice", ("training.seed=1",), more=("--seed", "2")),
+        Bad("an experiment and a run to resume", (), None, ("train", "tiny.toml", "--resume", "run")),
+        Bad("a run to resume elsewhere", (), None, (*RESUME, "--out", "other")),
+    ],
+    "Devices and processes": [
+        Bad("no such device", ("training.device=tpu",)),
+        Bad("a GPU that is not there", ("training.device=cuda:63",)),
+        Bad("GPUs that are not there", ("training.device=cuda", "training.devices=64")),
+        Bad("a minibatch that cannot be divided", ("training.batch_size=9", "training.devices=2")),
+        Bad("no processes", ("training.devices=0",)),
+        Bad("an unknown strategy", ("training.strategy=fsdp",)),
+        Bad("several machines without a launcher", ("training.num_nodes=2",)),
+        Bad("a recorded update without a GPU", ("training.cuda_graph=true",)),
+    ],
+    "Directories and checkpoints": [
+        Bad("another run's directory", ("training.seed=1",), run(lambda path: None, finished=True)),
+        Bad("somebody's directory", (), file("run/thesis.tex", "mine")),
+        Bad("a file instead of a directory", (), file("run", "mine")),
+        Bad("nothing to resume", args=RESUME),
+        Bad("checkpoints cut short", (), run(both_checkpoints(cut)), RESUME),
+        Bad("checkpoints with a changed byte", (), run(both_checkpoints(flip)), RESUME),
+        Bad("a pickle", (), run(both_checkpoints(lambda _: b"\x80\x04cos\nsystem\n.")), RESUME),
+        Bad("a file of another library", (), run(foreign), RESUME),
+        Bad("a checkpoint of another experiment", (), run(another_spec), RESUME),
+        Bad("metrics that are none", (), run(file("metrics.csv", "step,split\n3,\0\nx,y\n")), RESUME),
+        Bad("a broken summary", (), run(file("summary.json", "{")), RESUME),
+        Bad("no run to evaluate", args=("evaluate", "nowhere")),
+        Bad("no run to draw", args=("glimpses", "nowhere")),
+    ],
+    "MNIST's files": [
+        Bad("a file cut short", MNIST, mnist(IMAGES, cut)),
+        Bad("a longer file", MNIST, mnist(IMAGES, lambda content: content + b"x")),
+        Bad("an empty file", MNIST, mnist(IMAGES, lambda content: b"")),
+        Bad("a web page", MNIST, mnist(IMAGES, lambda content: b"<!DOCTYPE html>" * 9)),
+        Bad("images of another size", MNIST, mnist(IMAGES, lambda _: idx(np.zeros((12, 27, 28))))),
+        Bad("no images", MNIST, mnist(IMAGES, lambda _: idx(np.zeros((0, 28, 28))))),
+        Bad("labels for other images", MNIST, mnist(LABELS, lambda _: idx(np.zeros(6)))),
+        Bad("a label out of range", MNIST, mnist(LABELS, lambda _: idx(np.arange(4, 11)))),
+        Bad("a gzip cut short", MNIST, mnist(IMAGES, cut, zipped=True)),
+        Bad("a gzip with a changed byte", MNIST, mnist(IMAGES, flip, zipped=True)),
+        Bad("no gzip", MNIST, mnist(IMAGES, lambda content: b"not gzip", zipped=True)),
+        Bad("no name of a folder", ("data.source=mnist", "data.root=")),
+    ],
+    "Photos and captions": [
+        Bad("no folder", PHOTOS),
+        Bad("no captions", PHOTOS, file("photos/readme.txt", "")),
+        Bad("a pointer of Git LFS", PHOTOS, photos(captions=POINTER)),
+        Bad("another file of that name", PHOTOS, photos(captions="Roses are red.\n")),
+        Bad("half a JSON file", PHOTOS, photos("karpathy", '{"images": [')),
+        Bad("JSON of another kind", PHOTOS, photos("karpathy", "[]")),
+        Bad("an unknown layout", (*PHOTOS, "data.layout=kagle"), photos()),
+        Bad("a layout that is not there", (*PHOTOS, "data.layout=kaggle"), photos()),
+        Bad("features that are not computed", (*PHOTOS, *NET), photos()),
+    ],
+    "Data of one's own": [
+        Bad("images that are not numbers", ("data={source='own:Source'}",)),
+        Bad("a class that is no source", ("data={source='own:NoGuide'}",)),
+    ],
+    "Failures at work (exit code 1)": [
+        Bad("images that are not numbers, later", ("data={source='own:Source', clean=1}",), code=1),
+        Bad(
+            "a learning rate at which all is lost",
+            ("training.learning_rate=1e38", "training.gradient_clip=0", "training.steps=9"),
+            code=1,
+        ),
+        Bad(
+            "a place that cannot be", (), file("a", ""), ("train", "tiny.toml", "--out", "a/run"), code=1
+        ),
+    ],
+}
+#: What another machine, another version of a library, or another part with a name would say otherwise.
+_VARYING = {
+    r"sees \d+ CUDA": "sees N CUDA",
+    r"available: [\w, -]*, or": "available: ..., or",
+    r"(is not a whole checkpoint|not valid TOML|JSONDecodeError|UnicodeDecodeError): [^;]*": r"\1: ...",
+    r"(summary\.json): [^;]*": r"\1: ...",
+    r"(is damaged) \([^)]*\(\)[^)]*\)": r"\1 (...)",
+    r"(EOFError|BadGzipFile): [^;]*\);": r"\1: ...);",
+    r"(No such (option|command) '[-\w]+').*": r"\1 ...",
+}
+
+
+@contextlib.contextmanager
+def workplace(folder: Path) -> Iterator[None]:
+    """The folder in which a command runs, with what is imported from it forgotten afterwards."""
+    (folder / "tiny.toml").write_text(TINY)
+    (folder / "own.py").write_text(OWN)
+    here, path, modules = Path.cwd(), list(sys.path), set(sys.modules)
+    os.chdir(folder)
+    try:
+        yield
+    finally:
+        os.chdir(here)
+        sys.path[:] = path
+        for name in set(sys.modules) - modules:
+            if name in ("own", "broken_module"):
+                del sys.modules[name]
+
+
+def message(row: Bad, folder: Path) -> str:
+    """What the user is told, checked to be one line; what is there must stay as it is."""
+    with workplace(folder), mock.patch.dict(os.environ, {"HF_HUB_OFFLINE": "1"}):
+        if row.setup is not None:
+            row.setup(folder)
+        before = tree(folder)
+        result = call(*row.command)
+        after = tree(folder)
+    assert result.exit_code == row.code, (row.what, result.output)
+    assert result.stdout == "", row.what
+    lines = [line for line in result.stderr.splitlines() if not line.startswith(("note: ", "warning: "))]
+    assert len(lines) == 1 and lines[0].startswith("error: "), (row.what, result.stderr)
+    if row.code == 2:
+        assert {name: at for name, at in after.items() if "__pycache__" not in name} == before, row.what
+    text = lines[0].removeprefix("error: ")
+    for pattern, stands_for in _VARYING.items():
+        text = re.sub(pattern, stands_for, text)
+    return text
+
+
+def written() -> dict[tuple[str, str], str]:
+    """The messages in the page, by table and mistake."""
+    found, title = {}, ""
+    for line in PAGE.read_text(encoding="utf-8").splitlines():
+        if line.startswith("### "):
+            title = line.removeprefix("### ")
+        cells = [cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
+        if title in TABLES and len(cells) == 2 and cells[1].startswith("`"):
+            found[title, cells[0]] = cells[1].strip("`").strip().replace("\\|", "|")
+    return found
+
+
+@pytest.mark.parametrize(
+    ("title", "row"),
+    [pytest.param(t, row, id=f"{t}: {row.what}") for t, rows in TABLES.items() for row in rows],
+)
+def test_the_message_is_the_pages(title: str, row: Bad, tmp_path: Path) -> None:
+    assert message(row, tmp_path) == written()[title, row.what]
+
+
+def test_the_page_has_no_other_rows() -> None:
+    assert list(written()) == [(title, row.what) for title, rows in TABLES.items() for row in rows]
+
+
+def page() -> str:
+    """The tables as they should be."""
+    parts = []
+    for title, rows in TABLES.items():
+        parts += [f"### {title}", "", "| what is wrong | what is said |", "| --- | --- |"]
+        for row in rows:
+            with tempfile.TemporaryDirectory() as folder:
+                said = message(row, Path(folder).resolve())
+            fence = "``" if "`" in said else "`"
+            pad = " " if fence == "``" else ""
+            parts.append(f"| {row.what} | {fence}{pad}{said.replace('|', chr(92) + '|')}{pad}{fence} |")
+        parts.append("")
+    return "\n".join(parts)
+
+
+if __name__ == "__main__":
+    before, rest = PAGE.read_text(encoding="utf-8").split(BEGIN)
+    PAGE.write_text(f"{before}{BEGIN}\n\n{page()}\n{END}{rest.split(END)[1]}", encoding="utf-8")

@@ -1,0 +1,225 @@
+"""Training, measuring and looking at captioners from the command line."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+from PIL import Image
+
+import cli
+from tests.data.captions.copies import add_photos, some_splits, write
+from tests.data.captions.test_flickr8k import CAPTIONS, DEV, options
+from wsram_ppl.data.captions.scenes import VOCABULARY
+
+TINY = """
+[model]
+name = "glimpse-captioner"
+hidden = 8
+
+[guide]
+name = "caption-inference"
+
+[objective]
+name = "wake-sleep"
+num_particles = 2
+
+[training]
+steps = 2
+batch_size = 4
+eval_examples = 8
+"""
+SCENES = '[data]\nsource = "scenes"\nheld_out = 12\n' + TINY
+FEW = ["--samples", "2", "--particles", "3", "--examples", "8"]
+
+
+def call(*args: str | Path) -> Result:
+    return CliRunner().invoke(cli.main, [str(arg) for arg in args])
+
+
+def fine(*args: str | Path) -> str:
+    result = call(*args)
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+def complaint(*args: str | Path) -> str:
+    """The one line of a command that was given wrong input."""
+    result = call(*args)
+    assert result.exit_code == 2, result.output
+    (line,) = result.stderr.splitlines()
+    return line
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run on scenes, not to be changed."""
+    folder = tmp_path_factory.mktemp("scenes")
+    (folder / "tiny.toml").write_text(SCENES)
+    fine("train", folder / "tiny.toml", "--out", folder / "run")
+    return folder / "run"
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory, weights: Path) -> Path:
+    """A run on a few photos, in ``run`` beside the data."""
+    folder = tmp_path_factory.mktemp("photos")
+    write(folder, "illinois", CAPTIONS, some_splits(CAPTIONS), photos="Images")
+    add_photos(folder / "Images", list(CAPTIONS))
+    lines = ['[data]\nsource = "flickr8k"']
+    lines += [f"{key} = {json.dumps(v)}" for key, v in options(folder, folder / "c", weights).items()]
+    (folder / "tiny.toml").write_text("\n".join(lines) + "\n" + TINY)
+    fine("features", folder / "tiny.toml")
+    fine("train", folder / "tiny.toml", "--out", folder / "run")
+    return folder
+
+
+def test_a_row_of_metrics_holds_the_loss_per_word(run: Path) -> None:
+    head, *rows = (run / "metrics.csv").read_text().splitlines()
+    columns = head.split(",")
+    found = [dict(zip(columns, row.split(","), strict=True)) for row in rows]
+    assert {row["split"] for row in found} == {"train", "eval"}
+    for row in found:
+        # An untrained model of 20 words.
+        assert 2 < float(row["nll_per_word"]) < 4
+        assert 5 <= float(row["words"]) <= 12
+
+
+def test_evaluate_as_json(run: Path) -> None:
+    found = json.loads(fine("evaluate", run, *FEW, "--beam", "2", "--json"))
+    assert {"bleu1", "bleu4", "bleu4_unpenalised", "brevity_penalty", "tokenisation"} <= found.keys()
+    assert (found["sentences"], found["examples"], found["particles"]) == (8, 8, 3)
+    assert (found["beam"], found["paths"]) == (2, 0)
+    assert "sacrebleu" in found["scorer"]
+    per_word = found["log_likelihood"] / found["words"]
+    assert found["log_likelihood_per_word"] == pytest.approx(per_word)
+    assert -4 < per_word < -2
+
+
+def test_evaluate_in_words(run: Path) -> None:
+    lines = {line.split()[0]: line for line in fine("evaluate", run, *FEW).splitlines()}
+    assert {"bound", "ess", "nll_per_word", "BLEU-1..4", "without", "tokenisation", "scorer"} <= set(
+        lines
+    )
+    assert re.fullmatch(r"  BLEU-1..4 +[\d.]+ / [\d.]+ / [\d.]+ / [\d.]+", lines["BLEU-1..4"])
+    assert "without brevity penalty" in lines["without"]
+
+
+def test_evaluate_on_another_split(run: Path) -> None:
+    dev, again, test = (
+        json.loads(fine("evaluate", run, *FEW, *more, "--json"))
+        for more in ([], ["--split", "dev"], ["--split", "test"])
+    )
+    assert dev == again
+    assert test["log_likelihood"] != dev["log_likelihood"]
+
+
+def test_paths_and_sampling_can_be_repeated(run: Path) -> None:
+    for more in (["--paths", "3"], ["--beam", "0"]):
+        one, two = (fine("evaluate", run, *FEW, *more, "--json") for _ in range(2))
+        assert one == two
+
+
+def test_caption_says_and_draws(run: Path, tmp_path: Path) -> None:
+    out = tmp_path / "drawn"
+    lines = fine("caption", run, "0", "11", "0", "--paths", "4", "--out", out).splitlines()
+    assert lines[1::2] == [f"  {out / name}" for name in ("0.png", "11.png", "0-2.png")]
+    for line, name in zip(lines[::2], ("0", "11", "0"), strict=True):
+        number, text = line.split(": ", 1)
+        assert number == name
+        assert set(text.split()) <= set(VOCABULARY.words[3:])
+    with Image.open(out / "0.png") as picture:
+        assert picture.format == "PNG"
+        assert picture.width > 300
+
+
+def test_caption_describes_photos_of_the_users_own(photos: Path, tmp_path: Path) -> None:
+    mine = tmp_path / "my photo.jpg"
+    shutil.copy(photos / "Images" / DEV[0], mine)
+    lines = fine("caption", photos / "run", mine).splitlines()
+    assert lines[0].startswith(f"{mine}: ")
+    assert lines[1] == f"  {photos / 'run' / 'captions' / 'my photo.png'}"
+    assert (photos / "run" / "captions" / "my photo.png").is_file()
+    found = json.loads(fine("evaluate", photos / "run", *FEW, "--json"))
+    assert found["sentences"] == 8
+
+
+def test_the_vocabulary_is_saved_with_the_run(photos: Path, tmp_path: Path) -> None:
+    kept = json.loads((photos / "run" / "data.json").read_text())
+    assert "dog" in kept["words"]
+    # Another word is frequent now: the numbers of words are others.
+    other = shutil.copytree(photos / "run", tmp_path / "run")
+    kept["words"].remove("dog")
+    (other / "data.json").write_text(json.dumps(kept))
+    for command in (["evaluate", other], ["caption", other, photos / "Images" / DEV[0]]):
+        line = complaint(*command)
+        assert f"the data have changed since {other} began (words not as in" in line
+        assert "bring the old data back, or train anew" in line
+    (other / "data.json").write_text("no JSON")
+    assert "cannot read" in complaint("evaluate", other)
+
+
+def test_a_run_that_goes_on_must_have_the_data_that_it_began_with(tmp_path: Path) -> None:
+    (tmp_path / "tiny.toml").write_text(SCENES)
+    out = tmp_path / "run"
+    fine("train", tmp_path / "tiny.toml", "--out", out)
+    (out / "summary.json").unlink()
+    (out / "data.json").write_text(json.dumps({"words": ["a"]}))
+    line = complaint("train", "--resume", out)
+    assert "the data have changed" in line
+    assert "words, layer_shapes not as in" in line
+
+
+def test_wrong_input(run: Path, tmp_path: Path) -> None:
+    assert "Missing argument 'PHOTOS...'" in complaint("caption", run)
+    assert "there is no held-out scene '12'; there are 0 to 11" in complaint("caption", run, "12")
+    assert "is not a run: it has no spec.toml" in complaint("caption", tmp_path, "0")
+    assert "-1 is not in the range" in complaint("evaluate", run, "--beam", "-1")
+    (tmp_path / "file").write_text("")
+    result = call("caption", run, "0", "--out", tmp_path / "file")
+    assert result.exit_code == 1
+    assert f"cannot write pictures to {tmp_path / 'file'}" in result.stderr
+
+
+def test_what_is_no_photo(photos: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_text("no photo")
+    assert "cannot read the picture" in complaint("caption", photos / "run", tmp_path / "a.jpg")
+    assert "No such file" in complaint("caption", photos / "run", tmp_path / "b.jpg")
+
+
+def test_a_run_without_captions(tmp_path: Path) -> None:
+    text = SCENES.replace("scenes", "sample").replace("held_out = 12", "canvas = 32\nscale = [1.0, 1.0]")
+    text = text.replace("glimpse-captioner", "glimpse-classifier").replace("caption-inference", "prior")
+    (tmp_path / "digits.toml").write_text(text)
+    fine("train", tmp_path / "digits.toml", "--out", tmp_path / "run")
+    line = complaint("caption", tmp_path / "run", "0")
+    assert "data source 'sample' has no captions" in line
+    line = complaint("evaluate", tmp_path / "run", "--split", "test")
+    assert "SampleDigits has one held-out set: leave out --split" in line
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"glimpse-captioner": "glimpse-classifier"}, "proposes for 'glimpse-captioner', not for"),
+        ({"hidden = 8": "hidden = 8\nlocation = 'here'"}, "model.location = 'here': should be"),
+        (
+            {'"caption-inference"': '"caption-inference"\nword = "next"'},
+            "guide.word = 'next': should be",
+        ),
+        (
+            {"hidden = 8": "hidden = 8\nchannels = [16]"},
+            "reads maps of [16] channels, but the data have [16, 24]",
+        ),
+    ],
+)
+def test_a_spec_that_cannot_be(change: dict[str, str], message: str, tmp_path: Path) -> None:
+    text = SCENES
+    for old, new in change.items():
+        text = text.replace(old, new)
+    (tmp_path / "bad.toml").write_text(text)
+    assert message in complaint("train", tmp_path / "bad.toml", "--out", tmp_path / "run")

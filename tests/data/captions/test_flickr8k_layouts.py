@@ -1,0 +1,416 @@
+"""Reading Flickr8k: every layout gives the same data, every fault its line, and nothing gets lost."""
+
+from __future__ import annotations
+
+import json
+import re
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.data.captions.copies import (
+    CAPTION_FILES,
+    LAYOUTS,
+    SHARED,
+    names,
+    some_captions,
+    some_splits,
+    write,
+)
+from wsram_ppl.data.captions.flickr8k_layouts import Flickr8k, Photo, is_lfs_pointer, read_flickr8k
+from wsram_ppl.errors import InputError
+
+CAPTIONS = some_captions(12)
+SPLITS = some_splits(CAPTIONS)
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
+
+
+def content(data: Flickr8k) -> list[tuple[str, str | None, tuple[str, ...]]]:
+    return [(photo.name, photo.split, photo.captions) for photo in data.photos]
+
+
+def notice(data: Flickr8k, pattern: str) -> str:
+    (line,) = [line for line in data.notices if re.search(pattern, line)]
+    return line
+
+
+# ---------------------------------------------------------------- whole copies
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("texts", [".", "Flickr8k_text"])
+@pytest.mark.parametrize("photos", ["Flicker8k_Dataset", "Images", "Flickr_Data/Images", "."])
+def test_every_usual_place(tmp_path: Path, layout: str, texts: str, photos: str) -> None:
+    write(tmp_path, layout, CAPTIONS, SPLITS, texts=texts, photos=photos)
+    data = read_flickr8k(str(tmp_path))
+    assert (data.layout, data.counts, data.notices) == (layout, {}, ())
+    assert content(data) == [(name, SPLITS[name], tuple(CAPTIONS[name])) for name in sorted(CAPTIONS)]
+    assert all(photo.path == tmp_path / photos / photo.name for photo in data.photos)
+    assert data.split("dev") == [photo for photo in data.photos if SPLITS[photo.name] == "dev"]
+
+
+printable = st.characters(exclude_categories=["Cs", "Cc", "Zl", "Zp"], exclude_characters="\t")
+captions_of_photos = st.lists(
+    st.lists(st.text(printable, max_size=30), min_size=1, max_size=3), min_size=2, max_size=6
+)
+
+
+@settings(deadline=None, max_examples=60)
+@given(captions_of_photos, st.data())
+def test_all_layouts_tell_the_same(texts: list[list[str]], data: st.DataObject) -> None:
+    texts[0][0] = "a dog"  # one photo to train on
+    captions = dict(zip(names(len(texts)), texts, strict=True))
+    splits = {name: data.draw(st.sampled_from(["train", "dev", "test"])) for name in captions}
+    splits[names(1)[0]] = "train"
+    newline = data.draw(st.sampled_from(["\n", "\r\n"]))
+    found = []
+    for layout in LAYOUTS:
+        with tempfile.TemporaryDirectory() as folder:
+            write(Path(folder), layout, captions, splits, newline)
+            read = read_flickr8k(folder)
+            found.append(content(read))
+            lost = sum(map(len, texts)) - sum(len(photo.captions) for photo in read.photos)
+            assert lost == read.counts.get("empty_captions", 0)
+    assert found[0] == found[1]
+    # In CSV a caption in quotes cannot be told from a quoted caption, but Python quotes those again.
+    assert found[0] == found[2]
+
+
+def test_commas_without_quotes(tmp_path: Path) -> None:
+    """Copies of captions.txt that were not written by a CSV library."""
+    path = write(tmp_path, "kaggle", CAPTIONS, SPLITS)
+    lines = [f"{name},{text}" for name, own in CAPTIONS.items() for text in own]
+    path.write_text("image,caption\n" + "\n".join(lines))
+    data = read_flickr8k(tmp_path)
+    assert {photo.name: list(photo.captions) for photo in data.photos} == CAPTIONS
+    assert data.counts == {}
+
+
+def test_tokens_where_karpathys_file_has_no_raw_text(tmp_path: Path) -> None:
+    path = write(tmp_path, "karpathy", CAPTIONS, SPLITS)
+    table = json.loads(path.read_text())
+    for image in table["images"]:
+        for sentence in image["sentences"]:
+            del sentence["raw"]
+    path.write_text(json.dumps(table))
+    assert read_flickr8k(tmp_path).photos[0].captions[0] == "a dog , number 0 , runs ."
+
+
+# ---------------------------------------------------------------- choices, announced
+
+
+def test_a_seeded_split_where_there_is_none(tmp_path: Path) -> None:
+    captions = some_captions(80)
+    write(tmp_path, "kaggle", captions)
+    data = read_flickr8k(tmp_path)
+    assert [len(data.split(s)) for s in ("train", "dev", "test")] == [60, 10, 10]
+    assert "60 photos for train, 10 for dev and 10 for test are drawn with split_seed 0" in notice(
+        data, "comes without splits"
+    )
+    assert content(read_flickr8k(tmp_path)) == content(data)
+    other = read_flickr8k(tmp_path, split_seed=1)
+    assert content(other) != content(data) and len(other.split("dev")) == 10
+    # A photo less moves hardly any other.
+    (tmp_path / "captions.txt").write_text("\n".join(f"{name},a dog" for name in list(captions)[:-1]))
+    before = {photo.name: photo.split for photo in data.photos}
+    after = read_flickr8k(tmp_path).photos
+    assert sum(before[photo.name] != photo.split for photo in after) <= 3
+
+
+def test_split_files_beside_kaggles_captions(tmp_path: Path) -> None:
+    write(tmp_path, "kaggle", CAPTIONS, SPLITS)
+    assert {photo.name: photo.split for photo in read_flickr8k(tmp_path).photos} == SPLITS
+
+
+def test_several_layouts_in_one_folder(tmp_path: Path) -> None:
+    for layout in LAYOUTS:
+        write(tmp_path, layout, CAPTIONS, SPLITS)
+    data = read_flickr8k(tmp_path)
+    assert data.layout == "illinois"
+    expected = "dataset_flickr8k.json and captions.txt is also there"
+    assert expected in notice(data, "layout chooses another")
+    for layout in LAYOUTS:
+        chosen = read_flickr8k(tmp_path, layout=layout)  # type: ignore[arg-type]
+        assert (chosen.layout, chosen.notices) == (layout, ())
+
+
+def test_a_missing_split_file(tmp_path: Path) -> None:
+    write(tmp_path, "illinois", CAPTIONS, SPLITS)
+    (tmp_path / "Flickr_8k.testImages.txt").unlink()
+    data = read_flickr8k(tmp_path)
+    assert notice(data, "testImages") == (
+        "there is no Flickr_8k.testImages.txt: the test split is empty"
+    )
+    assert data.split("test") == [] and data.counts == {"no_split": 3}
+
+
+# ---------------------------------------------------------------- known traps, one line each
+
+
+def test_windows_line_ends(tmp_path: Path) -> None:
+    write(tmp_path, "illinois", CAPTIONS, SPLITS, newline="\r\n")
+    data = read_flickr8k(tmp_path)
+    assert content(data) == [(name, SPLITS[name], tuple(CAPTIONS[name])) for name in sorted(CAPTIONS)]
+    assert data.counts == {"crlf": 24 + 12}
+    assert notice(data, "token") == (
+        "Flickr8k.token.txt: 24 lines end in CR LF (Windows); read like any other"
+    )
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_second_downloads_name(tmp_path: Path, layout: str) -> None:
+    """2258277193_586949ec62.jpg.1, as the original token file has it."""
+    captions = {"2258277193_586949ec62.jpg.1": ["A dog .", "Two dogs ."], **CAPTIONS}
+    splits = {"2258277193_586949ec62.jpg": "train", "2258277193_586949ec62.jpg.1": "train", **SPLITS}
+    write(tmp_path, layout, captions, splits)
+    folder = tmp_path / "Flicker8k_Dataset"
+    (folder / "2258277193_586949ec62.jpg.1").rename(folder / "2258277193_586949ec62.jpg")
+    data = read_flickr8k(tmp_path)
+    assert data.counts == {"numbered_names": 2}
+    assert "2 captions are of NAME.jpg.1 and the like: taken as NAME.jpg" in data.notices[0]
+    (photo,) = [photo for photo in data.photos if photo.name.startswith("2258")]
+    assert photo == Photo(
+        "2258277193_586949ec62.jpg", folder / photo.name, "train", ("A dog .", "Two dogs .")
+    )
+
+
+def test_captions_of_missing_photos(tmp_path: Path) -> None:
+    write(tmp_path, "illinois", CAPTIONS, SPLITS)
+    for name in names(2):
+        (tmp_path / "Flicker8k_Dataset" / name).unlink()
+    data = read_flickr8k(tmp_path)
+    assert data.counts == {"missing_photos": 2, "captions_of_missing_photos": 4}
+    assert notice(data, "not in") == (
+        f"4 captions are of 2 photos that are not in {tmp_path / 'Flicker8k_Dataset'}: left out "
+        "(the first: 1000_0000.jpg)"
+    )
+
+
+def test_photos_in_no_split(tmp_path: Path) -> None:
+    write(tmp_path, "illinois", CAPTIONS, {name: SPLITS[name] for name in names(9)})
+    data = read_flickr8k(tmp_path)
+    assert data.counts == {"no_split": 3}
+    assert notice(data, "no split") == "3 photos with captions are in no split: not used"
+    assert [photo.split for photo in data.photos[-3:]] == [None] * 3
+
+
+def test_photos_in_two_splits_are_not_trained_on(tmp_path: Path) -> None:
+    write(tmp_path, "illinois", CAPTIONS, SPLITS)
+    with open(tmp_path / "Flickr_8k.trainImages.txt", "a") as file:
+        file.write(f"{names(2)[1]}\n{names(4)[3]}\n")
+    data = read_flickr8k(tmp_path)
+    assert data.counts == {"split_conflicts": 2}
+    assert "kept in the later of train, dev, test" in notice(data, "2 photos are in two splits")
+    assert {photo.name: photo.split for photo in data.photos} == SPLITS
+
+
+def test_names_without_captions_and_photos_without_captions(tmp_path: Path) -> None:
+    write(tmp_path, "illinois", CAPTIONS, {**SPLITS, "999.jpg": "dev"})
+    (tmp_path / "Flicker8k_Dataset" / "spare.jpg").touch()
+    (tmp_path / "Flicker8k_Dataset" / "._spare.jpg").touch()
+    (tmp_path / "Flicker8k_Dataset" / "Thumbs.db").touch()
+    data = read_flickr8k(tmp_path)
+    assert data.counts == {"split_without_captions": 1, "uncaptioned_photos": 1}
+    assert "1 names in the split files have no captions in Flickr8k.token.txt" in data.notices[0]
+
+
+def test_lines_that_are_none(tmp_path: Path) -> None:
+    path = write(tmp_path, "illinois", CAPTIONS, SPLITS)
+    lines = path.read_text().splitlines()
+    lines[3:3] = ["no tab here", "", "   ", "x.jpg\tno number"]
+    lines += [f"{names(1)[0]}#9\t  "]
+    path.write_text("\n".join(lines))
+    data = read_flickr8k(tmp_path)
+    assert data.counts == {"malformed": 2, "empty_captions": 1}
+    assert notice(data, "are not NAME") == (
+        "Flickr8k.token.txt: 2 lines are not NAME.jpg#0, a tab, a caption (the first: line 4): left out"
+    )
+
+
+def test_a_photo_with_empty_captions_alone(tmp_path: Path) -> None:
+    write(tmp_path, "illinois", {**CAPTIONS, "z.jpg": ["", " "]}, {**SPLITS, "z.jpg": "dev"})
+    data = read_flickr8k(tmp_path)
+    assert data.counts == {"empty_captions": 2, "photos_without_text": 1}
+    assert len(data.photos) == 12
+
+
+def test_text_that_is_not_utf8(tmp_path: Path) -> None:
+    path = write(tmp_path, "illinois", CAPTIONS, SPLITS)
+    path.write_bytes(path.read_bytes() + f"{names(1)[0]}#7\tA caf\xe9 .\n".encode("latin-1"))
+    data = read_flickr8k(tmp_path)
+    assert data.photos[0].captions[-1] == "A café ." and data.counts == {"not_utf8": 1}
+
+
+def test_a_byte_order_mark(tmp_path: Path) -> None:
+    path = write(tmp_path, "illinois", CAPTIONS, SPLITS)
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert content(read_flickr8k(tmp_path))[0][0] == names(1)[0]
+
+
+def test_odd_entries_of_karpathys_file(tmp_path: Path) -> None:
+    path = write(tmp_path, "karpathy", CAPTIONS, SPLITS)
+    table = json.loads(path.read_text())
+    table["images"] += [7, {"filename": "x.jpg"}, {"filename": None, "sentences": []}]
+    table["images"][0]["sentences"] += [{"raw": 3}, {"raw": " "}, "text"]
+    table["images"][1]["split"] = "holdout"
+    path.write_text(json.dumps(table))
+    data = read_flickr8k(tmp_path)
+    expected = {"malformed": 5, "empty_captions": 1, "unknown_splits": 1, "no_split": 1}
+    assert data.counts == expected
+    assert "1 photos are in splits other than train, val and test ('holdout')" in data.notices[2]
+
+
+def test_a_thumbnail_folder_beside_the_photos(tmp_path: Path) -> None:
+    write(tmp_path, "illinois", CAPTIONS, SPLITS, photos="Images")
+    (tmp_path / "A").mkdir()
+    for name in names(5):
+        (tmp_path / "A" / name).touch()
+    assert {photo.path.parent for photo in read_flickr8k(tmp_path).photos} == {tmp_path / "Images"}
+
+
+# ---------------------------------------------------------------- what leaves nothing to work with
+
+
+def refused(root: Path, **options: Any) -> str:
+    with pytest.raises(InputError) as caught:
+        read_flickr8k(root, **options)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_no_folder(tmp_path: Path) -> None:
+    message = refused(tmp_path / "nowhere")
+    assert "nowhere' is not there; the root of Flickr8k should hold one of" in message
+    assert "Flickr8k.token.txt, dataset_flickr8k.json, captions.txt" in message
+    (tmp_path / "file").touch()
+    assert "file' is not a folder" in refused(tmp_path / "file")
+    assert "is not there" in refused(Path("a\0b"))
+
+
+def test_no_captions(tmp_path: Path) -> None:
+    assert refused(tmp_path).startswith(f"no captions in '{tmp_path}' or a folder right below it; ")
+
+
+def test_a_layout_that_is_not_there(tmp_path: Path) -> None:
+    write(tmp_path, "kaggle", CAPTIONS)
+    message = refused(tmp_path, layout="karpathy")
+    assert message.startswith("no dataset_flickr8k.json in ") and message.endswith("there is kaggle")
+    assert "unknown layout 'karpaty'; did you mean 'karpathy'?" in refused(tmp_path, layout="karpaty")
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_an_lfs_pointer(tmp_path: Path, layout: str) -> None:
+    path = write(tmp_path, layout, CAPTIONS, SPLITS)
+    path.write_bytes(POINTER)
+    assert is_lfs_pointer(POINTER)
+    assert refused(tmp_path) == (
+        f"{path} is a Git LFS pointer, not the file itself: run git lfs pull where it came from, or "
+        "download the file"
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "is not valid JSON: JSONDecodeError: Expecting property name"),
+        ("[]", 'should hold {"images": [...]}, as dataset_flickr8k.json does'),
+        ('{"images": []}', "holds no captions: an image should be"),
+        ("[" * 100_000, "is nested too deeply"),
+        ('{"images": ' + "1" * 5000 + "}", "is not valid JSON: ValueError: Exceeds the limit"),
+    ],
+)
+def test_json_that_is_not_karpathys(tmp_path: Path, text: str, message: str) -> None:
+    path = write(tmp_path, "karpathy", CAPTIONS, SPLITS)
+    path.write_text(text)
+    assert message in refused(tmp_path)
+
+
+@pytest.mark.parametrize("layout", ["illinois", "kaggle"])
+def test_another_file_of_that_name(tmp_path: Path, layout: str) -> None:
+    path = write(tmp_path, layout, CAPTIONS, SPLITS)
+    path.write_text("Roses are red.\nViolets are blue.\n")
+    assert refused(tmp_path).startswith(f"{path} holds no captions: a line should be NAME.jpg")
+
+
+def test_no_photos(tmp_path: Path) -> None:
+    write(tmp_path, "illinois", CAPTIONS, SPLITS, photos="a/b/c/d")
+    message = refused(tmp_path)
+    assert message.startswith("none of the 12 captioned photos is in") and "Images" in message
+
+
+def test_nothing_to_train_on(tmp_path: Path) -> None:
+    write(tmp_path, "illinois", CAPTIONS, dict.fromkeys(CAPTIONS, "dev"))
+    assert "holds no photo of the train split with a caption" in refused(tmp_path)
+
+
+# ---------------------------------------------------------------- mangled files
+
+edits = st.lists(
+    st.tuples(st.floats(0, 1), st.integers(0, 40), st.binary(max_size=20)), min_size=1, max_size=8
+)
+
+
+def mangle(content: bytes, changes: list[tuple[float, int, bytes]]) -> bytes:
+    for where, removed, added in changes:
+        at = int(where * len(content))
+        content = content[:at] + added + content[at + removed :]
+    return content
+
+
+@settings(deadline=None, max_examples=150)
+@given(st.sampled_from(LAYOUTS), edits, st.booleans())
+def test_mangled_files_never_give_a_traceback(
+    layout: str, changes: list[tuple[float, int, bytes]], splits_too: bool
+) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = write(Path(folder), layout, CAPTIONS, SPLITS)
+        if splits_too and layout != "karpathy":
+            path = Path(folder) / "Flickr_8k.devImages.txt"
+        path.write_bytes(mangle(path.read_bytes(), changes))
+        try:
+            data = read_flickr8k(folder)
+        except InputError as error:
+            assert "\n" not in str(error)
+            return
+        assert all("\n" not in line and len(line) < 1000 for line in data.notices)
+        json.dumps([*content(data), *data.notices]).encode()
+        for photo in data.photos:
+            " ".join(photo.captions).encode()
+
+
+@settings(deadline=None, max_examples=100)
+@given(edits)
+def test_no_line_is_lost_without_being_counted(changes: list[tuple[float, int, bytes]]) -> None:
+    """Every line with something in it is a caption that is there, or in one of the counts."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = write(Path(folder), "illinois", CAPTIONS, SPLITS)
+        path.write_bytes(mangle(path.read_bytes(), changes))
+        try:
+            data = read_flickr8k(folder)
+        except InputError:
+            return
+        raw = path.read_bytes()
+        text = raw.decode("latin-1" if "not_utf8" in data.counts else "utf-8-sig")
+        lines = [line for line in re.split(r"\r\n|\n|\r", text) if line.strip()]
+        kept = sum(len(photo.captions) for photo in data.photos)
+        lost = ("malformed", "empty_captions", "captions_of_missing_photos")
+        assert kept + sum(data.counts.get(name, 0) for name in lost) == len(lines)
+
+
+# ---------------------------------------------------------------- the real thing
+
+
+def test_the_copy_at_hand() -> None:
+    root = SHARED / "flickr8k"
+    if not root.is_dir():
+        pytest.skip(f"no copy of Flickr8k in {root}")
+    data = read_flickr8k(root)
+    assert (len(data.split("train")), len(data.split("dev"))) == (6000, 1000)
+    assert all(len(photo.captions) == 5 for photo in data.photos)
+    assert data.counts == {}
+    assert data.notices == ("there is no Flickr_8k.testImages.txt: the test split is empty",)
+    assert set(CAPTION_FILES) == set(LAYOUTS)

@@ -1,0 +1,386 @@
+"""Several processes give what one gives; and end together, whatever ends them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from tests.distributed.two_processes import RUNS, running_means, updates
+from tests.training.test_loop import make_spec
+from tests.training.test_resume import metrics
+from wsram_ppl.config import Spec
+from wsram_ppl.distributed.processes import first_process
+from wsram_ppl.distributed.sharding import Share
+from wsram_ppl.errors import InputError
+from wsram_ppl.runs.checkpoints import load_checkpoint
+from wsram_ppl.runs.directory import RunDirectory
+from wsram_ppl.training.loop import train
+
+ROOT = Path(__file__).resolve().parents[1]
+CPU = torch.device("cpu")
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+# A share of the minibatch, in this process.
+
+
+@given(size=st.integers(0, 200), count=st.integers(1, 9))
+def test_shares_are_a_partition_of_about_equal_parts(size: int, count: int) -> None:
+    rows = [Share(rank, count, CPU).rows(size) for rank in range(count)]
+    assert [i for part in rows for i in range(size)[part]] == list(range(size))
+    lengths = [part.stop - part.start for part in rows]
+    assert max(lengths) - min(lengths) <= 1
+
+
+DISTRIBUTIONS: dict[str, Any] = {
+    "normal": lambda x: dist.Normal(x, 0.5),
+    "location": lambda x: dist.Normal(torch.stack([x, -x], -1), 0.5).to_event(1),
+    "categorical": lambda x: dist.Categorical(logits=torch.stack([x, -x, 0 * x], -1)),
+    "probabilities": lambda x: dist.Categorical(probs=torch.softmax(torch.stack([x, -x], -1), -1)),
+    "one-hot": lambda x: dist.OneHotCategorical(logits=torch.stack([x, -x, 0 * x], -1)),
+    "bernoulli": lambda x: dist.Bernoulli(logits=x),
+    "uniform": lambda x: dist.Uniform(x, x + 1),
+    "laplace": lambda x: dist.Laplace(x, 1.0),
+    "exponential": lambda x: dist.Exponential(x.exp()),
+    "masked": lambda x: dist.Normal(x, 0.5).mask(x > 0),
+    "the same for all": lambda x: dist.Normal(0.0, 1.0),
+}
+
+
+def program(x: Tensor, make: Any, particles: int = 13) -> tuple[Tensor, ...]:
+    with pyro.plate("particles", particles, dim=-2), pyro.plate("data", x.shape[0], dim=-1):
+        return tuple(pyro.sample(f"x{n}", make(x)) for n in range(3))
+
+
+@pytest.mark.parametrize("name", DISTRIBUTIONS)
+@settings(max_examples=15, deadline=None)
+@given(size=st.integers(1, 12), count=st.integers(1, 5), particles=st.integers(13, 20))
+def test_a_datum_draws_the_same_however_many_processes(
+    name: str, size: int, count: int, particles: int
+) -> None:
+    """To the bit, at every site, whatever number of data a process has."""
+    x = torch.linspace(-2, 2, size)
+    whole = Share(0, 1, CPU)
+    whole.seed(5, 0)
+    with whole.drawing(size):
+        expected = program(x, DISTRIBUTIONS[name], particles)
+    for rank in range(count):
+        share = Share(rank, count, CPU)
+        (own,) = share.part((x,))
+        if not len(own):
+            continue
+        share.seed(5, 100 + rank)
+        with share.drawing(size):
+            drawn = program(own, DISTRIBUTIONS[name], particles)
+        for one, all_ in zip(drawn, expected, strict=True):
+            assert torch.equal(one, all_[:, share.rows(size)])
+
+
+def test_what_is_no_site_differs_between_processes_and_leaves_sites_alone() -> None:
+    """Dropout masks must not be the same in all of them."""
+    x, draws, masks = torch.zeros(8), [], []
+    for rank in (0, 1):
+        share = Share(rank, 2, CPU)
+        share.seed(5, 100 + rank)
+        with share.drawing(8):
+            masks.append(torch.rand(5))
+            draws.append(program(x[:4], DISTRIBUTIONS["normal"]))
+    assert not torch.equal(*masks)
+    whole = Share(0, 1, CPU)
+    whole.seed(5, 0)
+    for both, all_ in zip(zip(*draws, strict=True), program(x, DISTRIBUTIONS["normal"]), strict=True):
+        assert torch.equal(torch.cat(both, 1), all_)
+
+
+def test_a_distribution_without_a_rule_gets_a_stream_of_the_processes_own() -> None:
+    drawn = []
+    for rank in (0, 1):
+        share = Share(rank, 2, CPU)
+        share.seed(5, 100 + rank)
+        with (
+            share.drawing(8),
+            pyro.plate("data", 4),
+            pytest.warns(UserWarning, match="draws site 'x' from a stream of its own"),
+        ):
+            drawn.append(pyro.sample("x", dist.Gamma(torch.ones(4), 1.0)))
+    assert not torch.equal(*drawn)
+
+
+@pytest.mark.parametrize(
+    ("plates", "message"),
+    [
+        ({}, r"site 'a' lies in no plate of the minibatch's 4 data.*: use training.devices = 1"),
+        ({"words": 7}, r"site 'a' lies in no plate of the minibatch's 4 data"),
+        ({"words": 4, "data": 4}, r"site 'a' lies in plates '\w+' and '\w+' of the same size 4, any of"),
+        ({"data": (9, 4)}, r"plate 'data' is subsampled.*let the data source choose the minibatch"),
+    ],
+)
+def test_what_cannot_be_split_is_told(plates: dict[str, Any], message: str) -> None:
+    share = Share(1, 2, CPU)
+    share.seed(0, 1)
+    with share.drawing(8), pytest.raises(InputError, match=message), pyro.poutine.trace():
+        stack = [
+            pyro.plate(name, size[0], subsample_size=size[1], dim=-1 - n)
+            if isinstance(size, tuple)
+            else pyro.plate(name, size, dim=-1 - n)
+            for n, (name, size) in enumerate(plates.items())
+        ]
+        for plate in stack:
+            plate.__enter__()
+        try:
+            pyro.sample("a", dist.Normal(0.0, 1.0))
+        finally:
+            for plate in reversed(stack):
+                plate.__exit__(None, None, None)
+
+
+# What cannot be started.
+
+
+@pytest.mark.parametrize(
+    ("overrides", "environment", "gpus", "message"),
+    [
+        (("batch_size=9",), {}, 0, "batch_size = 9 cannot be divided among 2 processes: choose a mult"),
+        (("device=cuda",), {}, 1, "devices = 2, but torch sees 1 CUDA devices: ask for no more"),
+        (
+            ("device=cuda:0",),
+            {},
+            2,
+            "device = 'cuda:0' names one GPU, but training.devices is 2: use 'cuda'",
+        ),
+        (("device=mps",), {}, 0, "devices = 2: device 'mps' is one device; use 1, or cpu or cuda"),
+        (("num_nodes=2",), {}, 0, "num_nodes = 2: start this command on every node with torchrun"),
+        (
+            (),
+            {"TORCHELASTIC_RUN_ID": "1", "WORLD_SIZE": "3"},
+            0,
+            "torchrun has started 3 processes, but training.devices x training.num_nodes is 2 x 1: make",
+        ),
+        (
+            ("devices=1",),
+            {"TORCHELASTIC_RUN_ID": "1", "WORLD_SIZE": "2"},
+            0,
+            "torchrun has started 2 processes, but training.devices x training.num_nodes is 1 x 1: make",
+        ),
+    ],
+)
+def test_processes_that_cannot_be_started(
+    overrides: tuple[str, ...],
+    environment: dict[str, str],
+    gpus: int,
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    """One line, before anything is started or written."""
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    spec = make_spec("training.devices=2", *(f"training.{text}" for text in overrides))
+    with pytest.raises(InputError) as caught:
+        train(spec, RunDirectory(tmp_path / "run"))
+    assert message in str(caught.value)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("environment", "first"),
+    [
+        ({}, True),
+        ({"LOCAL_RANK": "1"}, False),
+        ({"LOCAL_RANK": "0", "NODE_RANK": "1"}, False),
+        ({"RANK": "2", "LOCAL_RANK": "0"}, False),
+        ({"SLURM_PROCID": "0"}, True),
+    ],
+)
+def test_which_process_speaks(
+    environment: dict[str, str], first: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert first_process() == first
+
+
+# Two real processes, started by torchrun.
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[dict[str, Any]], Path]:
+    folder = tmp_path_factory.mktemp("two")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    done = subprocess.run(
+        [*command, str(ROOT / "tests" / "two_processes.py"), str(folder)],
+        env={**ENVIRONMENT, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in (0, 1)], folder
+
+
+Two = tuple[list[dict[str, Any]], Path]
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_two_processes_give_the_gradient_of_one(two: Two, name: str) -> None:
+    """At several updates, in double precision; running estimates, metrics, evaluation and probe too."""
+    single = updates(name)
+    # The captioner's coefficient networks give single precision.
+    rtol, atol = (1e-6, 1e-7) if name == "captions" else (1e-9, 1e-12)
+    for found in (process[name] for process in two[0]):
+        for one, other in zip(single["gradients"], found["gradients"], strict=True):
+            for a, b in zip(one, other, strict=True):
+                assert (a is None) == (b is None)
+                if a is not None:
+                    torch.testing.assert_close(a, b, rtol=rtol, atol=atol)
+        torch.testing.assert_close(found["running"], single["running"], rtol=rtol, atol=atol)
+        for what in ("measures", "evaluation", "probe"):
+            assert found[what] == pytest.approx(single[what], rel=rtol, abs=atol), what
+    # Among themselves they are equal to the bit.
+    one, other = (
+        torch.cat([g.flatten() for g in p[name]["gradients"][-1] if g is not None]) for p in two[0]
+    )
+    assert torch.equal(one, other)
+
+
+def test_what_an_update_sends(two: Two) -> None:
+    """One flat gradient, the running estimates' means, and 32 bytes before each."""
+    for name, means in (("importance", 0), ("adaptive", 2)):
+        found = two[0][0][name]
+        gradient = 8 * sum(g.numel() for g in found["gradients"][0] if g is not None)
+        assert found["bytes"] == [gradient + means * 2 * 8, 32 * (1 + (means > 0))]
+
+
+def test_running_estimates_of_sites_that_only_some_processes_meet(two: Two) -> None:
+    first, second = (process["running means"] for process in two[0])
+    torch.testing.assert_close(first, second, rtol=0, atol=0)
+    assert first["a"].item() == 0.25 * 5 + 0.25 * 6 + 0.5 * 7
+    assert first["b"].item() == 0.5 * 0.5 + 0.5 * 4.0
+    assert (first["mine"].item(), first["d"].item()) == (7.0, 5.0)
+    assert set(running_means(1)) == {"a", "b"}
+
+
+def test_what_one_process_finds_not_to_be_finite_ends_both(two: Two) -> None:
+    found, folder = two
+    assert found[0]["poisoned"] == (
+        "process 1 of 2: update 1: the parameter 'logits' of site 'label' in the model is not finite; "
+        "lower the learning rate (weights, gradients and minibatch are in "
+        f"{folder}/poisoned/diverged.safetensors)"
+    )
+    assert found[1]["poisoned"] == "exit 1"
+    tensors, _ = load_checkpoint(folder / "poisoned" / "diverged.safetensors")
+    assert tensors["batch.0"].shape == (4, 32, 32)
+
+
+# The command, with processes of its own.
+
+
+class Command:
+    """A run of two processes, at work."""
+
+    def __init__(self, spec: Path, run: RunDirectory) -> None:
+        command = [sys.executable, str(ROOT / "cli.py"), "train", str(spec), "--out", str(run)]
+        self.first = subprocess.Popen(
+            command,
+            env=ENVIRONMENT,
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        self.run = run
+
+    def wait_for(self, update: int) -> None:
+        deadline = time.monotonic() + 120
+        while True:
+            rows = metrics(self.run) if (self.run.path / "metrics.csv").exists() else []
+            if rows and int(rows[-1]["step"]) >= update:
+                return
+            assert self.first.poll() is None and time.monotonic() < deadline, self.end()
+            time.sleep(0.02)
+
+    def worker(self) -> int:
+        children = Path(f"/proc/{self.first.pid}/task/{self.first.pid}/children").read_text()
+        (worker,) = (int(number) for number in children.split())
+        return worker
+
+    def end(self) -> tuple[int, str, str]:
+        out, err = self.first.communicate(timeout=90)
+        return self.first.returncode, out, err
+
+
+LONG = ("training.steps=150", "training.log_every=2", "training.precision=64-true")
+
+
+@pytest.fixture
+def spec(tmp_path: Path) -> Spec:
+    spec = make_spec(*LONG, "training.devices=2", "training.checkpoint_every=2")
+    (tmp_path / "spec.toml").write_text(spec.to_toml())
+    return spec
+
+
+def ended(process: int) -> bool:
+    try:
+        return "Z" in Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()[0]
+    except OSError:
+        return True
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds the worker in /proc")
+def test_a_signal_a_dead_worker_and_another_number_of_processes(spec: Spec, tmp_path: Path) -> None:
+    """SIGTERM to the worker stops both after the same update; the death of one ends both, with one line;
+    and a single process goes on from there to the end of the run that was never disturbed."""
+    run = RunDirectory(tmp_path / "run")
+    command = Command(tmp_path / "spec.toml", run)
+    command.wait_for(4)
+    os.kill(command.worker(), signal.SIGTERM)
+    code, out, err = command.end()
+    assert (code, out) == (143, "")
+    assert err.startswith("stopped by SIGTERM after update ") and err.count("\n") == 1, err
+    step = load_checkpoint(run.checkpoint)[1]["step"]
+    assert f"after update {step}, which is saved" in err
+
+    command = Command(tmp_path / "spec.toml", run)
+    command.wait_for(step + 4)
+    worker = command.worker()
+    os.kill(worker, signal.SIGKILL)
+    code, out, err = command.end()  # the processes would wait an hour for one that lives
+    assert (code, out) == (1, "")
+    assert err.startswith("error: process 0 of 2 lost touch with another") and err.count("\n") == 1, err
+    assert ended(worker)
+
+    alone = make_spec(*LONG)
+    train(alone, run)
+    reference = RunDirectory(tmp_path / "reference")
+    train(alone, reference)
+    assert_nearly_same_run(run, reference)
+
+
+def assert_nearly_same_run(one: RunDirectory, other: RunDirectory) -> None:
+    """To rounding, in double precision."""
+    (a, _), (b, _) = (load_checkpoint(run.checkpoint) for run in (one, other))
+    for name, tensor in a.items():
+        torch.testing.assert_close(tensor, b[name], rtol=1e-6, atol=1e-9, msg=name)
+    for row, same in zip(metrics(one), metrics(other), strict=True):
+        assert row.keys() == same.keys()
+        for key, text in row.items():
+            assert text == same[key] or float(text) == pytest.approx(float(same[key]), rel=1e-5), key

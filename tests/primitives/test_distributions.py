@@ -1,0 +1,588 @@
+"""The categorical of many small choices, and distributions joined into one: the same as one by one.
+
+Pyro's own categorical is the reference, and so is the formula; frequencies are held against bounds that
+a right sampler misses less than once in a million seeds (and the seed is fixed).
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import pickle
+from collections.abc import Callable
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from wsram_ppl.primitives.distributions import ELEMENTWISE, Categorical, given_parameters, kind, stack
+
+FEW = settings(max_examples=40, deadline=None)
+INF = math.inf
+NAN = math.nan
+
+
+def normal(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+def theirs(logits: Tensor, validate_args: bool | None = None) -> Any:
+    return dist.Categorical(logits=logits, validate_args=validate_args)
+
+
+def assert_close(found: Tensor, expected: Tensor) -> None:
+    torch.testing.assert_close(found, expected, atol=1e-12, rtol=1e-12)
+
+
+@st.composite
+def logits_of(draw: st.DrawFn) -> Tensor:
+    """``[..., choices]`` of any size, scale and offset; some are -inf, but never all of a row."""
+    shape = tuple(draw(st.lists(st.integers(1, 4), max_size=3)))
+    choices = draw(st.integers(1, 7))
+    seed = draw(st.integers(0, 999))
+    logits = normal(*shape, choices, seed=seed) * draw(st.sampled_from([0.0, 1.0, 30.0]))
+    logits = logits + draw(st.sampled_from([0.0, -200.0, 1000.0]))
+    if draw(st.booleans()):
+        ruled_out = normal(*shape, choices, seed=seed + 1) > 0.5
+        ruled_out[..., draw(st.integers(0, choices - 1))] = False
+        logits = logits.masked_fill(ruled_out, -INF)
+    return logits
+
+
+# The categorical: densities.
+
+
+@FEW
+@given(logits_of())
+def test_it_is_pyros_categorical(logits: Tensor) -> None:
+    own, other = Categorical(logits), theirs(logits)
+    assert isinstance(own, dist.Categorical)
+    assert own.batch_shape == other.batch_shape and own.event_shape == other.event_shape
+    assert own.param_shape == other.param_shape and own.shape((2,)) == other.shape((2,))
+    assert_close(own.logits, other.logits)
+    assert_close(own.probs, other.probs)
+    assert_close(own.entropy(), other.entropy())
+    assert torch.equal(own.mode, logits.argmax(-1))
+    for expand in (False, True):
+        values = own.enumerate_support(expand)
+        assert torch.equal(values, other.enumerate_support(expand))
+        assert_close(own.log_prob(values), other.log_prob(values.clone()))
+        assert torch.equal(own.log_prob(values), own.log_prob(values.clone()))
+    # By the formula too: a softmax sums to one.
+    values = torch.arange(logits.shape[-1]).view(-1, *[1] * (logits.dim() - 1))
+    by_formula = (logits - logits.logsumexp(-1, keepdim=True)).movedim(-1, 0)
+    assert_close(own.log_prob(values), by_formula)
+    assert_close(own.probs.sum(-1), torch.ones(own.batch_shape, dtype=torch.float64))
+
+
+@FEW
+@given(logits_of(), st.integers(0, 99))
+def test_gradients_are_those_of_pyros(logits: Tensor, seed: int) -> None:
+    """Of log-probabilities and entropies together, as in an exploration term; finite with -inf too."""
+    with_value = normal(*logits.shape[:-1], seed=seed)
+    with_entropy = normal(*logits.shape[:-1], seed=seed + 1).tanh()
+    value = theirs(logits).sample()
+
+    def gradient(of: Callable[[Tensor], Any]) -> Tensor:
+        leaf = logits.clone().requires_grad_()
+        fn = of(leaf)
+        total = (fn.log_prob(value) * with_value + fn.entropy() * with_entropy).sum()
+        return torch.autograd.grad(total, leaf)[0]
+
+    found = gradient(Categorical)
+    assert bool(found.isfinite().all())
+    torch.testing.assert_close(found, gradient(theirs), atol=1e-10, rtol=1e-10)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_second_derivatives_and_types(dtype: torch.dtype) -> None:
+    logits = normal(3, 4, dtype=dtype).requires_grad_()
+    fn = Categorical(logits)
+    value = torch.tensor([0, 3, 1])
+    assert fn.log_prob(value).dtype == fn.entropy().dtype == fn.probs.dtype == dtype
+    assert fn.sample().dtype == fn.mode.dtype == torch.long
+    assert torch.equal(fn.log_prob(value.to(dtype)), fn.log_prob(value))  # as from torch's choices
+    if dtype == torch.float64:
+        for quantity in (lambda x: Categorical(x).entropy(), lambda x: Categorical(x).log_prob(value)):
+            assert torch.autograd.gradcheck(quantity, logits)
+            assert torch.autograd.gradgradcheck(quantity, logits)
+
+
+def test_a_choice_ruled_out() -> None:
+    logits = torch.tensor([[0.0, -INF, 0.0], [-INF, -INF, 5.0]], requires_grad=True)
+    fn = Categorical(logits, validate_args=True)
+    assert fn.probs.tolist() == [[0.5, 0.0, 0.5], [0.0, 0.0, 1.0]]
+    assert fn.log_prob(torch.tensor([1, 1])).tolist() == [-INF, -INF]
+    entropy = fn.entropy()
+    torch.testing.assert_close(entropy.detach(), torch.tensor([math.log(2.0), 0.0]))
+    (gradient,) = torch.autograd.grad(entropy.sum(), logits, retain_graph=True)
+    assert torch.equal(gradient, torch.zeros_like(logits))  # each row is uniform already
+    (gradient,) = torch.autograd.grad(fn.log_prob(torch.tensor([0, 2])).sum(), logits)
+    assert torch.equal(gradient, torch.tensor([[0.5, 0.0, -0.5], [0.0, 0.0, 0.0]]))
+
+
+def test_a_choice_ruled_out_by_an_entropy_that_counts_much() -> None:
+    logits = torch.tensor([0.0, -INF, 1.0], requires_grad=True)
+    (once,) = torch.autograd.grad(Categorical(logits).entropy(), logits)
+    (found,) = torch.autograd.grad(2 * Categorical(logits).entropy(), logits)
+    torch.testing.assert_close(found, 2 * once)
+
+
+# The categorical: other distributions made of it.
+
+
+@FEW
+@given(logits_of(), st.integers(1, 3), st.booleans())
+def test_expanded_it_stays_what_it_is(logits: Tensor, times: int, used_before: bool) -> None:
+    fn = Categorical(logits, validate_args=False)
+    if used_before:
+        _ = fn.probs
+    for other in (fn.expand((times, *fn.batch_shape)), fn.expand_by((times,))):
+        assert type(other) is Categorical and other._validate_args is False
+        assert other.batch_shape == (times, *fn.batch_shape)
+        assert torch.equal(other.logits, fn.logits.expand(other.batch_shape + logits.shape[-1:]))
+        assert torch.equal(other.probs, fn.probs.expand_as(other.logits))
+        assert other.logits.data_ptr() == fn.logits.data_ptr()  # a view: nothing is computed again
+        values = other.sample((2,))
+        assert values.shape == (2, times, *fn.batch_shape)
+        assert torch.equal(other.log_prob(values), fn.log_prob(values))
+        assert torch.equal(other.entropy(), fn.entropy().expand(other.batch_shape))
+        assert other.enumerate_support(False).shape == (logits.shape[-1], *[1] * len(other.batch_shape))
+
+
+def test_expansion_keeps_validation() -> None:
+    fn = Categorical(normal(1, 3), validate_args=True).expand((4, 2))
+    with pytest.raises(ValueError, match="within the support"):
+        fn.log_prob(torch.full((4, 2), 3))
+
+
+def test_masked_and_as_an_event() -> None:
+    logits, value = normal(2, 3, 4), torch.tensor([[0, 1, 2], [3, 2, 1]])
+    own, other = Categorical(logits), theirs(logits)
+    mask = torch.tensor([True, False, True])
+    assert_close(own.mask(mask).log_prob(value), other.log_prob(value) * mask)
+    assert own.mask(mask).log_prob(value)[:, 1].tolist() == [0.0, 0.0]
+    assert own.mask(False).log_prob(value).eq(0).all()
+    assert type(own.mask(mask).base_dist) is Categorical
+    assert own.to_event(0) is own
+    assert own.to_event(1).batch_shape == (2,) and own.to_event(1).event_shape == (3,)
+    assert_close(own.to_event(1).log_prob(value), other.log_prob(value).sum(-1))
+    assert_close(own.to_event(2).entropy(), other.entropy().sum())
+
+
+def test_divergences_and_copies() -> None:
+    a, b = normal(3, 4), normal(3, 4, seed=1)
+    for p, q in [(Categorical(a), Categorical(b)), (Categorical(a), theirs(b))]:
+        found = torch.distributions.kl_divergence(p, q)
+        assert_close(found, torch.distributions.kl_divergence(theirs(a), theirs(b)))
+    for same in (copy.deepcopy(Categorical(a)), pickle.loads(pickle.dumps(Categorical(a)))):
+        assert type(same) is Categorical
+        assert torch.equal(same.logits, Categorical(a).logits)
+
+
+def test_in_a_program_all_values_can_be_enumerated() -> None:
+    logits = normal(3, 4)
+
+    def program(kind_of: Callable[[Tensor], Any]) -> None:
+        with pyro.plate("rows", 3):
+            k = pyro.sample("k", kind_of(logits))
+            pyro.sample("y", dist.Normal(k.double(), 1.0), obs=torch.ones(3, dtype=torch.float64))
+
+    def evidence(kind_of: Callable[[Tensor], Any]) -> Tensor:
+        model = pyro.infer.config_enumerate(program)
+        elbo = pyro.infer.TraceEnum_ELBO(max_plate_nesting=1)
+        return torch.as_tensor(elbo.loss(model, lambda kind_of: None, kind_of))
+
+    def by_formula() -> Tensor:
+        k = torch.arange(4).double()
+        joint = logits.log_softmax(-1) + dist.Normal(k, 1.0).log_prob(torch.ones(4).double())
+        return -joint.logsumexp(-1).sum()
+
+    assert evidence(Categorical).item() == pytest.approx(by_formula().item(), abs=1e-5)
+
+
+# The categorical: draws.
+
+
+@pytest.mark.parametrize("sample_shape", [(), (1,), (5,), (2, 3), (0,)])
+@pytest.mark.parametrize("batch", [(), (1,), (4,), (3, 2), (0,)])
+def test_draws_have_pyros_shapes(batch: tuple[int, ...], sample_shape: tuple[int, ...]) -> None:
+    own, other = Categorical(normal(*batch, 5), False), theirs(normal(*batch, 5), False)
+    for shape in (sample_shape, torch.Size(sample_shape), list(sample_shape)):
+        found = own.sample(shape)
+        assert found.shape == (*sample_shape, *batch) and found.dtype == torch.long
+        assert bool((found >= 0).all()) and bool((found < 5).all())
+    assert own.sample().shape == other.sample().shape
+    assert own().shape == other().shape
+    assert not Categorical(normal(*batch, 5).requires_grad_(), False).sample().requires_grad
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_frequencies_are_the_probabilities(dtype: torch.dtype) -> None:
+    """Pearson's statistic of each row, with 5 degrees of freedom: above 42 once in 10 million."""
+    torch.manual_seed(0)
+    draws = 200_000
+    logits = torch.cat((normal(3, 6), torch.tensor([[0.0] * 6, [9.0, 8.0, 7.0, 6.0, 5.0, 4.0]])))
+    fn = Categorical(logits.to(dtype))
+    # In one call, by expansion, and both: however they are asked for, draws are independent.
+    for values in (
+        fn.sample((draws,)),
+        fn.expand((draws, 5)).sample(),
+        fn.expand((draws // 100, 5)).sample((100,)).flatten(0, 1),
+    ):
+        counts = torch.nn.functional.one_hot(values, 6).sum(0).double()
+        expected = draws * logits.softmax(-1)
+        assert expected.min() > 50
+        statistic = ((counts - expected).square() / expected).sum(-1)
+        assert bool((statistic < 42).all())
+        # Rows do not know of each other: the pairs of two rows' draws, 25 degrees of freedom.
+        pairs = torch.bincount(values[:, 0] * 6 + values[:, 3], minlength=36).view(6, 6).double()
+        independent = counts[0, :, None] * counts[3] / draws
+        assert ((pairs - independent).square() / independent).sum() < 82
+
+
+def test_a_choice_ruled_out_is_never_drawn() -> None:
+    torch.manual_seed(0)
+    logits = torch.tensor([[-INF, 0.0, -INF, -30.0], [3.0, -INF, -INF, -INF]])
+    values = Categorical(logits).sample((100_000,))
+    assert set(values[:, 0].tolist()) == {1}  # e^-30 is not drawn either, in so many
+    assert set(values[:, 1].tolist()) == {0}
+
+
+def test_a_seed_gives_the_same_draws_again() -> None:
+    fn = Categorical(normal(50, 6))
+    torch.manual_seed(1)
+    once, then = fn.sample(), fn.sample()
+    torch.manual_seed(1)
+    assert torch.equal(fn.sample(), once) and torch.equal(fn.sample(), then)
+    assert not torch.equal(once, then)
+
+
+def test_a_draw_leaves_no_trace_in_the_gradient() -> None:
+    """Probabilities first used to draw, without gradients, must not be kept without them."""
+    logits = normal(3, 4).requires_grad_()
+    fn = Categorical(logits)
+    fn.sample()
+    assert_close(
+        torch.autograd.grad(fn.entropy().sum(), logits)[0],
+        torch.autograd.grad(theirs(logits).entropy().sum(), logits)[0],
+    )
+
+
+# The categorical: wrong arguments.
+
+
+def test_what_is_not_a_number_is_refused_with_validation() -> None:
+    logits = torch.tensor([[0.0, 1.0], [NAN, 0.0]])
+    with pytest.raises(ValueError, match="Expected parameter logits"):
+        Categorical(logits, validate_args=True)
+    fn = Categorical(torch.zeros(2, 3), validate_args=True)
+    for value in (3, -1, 0.5):
+        with pytest.raises(ValueError, match="within the support"):
+            fn.log_prob(torch.tensor([0, value]))
+    assert fn.log_prob(torch.tensor([0, 2])).tolist() == pytest.approx([-math.log(3)] * 2)
+    with pytest.raises(ValueError, match="Expected parameter logits"):
+        Categorical(torch.full((3,), -INF), validate_args=True)
+
+
+def test_what_is_not_a_number_is_drawn_from_without_validation() -> None:
+    """Divergence is found by its own check, not by torch.multinomial's (fatal on CUDA)."""
+    logits = torch.tensor([[NAN, 0.0], [0.0, INF], [-INF, -INF], [0.0, 0.0]])
+    fn = Categorical(logits, validate_args=False)
+    values = fn.sample((20,))
+    assert bool((values >= 0).all()) and bool((values < 2).all())
+    assert fn.log_prob(torch.zeros(4)).isnan().tolist() == [True, True, True, False]
+    assert fn.entropy().isnan().tolist() == [True, True, True, False]
+    with pytest.raises(RuntimeError):
+        theirs(logits, validate_args=False).sample()
+
+
+# What a distribution was made of.
+
+
+def some(family: str, seed: int = 0, shape: tuple[int, ...] = (3, 4), **options: Any) -> Any:
+    """A distribution without validation, of parameters by chance, in single precision."""
+
+    def numbers(n: int) -> Tensor:
+        return normal(*shape, seed=10 * seed + n, dtype=torch.float32)
+
+    options = {"validate_args": False, **options}
+    a, b = numbers(0), numbers(1).exp()
+    match family:
+        case "normal":
+            return dist.Normal(a, b, **options)
+        case "normal with a number":
+            return dist.Normal(a, 0.3, **options)
+        case "event":
+            return dist.Normal(a, b, **options).to_event(1)
+        case "two events":
+            return dist.Normal(a, b, **options).to_event(1).to_event(1)
+        case "own categorical":
+            return Categorical(a, **options)
+        case "categorical by logits":
+            return dist.Categorical(logits=a, **options)
+        case "categorical by probs":
+            return dist.Categorical(probs=b, **options)
+        case "bernoulli by logits":
+            return dist.Bernoulli(logits=a, **options)
+        case "bernoulli by probs":
+            return dist.Bernoulli(probs=a.sigmoid(), **options)
+        case "bernoulli event":
+            return dist.Bernoulli(logits=a, **options).to_event(2)
+        case "uniform":
+            return dist.Uniform(a, a + b, **options)
+        case "laplace":
+            return dist.Laplace(a, b, **options)
+        case "exponential":
+            return dist.Exponential(b, **options)
+    raise AssertionError(family)
+
+
+FAMILIES = (
+    "normal",
+    "normal with a number",
+    "event",
+    "two events",
+    "own categorical",
+    "categorical by logits",
+    "categorical by probs",
+    "bernoulli by logits",
+    "bernoulli by probs",
+    "bernoulli event",
+    "uniform",
+    "laplace",
+    "exponential",
+)
+#: Those whose operations give each element the same bits wherever it stands.
+EXACT = ("normal", "normal with a number", "event", "two events", "uniform")
+
+
+def use(fn: Any) -> Any:
+    """Have everything computed and kept that a distribution computes when it is asked for."""
+    fn.log_prob(fn.sample())
+    fn.entropy()
+    for name in ("probs", "logits", "param_shape"):
+        getattr(getattr(fn, "base_dist", fn), name, None)
+    return fn
+
+
+@pytest.mark.parametrize("used", [False, True])
+def test_given_parameters_are_those_that_were_given(used: bool) -> None:
+    a, b = normal(3, 4), normal(3, 4, seed=1).exp()
+    p = a.softmax(-1)
+    cases: list[tuple[Any, dict[str, Tensor]]] = [
+        (dist.Normal(a, b), {"loc": a, "scale": b}),
+        (dist.Laplace(a, b), {"loc": a, "scale": b}),
+        (dist.Uniform(a, a + b), {"low": a, "high": a + b}),
+        (dist.Exponential(b), {"rate": b}),
+        (dist.Bernoulli(logits=a), {"logits": a}),
+        (dist.Bernoulli(probs=p), {"probs": p}),
+        (dist.Categorical(logits=a), {"logits": a.log_softmax(-1)}),
+        (dist.Categorical(probs=b), {"probs": b / b.sum(-1, keepdim=True)}),
+        (Categorical(a), {"logits": a.log_softmax(-1)}),
+    ]
+    for fn, expected in cases:
+        found = given_parameters(use(fn) if used else fn)
+        assert list(found) == list(expected), fn
+        for name, value in expected.items():
+            assert_close(found[name], value)
+    assert {type(fn) for fn, _ in cases} == ELEMENTWISE
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_given_parameters_follow_an_expansion(family: str) -> None:
+    """Also of one that was used: both of its parametrisations are expanded, and one is enough."""
+    fn = use(some(family, shape=(3, 4)))
+    expanded = fn.expand((2, *fn.batch_shape))
+    joined = stack([expanded, expanded])
+    value = expanded.sample()
+    for one in joined.log_prob(value):
+        torch.testing.assert_close(one, expanded.log_prob(value), atol=1e-6, rtol=1e-6)
+
+
+# One distribution instead of many.
+
+
+@pytest.mark.parametrize("used", [False, True])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_joined_distributions_are_the_same_one_by_one(family: str, used: bool) -> None:
+    for count in (1, 2, 5):
+        fns = [some(family, seed) for seed in range(count)]
+        if used:
+            fns = [use(fn) for fn in fns]
+        assert len({kind(fn) for fn in fns}) == 1 and kind(fns[0]) is not None
+        values = [fn.sample() for fn in fns]
+        joined = stack(fns)
+        assert type(joined) is type(fns[0])
+        assert joined.batch_shape == (count, *fns[0].batch_shape)
+        assert joined.event_shape == fns[0].event_shape
+        assert not joined._validate_args
+        precision = 0.0 if family in EXACT else 2e-6
+        for found, expected in (
+            (
+                joined.log_prob(torch.stack(values)),
+                [f.log_prob(v) for f, v in zip(fns, values, strict=True)],
+            ),
+            (joined.entropy(), [fn.entropy() for fn in fns]),
+        ):
+            assert found.shape == (count, *fns[0].batch_shape)
+            torch.testing.assert_close(found, torch.stack(expected), atol=precision, rtol=precision)
+        assert joined.sample().shape == torch.stack(values).shape
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_gradients_come_back_to_each(family: str) -> None:
+    """To the parameters that each distribution was made of, with another weight for each."""
+
+    def gradients(together: bool) -> list[Tensor]:
+        made = [some(family, seed) for seed in range(3)]
+        leaves = [
+            x.detach().requires_grad_()
+            for fn in made
+            for x in given_parameters(getattr(fn, "base_dist", fn)).values()
+        ]
+        left = iter(leaves)
+        fns, values = [], []
+        torch.manual_seed(0)
+        for fn in made:
+            base = getattr(fn, "base_dist", fn)
+            given = {name: next(left) for name in given_parameters(base)}
+            own = type(base)(**given, validate_args=False)
+            fns.append(own.to_event(fn.reinterpreted_batch_ndims) if base is not fn else own)
+            values.append(fn.sample())
+        if together:
+            terms = stack(fns).log_prob(torch.stack(values))
+        else:
+            terms = torch.stack([fn.log_prob(v) for fn, v in zip(fns, values, strict=True)])
+        weights = normal(*terms.shape, dtype=torch.float32)
+        found = torch.autograd.grad((terms * weights).sum(), leaves, materialize_grads=True)
+        return list(found)
+
+    precision = 0.0 if family in EXACT else 2e-6
+    for found, expected in zip(gradients(True), gradients(False), strict=True):
+        torch.testing.assert_close(found, expected, atol=precision, rtol=precision)
+
+
+def test_joined_choices_may_be_ruled_out() -> None:
+    fns = [
+        Categorical(torch.tensor(logits), validate_args=False)
+        for logits in ([0.0, -INF, 0.0], [-INF, 1.0, -INF])
+    ]
+    joined = stack(fns)
+    assert joined.log_prob(torch.tensor([1, 1])).tolist() == [-INF, 0.0]
+    torch.testing.assert_close(joined.entropy(), torch.tensor([math.log(2.0), 0.0]))
+
+
+def test_joined_values_outside_have_no_density() -> None:
+    """As one by one without validation, even where new distributions are made with it."""
+    with pyro.validation_enabled(True):
+        joined = stack([some("uniform", seed, ()) for seed in range(2)])
+        assert joined.log_prob(torch.tensor([1e9, -1e9])).tolist() == [-INF, -INF]
+        event = stack([some("event", seed) for seed in range(2)])
+        assert event.log_prob(torch.full((2, 3, 4), NAN)).isnan().all()
+
+
+# What can be joined.
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_alike_are_those_of_one_family_shape_and_type(family: str) -> None:
+    own = kind(some(family))
+    assert own is not None
+    assert kind(some(family, seed=1)) == own == kind(use(some(family)))
+    assert hash(kind(some(family, seed=1))) == hash(own)
+    others = [kind(some(other)) for other in FAMILIES if other not in (family, "normal with a number")]
+    if family != "normal with a number":
+        assert own not in others
+        assert len({own, *others}) == len(FAMILIES) - 1
+    assert kind(some(family, shape=(3, 5))) != own
+    assert kind(some(family, shape=(1, 3, 4))) != own
+    parameters = given_parameters(getattr(some(family), "base_dist", some(family)))
+    if "event" not in family:
+        double = {name: value.double() for name, value in parameters.items()}
+        assert kind(type(some(family))(**double, validate_args=False)) not in (own, None)
+
+
+def test_a_number_as_parameter_is_a_tensor_like_another() -> None:
+    assert kind(some("normal with a number")) == kind(some("normal"))
+    scalars = [dist.Normal(loc, 1.0, validate_args=False) for loc in (0.0, 1.0)]
+    assert stack(scalars).log_prob(torch.tensor([0.0, 1.0])).tolist() == pytest.approx(
+        [-0.5 * math.log(2 * math.pi)] * 2
+    )
+
+
+def test_an_event_is_another_kind_than_its_elements() -> None:
+    fn = some("normal")
+    kinds = [kind(fn), kind(fn.to_event(1)), kind(fn.to_event(2))]
+    assert None not in kinds and len(set(kinds)) == 3
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_none_is_joined_that_checks_its_arguments(family: str) -> None:
+    """Each has its own message, with its own parameters."""
+    assert kind(some(family, validate_args=True)) is None
+
+
+def test_what_is_not_elementwise_is_not_joined() -> None:
+    ones = torch.ones(3, 4)
+    fn = dist.Normal(ones, ones, validate_args=False)
+    wrapped = [
+        dist.Gamma(ones, ones, validate_args=False),
+        dist.Dirichlet(ones, validate_args=False),
+        dist.Delta(ones, validate_args=False),
+        dist.Unit(ones),
+        dist.LogNormal(ones, ones, validate_args=False),
+        dist.MultivariateNormal(torch.ones(3), torch.eye(3), validate_args=False),
+        fn.mask(ones > 0),
+        fn.mask(False),
+        dist.ExpandedDistribution(fn, (2, 3, 4)),
+        dist.OneHotCategorical(logits=ones, validate_args=False),
+    ]
+    for one in wrapped:
+        assert kind(one) is None, one
+    for one in (wrapped[0], wrapped[6], wrapped[8]):
+        assert kind(one.to_event(1)) is None, one
+
+
+def test_masked_elements_of_an_event_keep_their_mask() -> None:
+    fn = some("normal").mask(torch.tensor([True, False, True, True])).to_event(1)
+    assert kind(fn) is None
+
+
+class Shifted(dist.Normal):
+    """A distribution of a user's own: Pyro's, with one more parameter."""
+
+    def __init__(self, loc: Tensor, scale: Tensor, shift: float = 0.0, **options: Any) -> None:
+        self.shift = shift
+        super().__init__(loc, scale, **options)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        found: Tensor = super().log_prob(value - self.shift)
+        return found
+
+
+def test_a_subclass_with_more_to_it_is_what_it_is() -> None:
+    zero, one = torch.zeros(3), torch.ones(3)
+    fns = [Shifted(zero, one, shift, validate_args=False) for shift in (0.0, 2.0)]
+    expected = torch.stack([fn.log_prob(zero) for fn in fns])
+    if kind(fns[0]) is not None and kind(fns[0]) == kind(fns[1]):
+        assert torch.equal(stack(fns).log_prob(torch.stack([zero, zero])), expected)
+
+
+def test_a_subclass_made_of_something_else_is_what_it_is() -> None:
+    """Pyro's OrderedLogistic is a Categorical that is made of a predictor and cutpoints."""
+    fns = [
+        dist.OrderedLogistic(
+            normal(4, seed=n), torch.tensor([-1.0, 0.0, 1.0]).double(), validate_args=False
+        )
+        for n in range(2)
+    ]
+    value = torch.tensor([0, 1, 2, 3])
+    expected = torch.stack([fn.log_prob(value) for fn in fns])
+    if kind(fns[0]) is not None and kind(fns[0]) == kind(fns[1]):
+        assert_close(stack(fns).log_prob(torch.stack([value, value])), expected)

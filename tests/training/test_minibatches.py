@@ -1,0 +1,71 @@
+"""Minibatches made ahead of their use."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from wsram_ppl.training.minibatches import Minibatches
+
+STEPS = 6
+
+
+class Maker:
+    """Notes what was made and where; steps of ``broken`` fail."""
+
+    def __init__(self, broken: int | None = None) -> None:
+        self.broken, self.made, self.threads = broken, list[int](), set[int]()
+        self.busy = threading.Lock()
+
+    def __call__(self, step: int) -> int:
+        assert self.busy.acquire(blocking=False), "two at once"
+        try:
+            time.sleep(0.001)
+            self.made.append(step)
+            self.threads.add(threading.get_ident())
+            if step == self.broken:
+                raise ValueError(f"no minibatch {step}")
+            return 10 * step
+        finally:
+            self.busy.release()
+
+
+@given(st.booleans(), st.lists(st.tuples(st.integers(0, STEPS - 1), st.booleans()), max_size=8))
+def test_any_order_of_steps_gives_each_its_own(ahead: bool, asked: list[tuple[int, bool]]) -> None:
+    minibatches = Minibatches(Maker(), STEPS, ahead=ahead)
+    for step, out_of_turn in asked:
+        assert (minibatches.extra if out_of_turn else minibatches)(step) == 10 * step
+
+
+@pytest.mark.parametrize("ahead", [True, False])
+def test_each_is_made_once_and_none_beyond_the_last(ahead: bool) -> None:
+    maker = Maker()
+    minibatches = Minibatches(maker, STEPS, ahead=ahead)
+    for step in range(STEPS):
+        minibatches(step)
+        minibatches.extra(100)
+    assert [step for step in maker.made if step != 100] == list(range(STEPS))
+    assert maker.threads.isdisjoint({threading.get_ident()}) is ahead
+    assert len(maker.threads) == 1
+
+
+def test_the_next_is_made_while_this_one_is_in_use() -> None:
+    maker = Maker()
+    Minibatches(maker, STEPS, ahead=True)(0)
+    deadline = time.monotonic() + 10
+    while maker.made != [0, 1] and time.monotonic() < deadline:
+        time.sleep(0.001)
+    assert maker.made == [0, 1]
+
+
+@pytest.mark.parametrize("ahead", [True, False])
+def test_a_failure_comes_when_its_step_is_asked_for(ahead: bool) -> None:
+    minibatches = Minibatches(Maker(broken=2), STEPS, ahead=ahead)
+    assert [minibatches(step) for step in (0, 1)] == [0, 10]
+    with pytest.raises(ValueError, match="no minibatch 2"):
+        minibatches(2)
+    assert minibatches(3) == 30

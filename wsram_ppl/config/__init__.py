@@ -1,0 +1,41 @@
+"""Experiment specs: what to train, on what, how; read from TOML, checked, written and built.
+
+A spec has six tables. Four choose a component by ``name`` (``source`` in ``[data]``), a registered
+name or an import path ``package.module:Name``, with the component's own options beside it::
+
+    [model]
+    name = "glimpse-classifier"
+    hidden = 128
+    location_std = { start = 0.25, end = 0.06 }
+
+The options are the parameters of the component's constructor, and its annotations say what they
+may be (pydantic's constrained types included), so a user's own class needs no entry here. A
+constructor that takes ``**kwargs`` gets any option, unchecked. A guide's first parameter is the
+model. A float option of a model or guide may be a schedule (:class:`~wsram_ppl.config.schedules.Schedule`)
+if the component keeps the number in a 0-dim buffer of the same name: the constructor then gets the
+first value, and the training loop writes the later ones into the buffer.
+
+``[exploration]`` and ``[training]`` are :class:`Exploration` and :class:`Training`.
+"""
+
+from wsram_ppl.config.build import Experiment, build
+from wsram_ppl.config.checking import check_table
+from wsram_ppl.config.options import Component
+from wsram_ppl.config.overrides import read_value
+from wsram_ppl.config.parsing import Spec, load_spec, parse_spec, read_toml
+from wsram_ppl.config.settings import IMMATERIAL, Exploration, Training
+
+__all__ = [
+    "IMMATERIAL",
+    "Component",
+    "Experiment",
+    "Exploration",
+    "Spec",
+    "Training",
+    "build",
+    "check_table",
+    "load_spec",
+    "parse_spec",
+    "read_toml",
+    "read_value",
+]

@@ -1,0 +1,45 @@
+"""The names that an experiment may use for a component, and the classes behind them.
+
+A class is imported when it is asked for. One that is not here is named by its import path.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from wsram_ppl.registry import Registry
+
+__all__ = ["DATA_SOURCES", "GUIDES", "MODELS", "OBJECTIVES"]
+
+DATA_SOURCES: Final = Registry(
+    "data source",
+    {
+        "flickr8k": "wsram_ppl.data.captions.flickr8k:FlickrCaptions",
+        "mnist": "wsram_ppl.data.digits.source:MNISTDigits",
+        "sample": "wsram_ppl.data.digits.source:SampleDigits",
+        "scenes": "wsram_ppl.data.captions.scenes:SceneCaptions",
+    },
+)
+MODELS: Final = Registry(
+    "model",
+    {
+        "glimpse-captioner": "wsram_ppl.models.captioner:GlimpseCaptioner",
+        "glimpse-classifier": "wsram_ppl.models.classifier:GlimpseClassifier",
+    },
+)
+GUIDES: Final = Registry(
+    "guide",
+    {
+        "caption-inference": "wsram_ppl.guides.captioner:CaptionInferenceNetwork",
+        "inference": "wsram_ppl.guides.classifier:InferenceNetwork",
+        "prior": "wsram_ppl.objectives.prior:Prior",
+    },
+)
+OBJECTIVES: Final = Registry(
+    "objective",
+    {
+        "importance": "wsram_ppl.objectives.importance:ImportanceBound",
+        "variational": "wsram_ppl.objectives.variational:VariationalBound",
+        "wake-sleep": "wsram_ppl.objectives.wake_sleep:WakeSleep",
+    },
+)

@@ -1,0 +1,179 @@
+"""The spec as a whole: read, check, write, tell apart."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from os import PathLike
+from typing import Any, Final
+
+import tomli_w
+
+from wsram_ppl.config.checking import (
+    check_table,
+    component_name,
+    name_key,
+    plain_tables,
+    show_value,
+    unknown_key,
+)
+from wsram_ppl.config.options import COMPONENTS, Component, read_component
+from wsram_ppl.config.overrides import apply_overrides
+from wsram_ppl.config.settings import IMMATERIAL, Exploration, Training
+from wsram_ppl.errors import InputError
+from wsram_ppl.files import read_text
+
+_SECTIONS: Final = (*COMPONENTS, "exploration", "training")
+
+
+@dataclass(frozen=True)
+class Spec:
+    """A whole experiment, checked; every option has its value.
+
+    Attributes:
+        notes: lines for the user on what was left out of the file (see :func:`parse_spec`); not
+            part of the spec's identity.
+    """
+
+    data: Component
+    model: Component
+    guide: Component
+    objective: Component
+    exploration: Exploration
+    training: Training
+    notes: tuple[str, ...] = field(default=(), compare=False)
+
+    def tables(self) -> dict[str, dict[str, Any]]:
+        """The spec as the tables of a TOML file; :func:`parse_spec` reads them to an equal spec."""
+        tables: dict[str, dict[str, Any]] = {}
+        for section in COMPONENTS:
+            component: Component = getattr(self, section)
+            tables[section] = {name_key(section): component.name, **component.options}
+        for section, settings in ("exploration", self.exploration), ("training", self.training):
+            values = settings.model_dump(mode="json", by_alias=True)
+            tables[section] = {key: value for key, value in values.items() if value is not None}
+        return tables
+
+    def to_toml(self) -> str:
+        """The text of a TOML file with every option, from which an equal spec is read."""
+        return tomli_w.dumps(self.tables())
+
+    def fingerprint(self) -> str:
+        """SHA-256 (hexadecimal) of everything that determines the trained weights.
+
+        Left out are the device, the threads, and how often to log, evaluate and save; and settings at
+        their defaults, so that one that a later version adds leaves the runs there are what they are.
+        """
+        tables = self.tables()
+        defaults = replace(
+            self, exploration=type(self.exploration)(), training=type(self.training)()
+        ).tables()
+        for section in ("exploration", "training"):
+            tables[section] = {
+                key: value
+                for key, value in tables[section].items()
+                if key not in IMMATERIAL and defaults[section].get(key) != value
+            }
+        return hashlib.sha256(json.dumps(tables, sort_keys=True).encode()).hexdigest()
+
+    def difference(self, other: Spec, ignored: Sequence[str] = IMMATERIAL) -> str:
+        """The keys in which the specs differ, with both values, in one line; "" without any.
+
+        Args:
+            ignored: keys of ``[training]`` to leave out, by default those that the fingerprint does.
+        """
+        here, there = (_flat(spec.tables()) for spec in (self, other))
+        skipped = {f"training.{key}" for key in ignored}
+        keys = [key for key in {**here, **there} if here.get(key) != there.get(key)]
+        lines = [
+            f"{key} {here.get(key, 'unset')}, not {there.get(key, 'unset')}"
+            for key in keys
+            if key not in skipped
+        ]
+        return "; ".join(lines[:3]) + (f"; and {len(lines) - 3} more" if len(lines) > 3 else "")
+
+
+def _flat(tables: Mapping[str, Any], above: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tables.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{above}{key}.")
+        else:
+            flat[above + key] = value
+    return flat
+
+
+def load_spec(
+    path: str | PathLike[str], overrides: Sequence[str] = (), **shorthands: str | int | None
+) -> Spec:
+    """Reads a spec from a TOML file; see :func:`parse_spec` for the rest.
+
+    Raises:
+        InputError: also for a file that is not there, cannot be read or is not TOML (the message
+            names the line).
+    """
+    return parse_spec(read_toml(path), overrides, **shorthands)
+
+
+def read_toml(path: str | PathLike[str]) -> dict[str, Any]:
+    """The tables of a TOML file, unchecked.
+
+    Raises:
+        InputError: not there, not readable or not TOML (the message names the line).
+    """
+    text = read_text(path)
+    try:
+        return tomllib.loads(text)
+    except RecursionError:
+        raise InputError(f"{path}: nested too deeply") from None
+    except ValueError as error:
+        where = str(error).replace("end of document", f"line {len(text.splitlines())}, the last")
+        raise InputError(f"{path}: not valid TOML: {where}") from None
+
+
+def parse_spec(
+    tables: Mapping[str, Any], overrides: Sequence[str] = (), **shorthands: str | int | None
+) -> Spec:
+    """Checks the tables of a spec and fills in every default.
+
+    If an override or a shorthand chooses another component than the file does, the file's options
+    that the new one does not have are left out, and ``notes`` says which. What overrides set is
+    never left out.
+
+    Args:
+        tables: what a TOML file holds.
+        overrides: each ``table.key=value``, the value in TOML, or else taken as a plain string.
+        shorthands: ``objective``, ``guide``, ``model`` (names), ``control_variate``, ``device``,
+            ``seed``; None: not given.
+
+    Raises:
+        InputError: anything unknown, missing or out of range; all that is wrong, in one line.
+        TypeError: a shorthand that does not exist.
+    """
+    plain = plain_tables(tables, "the spec")
+    names = {section: component_name(section, plain.get(section)) for section in COMPONENTS}
+    explicit = apply_overrides(plain, overrides, shorthands)
+    plain = plain_tables(plain, "the spec")
+
+    problems = [unknown_key("", key, _SECTIONS) for key in plain if key not in _SECTIONS]
+    notes: list[str] = []
+    parts: dict[str, Any] = {}
+    for section in _SECTIONS:
+        table = plain.get(section, {})
+        try:
+            if not isinstance(table, dict):
+                raise InputError(f"{section} = {show_value(table)}: should be a table [{section}]")
+            if section in COMPONENTS:
+                set_by_hand = {path[1] for path in explicit if path[0] == section and path[1:]}
+                parts[section] = read_component(section, table, names[section], set_by_hand, notes)
+            else:
+                settings = Exploration if section == "exploration" else Training
+                parts[section] = check_table(settings, section, table)
+        except InputError as error:
+            problems.append(str(error))
+    if problems:
+        raise InputError(" ".join("; ".join(problems).split()))
+    return Spec(**parts, notes=tuple(notes))

@@ -1,0 +1,181 @@
+"""What every source of captioned pictures offers, and how sentences become a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal, NamedTuple, Protocol, get_args, runtime_checkable
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from wsram_ppl.data import DataSource
+from wsram_ppl.data.captions.vocabulary import END, Vocabulary
+from wsram_ppl.data.epochs import Epochs, Rows, check_batch, generator
+from wsram_ppl.errors import InputError
+
+__all__ = [
+    "CaptionBatch",
+    "CaptionSource",
+    "EncodedCaptions",
+    "Examples",
+    "HeldOut",
+    "LengthBuckets",
+    "Rows",
+    "check_split",
+    "moved",
+    "options_of",
+    "record_of",
+]
+
+#: (words [B, T + 1], mask [B, T + 1], *maps); see :mod:`wsram_ppl.data.captions`.
+CaptionBatch = tuple[Tensor, ...]
+
+HeldOut = Literal["dev", "test"]
+
+
+class Examples(NamedTuple):
+    """Pictures to be described, one row each.
+
+    Attributes:
+        names: of the pictures; :meth:`CaptionSource.pictures` takes them.
+        maps: for each layer [B, C, H, W], float32, on the source's device.
+        references: for each picture its captions, normalised; none for a picture of the user's own.
+    """
+
+    names: list[str]
+    maps: tuple[Tensor, ...]
+    references: list[list[str]]
+
+
+@runtime_checkable
+class CaptionSource(DataSource, Protocol):
+    """A data source of captions.
+
+    Attributes:
+        vocabulary: the words of the batches.
+        layer_shapes: (channels, height, width) of each layer's map.
+        model_options: what these say to a model (:func:`options_of`).
+        record: what is kept with a run (:func:`record_of`).
+    """
+
+    vocabulary: Vocabulary
+    layer_shapes: tuple[tuple[int, int, int], ...]
+
+    @property
+    def model_options(self) -> dict[str, Any]: ...
+
+    @property
+    def record(self) -> dict[str, Any]: ...
+
+    def examples(
+        self, size: int, limit: int | None = None, split: HeldOut = "dev"
+    ) -> Iterator[Examples]:
+        """The held-out pictures, each once, ``size`` at a time, or a fixed subset of ``limit``."""
+        ...
+
+    def look_up(self, names: Sequence[str]) -> Examples:
+        """Pictures that the user names."""
+        ...
+
+    def pictures(self, names: Sequence[str]) -> list[npt.NDArray[np.uint8]]:
+        """The pictures themselves, each [height, width, 3], for drawing."""
+        ...
+
+
+def options_of(source: CaptionSource) -> dict[str, Any]:
+    """The options of a model that follow from the data: number of words, and channels of each layer."""
+    channels = tuple(channels for channels, _, _ in source.layer_shapes)
+    return {"vocabulary": len(source.vocabulary), "channels": channels}
+
+
+def record_of(source: CaptionSource) -> dict[str, Any]:
+    """What a run keeps: the words by number, and the shapes of the maps."""
+    return {**source.vocabulary.to_data(), "layer_shapes": [list(s) for s in source.layer_shapes]}
+
+
+def check_split(name: str) -> None:
+    """InputError unless ``name`` is that of a held-out split."""
+    if name not in get_args(HeldOut):
+        raise InputError(f"unknown split {name!r}; held-out splits are dev and test")
+
+
+def moved(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor on the host, moved to ``device``; nobody waits for its arrival on a GPU."""
+    if device.type == "cuda":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
+
+
+class EncodedCaptions:
+    """Sentences as numbers, stored behind each other.
+
+    Args:
+        sentences: each from the start mark to the end mark, as ``Vocabulary.encode`` gives it.
+    """
+
+    def __init__(self, sentences: Sequence[Sequence[int]]) -> None:
+        self.lengths = np.array([len(sentence) for sentence in sentences], dtype=np.int64)
+        self._starts = np.concatenate(([0], np.cumsum(self.lengths)[:-1])).astype(np.int64)
+        # One more, for the places that the padding looks up.
+        flat = np.fromiter((n for sentence in sentences for n in sentence), np.int64)
+        self._flat = np.append(flat, END)
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def batch(self, rows: Rows) -> tuple[Tensor, Tensor]:
+        """``words`` and ``mask`` [B, T + 1] of the sentences ``rows`` [B], on the CPU."""
+        lengths = self.lengths[rows]
+        step = np.arange(lengths.max())
+        inside = step < lengths[:, None]
+        at = np.where(inside, self._starts[rows][:, None] + step, len(self._flat) - 1)
+        mask = inside & (step > 0)
+        return torch.from_numpy(self._flat[at]), torch.from_numpy(mask)
+
+
+class LengthBuckets:
+    """The order of training data: shuffled, yet in batches of about equal length.
+
+    The shuffled epochs follow each other without a gap and are cut into pools of some batches; the data
+    of a pool are sorted by length, cut into batches, and the batches shuffled. So every datum comes
+    once per epoch, give or take a pool, and a batch is a pure function of (step, size, seed).
+
+    Args:
+        lengths: [N], of the data.
+        batches: per pool. More means less padding, and less chance in what a batch holds.
+    """
+
+    def __init__(self, lengths: Rows, batches: int = 16) -> None:
+        self._lengths = lengths
+        self._batches = batches
+        self._epochs = Epochs(len(lengths), _shuffling)
+        self._pool: tuple[tuple[int, int, int], Rows] | None = None
+
+    def rows(self, step: int, size: int, seed: int) -> Rows:
+        """The data [size] of the batch of update ``step``.
+
+        Raises:
+            InputError: an argument is out of range, or ``size`` exceeds the number of data.
+        """
+        count = len(self._lengths)
+        check_batch(step, size, seed, count, "training captions")
+        per_pool = min(self._batches, count // size)
+        pool, place = divmod(step, per_pool)
+        key = (pool, size, seed)
+        if self._pool is None or self._pool[0] != key:
+            self._pool = (key, self._sorted_pool(pool, per_pool, size, seed))
+        rows: Rows = self._pool[1][place]
+        return rows
+
+    def _sorted_pool(self, pool: int, per_pool: int, size: int, seed: int) -> Rows:
+        """[batches, size]: the batches of a pool in their order."""
+        drawn = self._epochs.span(pool * per_pool * size, per_pool * size, seed)
+        by_length = drawn[np.argsort(self._lengths[drawn], kind="stable")].reshape(per_pool, size)
+        shuffled: Rows = by_length[generator(seed, 1, pool).permutation(per_pool)]
+        return shuffled
+
+
+def _shuffling(seed: int, epoch: int) -> np.random.Generator:
+    return generator(seed, 0, epoch)

@@ -1,0 +1,305 @@
+"""Flickr8k as a data source: features of a pretrained conv net, and captions."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Final, NamedTuple, Self
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
+from torch import Tensor
+
+from wsram_ppl.data.captions.backbones import Backbone, FeatureRequest
+from wsram_ppl.data.captions.batches import (
+    CaptionBatch,
+    EncodedCaptions,
+    Examples,
+    HeldOut,
+    LengthBuckets,
+    Rows,
+    check_split,
+    moved,
+    options_of,
+    record_of,
+)
+from wsram_ppl.data.captions.feature_store import (
+    FeatureStore,
+    Progress,
+    Unreadable,
+    extract,
+    read_picture,
+    store_folder,
+)
+from wsram_ppl.data.captions.flickr8k_layouts import Flickr8k, Layout, Photo, read_flickr8k
+from wsram_ppl.data.captions.vocabulary import Vocabulary, normalize
+from wsram_ppl.data.epochs import check_held_out, generator
+from wsram_ppl.errors import InputError
+
+__all__ = ["FlickrCaptions"]
+
+_log = logging.getLogger(__name__)
+
+#: Fixes which photos and captions stand for all when only some are measured.
+_SUBSET: Final = 0
+
+Layers = Annotated[tuple[NonNegativeInt, ...], Field(min_length=1)]
+
+
+class _Split(NamedTuple):
+    """Photos of a split with their rows in the store, and their captions as data."""
+
+    photos: list[Photo]
+    captions: EncodedCaptions
+    #: Place in ``photos`` of each caption's photo, [captions].
+    photo_of: Rows
+    #: Row in the store of each photo, [photos].
+    rows: Rows
+
+
+class FlickrCaptions:
+    """Flickr8k: photos with five captions each, as maps of a pretrained conv net.
+
+    The features are computed once, by ``python cli.py features`` (:meth:`prepare`), and read from disk
+    here. See :mod:`wsram_ppl.data.captions` for the batch. Photos that cannot be read are left out.
+
+    Training: every epoch is a fresh shuffle of all captions of the train split, in batches of about
+    equal length (:class:`~wsram_ppl.data.captions.batches.LengthBuckets`). Evaluation: each caption of the
+    dev split is a datum.
+
+    Args:
+        root: the folder of Flickr8k, in any layout (:mod:`wsram_ppl.data.captions.flickr8k_layouts`).
+        layout: which layout to read, where there are several.
+        split_seed: of the split, where the layout has none.
+        cache: the folder of the feature stores.
+        backbone: timm's name of the conv net.
+        layers: which of its maps, as timm's ``out_indices``; one layer of attention each.
+        weights: a file of the net's weights; "": those that timm downloads.
+        image_size: photos are resized to a square of so many pixels.
+        mean, std: what is subtracted from a pixel (0..255), and what it is divided by: three numbers,
+            one for all colours, or none for those that timm knows.
+        minimum_count: how often a word must occur in the training captions to be known.
+
+    Attributes:
+        vocabulary: of the training captions.
+        layer_shapes: (channels, height, width) of each layer.
+        notices: a line for each problem met in the data, and for each choice made.
+        counts: how often each was met, by name.
+
+    Raises:
+        InputError: the data are not there or not usable, their features are not computed, or an option
+            is out of range.
+    """
+
+    def __init__(
+        self,
+        *,
+        root: str | Path = "data/flickr8k",
+        layout: Layout = "auto",
+        split_seed: NonNegativeInt = 0,
+        cache: str | Path = "features",
+        backbone: str = "tf_efficientnet_lite0",
+        layers: Layers = (3, 4),
+        weights: str | Path = "",
+        image_size: PositiveInt = 224,
+        mean: tuple[float, ...] = (),
+        std: tuple[PositiveFloat, ...] = (),
+        minimum_count: PositiveInt = 5,
+    ) -> None:
+        data = read_flickr8k(root, layout=layout, split_seed=split_seed)
+        self._weights = _path(weights)
+        self._request = FeatureRequest.make(backbone, layers, image_size, mean, std, self._weights)
+        paths = _used(data)
+        folder = store_folder(Path(os.path.expanduser(cache)), self._request, paths)
+        self._store = FeatureStore.open(folder, paths)
+        self.notices = (*data.notices, *self._store.notices())
+        self.counts = {**data.counts}
+        if self._store.unreadable:
+            self.counts["unreadable_photos"] = len(self._store.unreadable)
+        for line in self.notices:
+            _log.info(line)
+        photos = [photo for photo in data.photos if photo.name in self._store.rows]
+        self.vocabulary = Vocabulary.of_captions(
+            (text for photo in photos if photo.split == "train" for text in photo.captions),
+            minimum_count,
+        )
+        self.layer_shapes = self._store.shapes
+        self._splits = {name: self._split(photos, name) for name in ("train", "dev", "test")}
+        self._paths = {photo.name: photo.path for photo in photos}
+        self._order = LengthBuckets(self._splits["train"].captions.lengths)
+        self._device = torch.device("cpu")
+        self._backbone: Backbone | None = None
+
+    @classmethod
+    def prepare(
+        cls,
+        options: Mapping[str, Any],
+        *,
+        device: torch.device | str = "cpu",
+        progress: Progress | None = None,
+    ) -> tuple[FeatureStore, tuple[str, ...]]:
+        """Computes the features that a source with these options reads.
+
+        Args:
+            options: of the constructor; those that are left out have their defaults there.
+
+        Returns:
+            The store, and a line for each problem met in the data.
+
+        Raises:
+            InputError, RunError: as the constructor and :func:`~wsram_ppl.captions.features.extract`.
+        """
+        given = {**(cls.__init__.__kwdefaults__ or {}), **options}
+        data = read_flickr8k(given["root"], layout=given["layout"], split_seed=given["split_seed"])
+        weights = _path(given["weights"])
+        request = FeatureRequest.make(
+            given["backbone"],
+            given["layers"],
+            given["image_size"],
+            given["mean"],
+            given["std"],
+            weights,
+        )
+        store = extract(
+            request,
+            _used(data),
+            Path(os.path.expanduser(given["cache"])),
+            weights=weights,
+            device=device,
+            progress=progress,
+        )
+        return store, (*data.notices, *store.notices())
+
+    @property
+    def model_options(self) -> dict[str, Any]:
+        return options_of(self)
+
+    @property
+    def record(self) -> dict[str, Any]:
+        return record_of(self)
+
+    def training_batch(self, step: int, size: int, seed: int) -> CaptionBatch:
+        """The batch of update ``step``: ``size`` captions; a pure function of its arguments.
+
+        Raises:
+            InputError: an argument is out of range.
+        """
+        return self.training_rows(step, size, seed, slice(0, size))
+
+    def training_rows(self, step: int, size: int, seed: int, rows: slice) -> CaptionBatch:
+        """Some rows of that batch, as long as in all of it; only their features are read."""
+        return self._batch(self._splits["train"], self._order.rows(step, size, seed), rows)
+
+    def evaluation_batches(
+        self, size: int, limit: int | None = None, split: HeldOut = "dev"
+    ) -> Iterator[CaptionBatch]:
+        """The captions of a held-out split, or a fixed random ``limit`` of them, shortest first.
+
+        Raises:
+            InputError: ``size`` or ``limit`` is below 1, or the split is empty.
+        """
+        held_out = self._held_out(split)
+        chosen = _subset(len(held_out.captions), size, limit)
+        chosen = chosen[np.argsort(held_out.captions.lengths[chosen], kind="stable")]
+        parts = (chosen[first : first + size] for first in range(0, len(chosen), size))
+        return (self._batch(held_out, part) for part in parts)
+
+    def examples(
+        self, size: int, limit: int | None = None, split: HeldOut = "dev"
+    ) -> Iterator[Examples]:
+        """The photos of a held-out split, or a fixed random ``limit`` of them, by name.
+
+        Raises:
+            InputError: ``size`` or ``limit`` is below 1, or the split is empty.
+        """
+        held_out = self._held_out(split)
+        chosen = np.sort(_subset(len(held_out.photos), size, limit))
+        parts = (chosen[first : first + size] for first in range(0, len(chosen), size))
+        return (
+            Examples(
+                [held_out.photos[place].name for place in part],
+                self._maps(held_out.rows[part]),
+                [[*map(normalize, held_out.photos[place].captions)] for place in part],
+            )
+            for part in parts
+        )
+
+    def look_up(self, names: Sequence[str]) -> Examples:
+        """Photos of the user's own, from their files; the net runs on them now.
+
+        Raises:
+            InputError: no name, or a file that cannot be read or is no picture.
+        """
+        if not names:
+            raise InputError("name at least one photo")
+        if self._backbone is None:
+            self._backbone = Backbone(self._request, self._weights, self._device)
+        size = self._request.image_size
+        pictures = np.stack([_read(Path(os.path.expanduser(name)), size) for name in names])
+        # As stored features are rounded.
+        maps = tuple(m.half().float() for m in self._backbone(torch.from_numpy(pictures)))
+        return Examples([*names], maps, [[] for _ in names])
+
+    def pictures(self, names: Sequence[str]) -> list[npt.NDArray[np.uint8]]:
+        """The photos, each [height, width, 3]: of the data set by name, others by their path.
+
+        Raises:
+            InputError: a file cannot be read or is no picture.
+        """
+        return [_read(self._paths.get(name, Path(os.path.expanduser(name)))) for name in names]
+
+    def to(self, device: torch.device | str) -> Self:
+        """Batches will be on ``device``; features stay on disk. Returns the source itself."""
+        self._device = torch.device(device)
+        self._backbone = None
+        return self
+
+    def _split(self, photos: Sequence[Photo], name: str) -> _Split:
+        own = [photo for photo in photos if photo.split == name]
+        sentences = [self.vocabulary.encode(text) for photo in own for text in photo.captions]
+        return _Split(
+            own,
+            EncodedCaptions(sentences),
+            np.repeat(np.arange(len(own)), [len(photo.captions) for photo in own]),
+            np.array([self._store.rows[photo.name] for photo in own], dtype=np.int64),
+        )
+
+    def _held_out(self, name: str) -> _Split:
+        check_split(name)
+        if not self._splits[name].photos:
+            raise InputError(f"the {name} split holds no photos")
+        return self._splits[name]
+
+    def _batch(self, split: _Split, rows: Rows, part: slice = slice(None)) -> CaptionBatch:
+        words, mask = (moved(x[part], self._device) for x in split.captions.batch(rows))
+        return words, mask, *self._maps(split.rows[split.photo_of[rows[part]]])
+
+    def _maps(self, rows: Rows) -> tuple[Tensor, ...]:
+        # Half the bytes to move; widened where they are used.
+        return tuple(moved(part, self._device).float() for part in self._store.read(rows))
+
+
+def _used(data: Flickr8k) -> list[Path]:
+    """The photos that are in a split: those whose features are computed."""
+    return [photo.path for photo in data.photos if photo.split is not None]
+
+
+def _path(weights: str | Path) -> Path | None:
+    return Path(weights) if os.fspath(weights).strip() else None
+
+
+def _read(path: Path, size: int | None = None) -> npt.NDArray[np.uint8]:
+    try:
+        return read_picture(path, size)
+    except Unreadable as error:
+        raise InputError(f"cannot read the picture {str(path)!r}: {error}") from error
+
+
+def _subset(count: int, size: int, limit: int | None) -> Rows:
+    """A fixed random choice of ``limit`` of ``count``, or all."""
+    check_held_out(size, limit, "held-out examples")
+    return generator(_SUBSET).permutation(count)[:limit]

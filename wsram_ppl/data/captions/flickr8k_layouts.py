@@ -1,0 +1,508 @@
+"""Reading Flickr8k (Hodosh, Young, Hockenmaier, 2013) in every layout that is passed around.
+
+=========  ==============================================================  =========================
+layout     captions                                                        splits
+=========  ==============================================================  =========================
+illinois   ``Flickr8k.token.txt``: name, #, number, tab, caption           split files
+karpathy   ``dataset_flickr8k.json``                                       in the same file
+kaggle     ``captions.txt``: a line ``image,caption``, then name, caption  split files, if any
+=========  ==============================================================  =========================
+
+Split files are ``Flickr_8k.trainImages.txt``, ``Flickr_8k.devImages.txt`` and
+``Flickr_8k.testImages.txt``, a name per line; where captions come without any, the photos are split at
+random by a seed. All files may lie in the root folder or in a folder right below it. The photos lie in
+a folder of any name (``Flicker8k_Dataset`` and ``Images`` are usual) at most three levels below.
+
+A fault that concerns some photos or lines never stops the reading: they are left out, counted, and
+told in one line each. A fault that leaves nothing to work with is an InputError in one line.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Literal, NamedTuple, get_args
+
+from wsram_ppl.errors import InputError, nearest, one_line
+
+__all__ = ["Flickr8k", "Layout", "Photo", "Split", "is_lfs_pointer", "read_flickr8k"]
+
+Split = Literal["train", "dev", "test"]
+Layout = Literal["auto", "illinois", "karpathy", "kaggle"]
+
+_CAPTION_FILES: Final = {
+    "illinois": "Flickr8k.token.txt",
+    "karpathy": "dataset_flickr8k.json",
+    "kaggle": "captions.txt",
+}
+_SPLIT_FILES: Final[dict[Split, str]] = {
+    split: f"Flickr_8k.{split}Images.txt" for split in get_args(Split)
+}
+#: Karpathy's names of the splits ("restval" is part of training in his other files).
+_KARPATHY_SPLITS: Final[dict[str, Split]] = {
+    "train": "train",
+    "restval": "train",
+    "val": "dev",
+    "dev": "dev",
+    "test": "test",
+}
+_PHOTO: Final = re.compile(r"(?P<name>.+\.jpe?g)(?P<copy>\.\d+)?", re.IGNORECASE)
+_TOKEN_LINE: Final = re.compile(r"(?P<name>[^\t]+)#\d+\t(?P<caption>.*)")
+_KAGGLE_LINE: Final = re.compile(r"(?P<name>[^,]+\.jpe?g(?:\.\d+)?)\s*,(?P<caption>.*)", re.IGNORECASE)
+_DEEPEST: Final = 3
+
+
+class Photo(NamedTuple):
+    """A photo with its captions, as they were written (white space aside).
+
+    ``split`` is None for a photo that no split file names.
+    """
+
+    name: str
+    path: Path
+    split: Split | None
+    captions: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Flickr8k:
+    """What was found.
+
+    Attributes:
+        photos: every captioned photo whose file is there, by name.
+        layout: the layout that was read.
+        counts: how often each problem was met, by name; only those that were.
+        notices: one line for each problem, and for each choice made on the user's behalf.
+    """
+
+    photos: tuple[Photo, ...]
+    layout: str
+    counts: Mapping[str, int]
+    notices: tuple[str, ...]
+
+    def split(self, name: Split) -> list[Photo]:
+        """The photos of a split, by name."""
+        return [photo for photo in self.photos if photo.split == name]
+
+
+def read_flickr8k(
+    root: str | os.PathLike[str], *, layout: Layout = "auto", split_seed: int = 0
+) -> Flickr8k:
+    """Reads captions and splits, and finds the photos; no photo is opened.
+
+    Args:
+        root: the folder that holds all of it.
+        layout: which files to read; "auto" takes the first of illinois, karpathy and kaggle that is
+            there.
+        split_seed: of the split where none comes with the captions: an eighth of the photos for dev, an
+            eighth for test.
+
+    Raises:
+        InputError: the folder, the captions or the photos are not there, or nothing in them is usable.
+    """
+    if layout not in get_args(Layout):
+        raise InputError(
+            f"unknown layout {layout!r};{nearest(str(layout), get_args(Layout))} "
+            f"there are {', '.join(get_args(Layout))}"
+        )
+    folder = Path(os.path.expanduser(os.fspath(root)))
+    files = _listing(folder)
+    notes = _Notes()
+    chosen, path = _choose_layout(folder, files, layout, notes)
+    if chosen == "karpathy":
+        table = _read_karpathy(path, notes)
+    else:
+        captions = _read_lines_of_captions(path, chosen, notes)
+        table = _Table(captions, _read_splits(files, captions, split_seed, path, notes))
+    return Flickr8k(_join(folder, table, notes), chosen, dict(notes.counts), tuple(notes.lines))
+
+
+# ---------------------------------------------------------------- what is collected on the way
+
+
+class _Notes:
+    """Problems met so far: a count by name, and a line for each."""
+
+    def __init__(self) -> None:
+        self.counts: dict[str, int] = {}
+        self.lines: list[str] = []
+
+    def count(self, problem: str, number: int, text: str) -> None:
+        """Counts a problem; the text (with ``{n}`` for the number) is told if there were any."""
+        if number:
+            self.counts[problem] = self.counts.get(problem, 0) + number
+            self.tell(text.replace("{n}", f"{number:,}"))
+
+    def tell(self, text: str) -> None:
+        self.lines.append(" ".join(text.split()))
+
+
+class _Table(NamedTuple):
+    """Captions by the photo's name, and the split of each photo that has one."""
+
+    captions: dict[str, list[str]]
+    splits: dict[str, Split]
+
+
+# ---------------------------------------------------------------- finding files
+
+
+def _listing(root: Path) -> dict[str, Path]:
+    """The files in ``root`` and in the folders right below it, by lower-case name; root's come first."""
+    if not os.path.isdir(root):
+        state = "is not a folder" if os.path.exists(root) else "is not there"
+        raise InputError(f"{str(root)!r} {state}; {_expected()}")
+    found: dict[str, Path] = {}
+    for folder in [root, *_subfolders(root)]:
+        for entry in _entries(folder):
+            if entry.is_file():
+                found.setdefault(entry.name.lower(), Path(entry.path))
+    return found
+
+
+def _entries(folder: Path) -> list[os.DirEntry[str]]:
+    """What a folder holds, by name, but for hidden files and what macOS adds to archives.
+
+    Nothing for a folder that may not be looked into, like lost+found.
+    """
+    try:
+        with os.scandir(folder) as entries:
+            shown = [e for e in entries if not e.name.startswith(".") and e.name != "__MACOSX"]
+    except PermissionError:
+        return []
+    except OSError as error:
+        raise InputError(f"cannot look into {str(folder)!r}: {error.strerror}") from None
+    return sorted(shown, key=lambda entry: entry.name)
+
+
+def _subfolders(folder: Path) -> list[Path]:
+    return [Path(entry.path) for entry in _entries(folder) if entry.is_dir()]
+
+
+def _expected() -> str:
+    files = ", ".join(_CAPTION_FILES.values())
+    return (
+        f"the root of Flickr8k should hold one of {files}, and a folder of photos "
+        "(Flicker8k_Dataset or Images)"
+    )
+
+
+def _choose_layout(
+    root: Path, files: Mapping[str, Path], layout: Layout, notes: _Notes
+) -> tuple[str, Path]:
+    there = {name: files[file.lower()] for name, file in _CAPTION_FILES.items() if file.lower() in files}
+    if layout != "auto":
+        if layout not in there:
+            hint = f"; there is {', '.join(there)}" if there else ""
+            raise InputError(
+                f"no {_CAPTION_FILES[layout]} in {str(root)!r} or a folder right below it, which layout "
+                f"{layout!r} needs{hint}"
+            )
+        return layout, there[layout]
+    if not there:
+        raise InputError(f"no captions in {str(root)!r} or a folder right below it; {_expected()}")
+    chosen = next(iter(there))
+    if len(there) > 1:
+        others = " and ".join(_CAPTION_FILES[name] for name in there if name != chosen)
+        notes.tell(
+            f"captions are read from {there[chosen]}; {others} is also there (layout chooses another)"
+        )
+    return chosen, there[chosen]
+
+
+def _photo_files(root: Path, captioned: set[str]) -> tuple[Path, dict[str, Path]]:
+    """The folder that holds most of the captioned photos, and its photos by name."""
+    best: tuple[int, Path, dict[str, Path]] = (0, root, {})
+    folders = [(root, 0)]
+    for folder, depth in folders:
+        photos = {
+            entry.name: Path(entry.path)
+            for entry in _entries(folder)
+            if _PHOTO.fullmatch(entry.name) and entry.is_file()
+        }
+        # A photo may itself be stored as "x.jpg.1".
+        photos = {**{_plain_name(name): path for name, path in photos.items()}, **photos}
+        known = len(captioned & photos.keys())
+        if known > best[0]:
+            best = known, folder, photos
+        if depth < _DEEPEST:
+            folders += [(below, depth + 1) for below in _subfolders(folder)]
+    return best[1:]
+
+
+def _plain_name(name: str) -> str:
+    """The name without the ".1" that a second download left behind ".jpg"."""
+    match = _PHOTO.fullmatch(name)
+    return match["name"] if match and match["copy"] else name
+
+
+# ---------------------------------------------------------------- reading text
+
+
+def is_lfs_pointer(content: bytes) -> bool:
+    """Whether a file holds not its content but a pointer, as Git leaves it without Git LFS."""
+    return content.startswith(b"version https://git-lfs.github.com/")
+
+
+def _read_text(path: Path, notes: _Notes) -> str:
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"cannot read {str(path)!r}: {error.strerror}") from None
+    if is_lfs_pointer(content):
+        raise InputError(
+            f"{path} is a Git LFS pointer, not the file itself: run git lfs pull where it came from, or "
+            "download the file"
+        )
+    try:
+        text = content.decode("utf-8-sig")
+    except ValueError:
+        text = content.decode("latin-1")
+        notes.count("not_utf8", 1, f"{path.name} is not UTF-8: read as Latin-1")
+    return text
+
+
+def _lines(path: Path, notes: _Notes) -> Iterator[tuple[int, str]]:
+    """The numbered lines that are not empty."""
+    text = _read_text(path, notes)
+    ends = text.count("\r\n")
+    notes.count("crlf", ends, f"{path.name}: {{n}} lines end in CR LF (Windows); read like any other")
+    for number, line in enumerate(re.split(r"\r\n|\n|\r", text), start=1):
+        if line.strip():
+            yield number, line
+
+
+def _read_lines_of_captions(path: Path, layout: str, notes: _Notes) -> dict[str, list[str]]:
+    form, example = _TOKEN_LINE, "NAME.jpg#0, a tab, a caption"
+    if layout == "kaggle":
+        form, example = _KAGGLE_LINE, "NAME.jpg,a caption"
+    captions: dict[str, list[str]] = {}
+    bad: list[int] = []
+    empty = renamed = 0
+    for number, line in _lines(path, notes):
+        match = form.fullmatch(line.strip("\x00 "))
+        if match is None:
+            if not (layout == "kaggle" and number == 1 and line.lower().startswith("image")):
+                bad.append(number)
+            continue
+        written = _one_spaced(match["name"])
+        name = _plain_name(written)
+        renamed += name != written
+        caption = _one_spaced(_unquoted(match["caption"]) if layout == "kaggle" else match["caption"])
+        own = captions.setdefault(name, [])
+        if caption:
+            own.append(caption)
+        empty += not caption
+    if not captions:
+        raise InputError(f"{path} holds no captions: a line should be {example}")
+    if bad:
+        text = f"{path.name}: {{n}} lines are not {example} (the first: line {bad[0]}): left out"
+        notes.count("malformed", len(bad), text)
+    _note_captions(path, renamed, empty, notes)
+    return captions
+
+
+def _note_captions(path: Path, renamed: int, empty: int, notes: _Notes) -> None:
+    notes.count(
+        "numbered_names",
+        renamed,
+        f"{path.name}: {{n}} captions are of NAME.jpg.1 and the like: taken as NAME.jpg",
+    )
+    notes.count("empty_captions", empty, f"{path.name}: {{n}} captions are empty: left out")
+
+
+def _unquoted(field: str) -> str:
+    """A CSV field; quotes around it are optional, with commas inside or not."""
+    field = field.strip()
+    if len(field) >= 2 and field[0] == field[-1] == '"':
+        return field[1:-1].replace('""', '"')
+    return field
+
+
+def _one_spaced(text: str) -> str:
+    """Single spaces, and nothing that could not be written as UTF-8."""
+    return " ".join(text.encode("utf-8", "replace").decode().replace("\x00", " ").split())
+
+
+# ---------------------------------------------------------------- Karpathy's JSON
+
+
+def _read_karpathy(path: Path, notes: _Notes) -> _Table:
+    try:
+        content = json.loads(_read_text(path, notes))
+    except RecursionError:
+        raise InputError(f"{path} is not Karpathy's JSON: it is nested too deeply") from None
+    except InputError:
+        raise
+    except ValueError as error:
+        raise InputError(f"{path} is not valid JSON: {one_line(error)}; download it again") from None
+    images = content.get("images") if isinstance(content, dict) else None
+    if not isinstance(images, list):
+        raise InputError(f'{path} should hold {{"images": [...]}}, as dataset_flickr8k.json does')
+    captions: dict[str, list[str]] = {}
+    splits: dict[str, Split] = {}
+    odd_splits: Counter[str] = Counter()
+    malformed = empty = renamed = conflicts = 0
+    for image in images:
+        written, sentences = _karpathy_entry(image)
+        if written is None:
+            malformed += 1
+            continue
+        name = _plain_name(written)
+        own = captions.setdefault(name, [])
+        for sentence in sentences:
+            caption = _karpathy_caption(sentence)
+            renamed += name != written
+            if caption is None:
+                malformed += 1
+            elif caption:
+                own.append(caption)
+            else:
+                empty += 1
+        split = image.get("split")
+        if isinstance(split, str) and split in _KARPATHY_SPLITS:
+            conflicts += _assign(splits, name, _KARPATHY_SPLITS[split])
+        elif split is not None:
+            odd_splits[_one_spaced(str(split))[:20]] += 1
+    if not captions:
+        raise InputError(
+            f"{path} holds no captions: an image should be "
+            '{"filename": "NAME.jpg", "split": "train", "sentences": [{"raw": "..."}]}'
+        )
+    text = f"{path.name}: {{n}} entries lack a filename, sentences or a sentence's text: left out"
+    notes.count("malformed", malformed, text)
+    _note_captions(path, renamed, empty, notes)
+    names = ", ".join(repr(name) for name, _ in odd_splits.most_common(3))
+    text = f"{path.name}: {{n}} photos are in splits other than train, val and test ({names})"
+    notes.count("unknown_splits", odd_splits.total(), text)
+    _note_conflicts(conflicts, notes)
+    return _Table(captions, splits)
+
+
+def _karpathy_entry(image: Any) -> tuple[str | None, list[Any]]:
+    """The file name (None: not usable) and the sentences of an entry."""
+    if not isinstance(image, dict):
+        return None, []
+    name, sentences = image.get("filename"), image.get("sentences")
+    if not isinstance(name, str) or not _one_spaced(name) or not isinstance(sentences, list):
+        return None, []
+    return _one_spaced(name), sentences
+
+
+def _karpathy_caption(sentence: Any) -> str | None:
+    if not isinstance(sentence, dict):
+        return None
+    raw, tokens = sentence.get("raw"), sentence.get("tokens")
+    if isinstance(raw, str):
+        return _one_spaced(raw)
+    if isinstance(tokens, list) and all(isinstance(token, str) for token in tokens):
+        return _one_spaced(" ".join(tokens))
+    return None
+
+
+# ---------------------------------------------------------------- splits
+
+
+def _assign(splits: dict[str, Split], name: str, split: Split) -> bool:
+    """Puts a photo into a split; of two splits the later of train, dev, test stays. True: of two."""
+    known = splits.setdefault(name, split)
+    order = get_args(Split)
+    splits[name] = max(known, split, key=order.index)
+    return known != split
+
+
+def _note_conflicts(conflicts: int, notes: _Notes) -> None:
+    text = "{n} photos are in two splits: kept in the later of train, dev, test, so never trained on"
+    notes.count("split_conflicts", conflicts, text)
+
+
+def _read_splits(
+    files: Mapping[str, Path],
+    captions: Mapping[str, list[str]],
+    seed: int,
+    caption_file: Path,
+    notes: _Notes,
+) -> dict[str, Split]:
+    there = {split: files.get(file.lower()) for split, file in _SPLIT_FILES.items()}
+    if not any(there.values()):
+        return _random_splits(captions, seed, caption_file, notes)
+    splits: dict[str, Split] = {}
+    conflicts = unknown = 0
+    for split, path in there.items():
+        if path is None:
+            notes.tell(f"there is no {_SPLIT_FILES[split]}: the {split} split is empty")
+            continue
+        for _, line in _lines(path, notes):
+            name = _plain_name(_one_spaced(line))
+            if name in captions:
+                conflicts += _assign(splits, name, split)
+            else:
+                unknown += 1
+    text = f"{{n}} names in the split files have no captions in {caption_file.name}: left out"
+    notes.count("split_without_captions", unknown, text)
+    _note_conflicts(conflicts, notes)
+    return splits
+
+
+def _random_splits(
+    captions: Mapping[str, list[str]], seed: int, caption_file: Path, notes: _Notes
+) -> dict[str, Split]:
+    """An eighth each for dev and test, by the rank of a hash of each name.
+
+    By a hash, so that a photo more or less moves hardly any other from split to split.
+    """
+    ranked = sorted(captions, key=lambda name: hashlib.sha256(f"{seed}\0{name}".encode()).digest())
+    share = len(ranked) // 8
+    splits: dict[str, Split] = {
+        name: "dev" if place < share else "test" if place < 2 * share else "train"
+        for place, name in enumerate(ranked)
+    }
+    notes.tell(
+        f"{caption_file.name} comes without splits: {len(ranked) - 2 * share:,} photos for train, "
+        f"{share:,} for dev and {share:,} for test are drawn with split_seed {seed}; scores are not "
+        "comparable with those on the published split"
+    )
+    return splits
+
+
+# ---------------------------------------------------------------- all together
+
+
+def _join(root: Path, table: _Table, notes: _Notes) -> tuple[Photo, ...]:
+    folder, files = _photo_files(root, set(table.captions))
+    if not files:
+        raise InputError(
+            f"none of the {len(table.captions):,} captioned photos is in {str(root)!r} or at most "
+            f"{_DEEPEST} folders below; {_expected()}"
+        )
+    missing = [name for name in table.captions if name not in files]
+    lost = sum(len(table.captions[name]) for name in missing)
+    if missing:
+        text = f"{{n}} captions are of {len(missing):,} photos that are not in {folder}: left out"
+        notes.counts["missing_photos"] = len(missing)
+        notes.count("captions_of_missing_photos", lost, f"{text} (the first: {min(missing)})")
+    bare = [name for name, own in table.captions.items() if not own]
+    notes.count("photos_without_text", len(bare), "{n} photos have only empty captions: left out")
+    spare = {path for name, path in files.items()} - {
+        files[name] for name in table.captions if name in files
+    }
+    notes.count("uncaptioned_photos", len(spare), f"{{n}} photos in {folder} have no captions")
+    photos = tuple(
+        Photo(name, files[name], table.splits.get(name), tuple(own))
+        for name, own in sorted(table.captions.items())
+        if own and name in files
+    )
+    stray = sum(photo.split is None for photo in photos)
+    notes.count("no_split", stray, "{n} photos with captions are in no split: not used")
+    if not any(photo.split == "train" for photo in photos):
+        raise InputError(
+            f"{str(root)!r} holds no photo of the train split with a caption"
+            + (f": {notes.lines[-1]}" if notes.lines else "")
+        )
+    return photos

@@ -1,0 +1,41 @@
+"""Where a run computes, and with which random numbers."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from wsram_ppl.config.settings import check_device
+from wsram_ppl.errors import InputError
+
+
+def seed_for(seed: int, stream: int, step: int = 0, *process: int) -> int:
+    """A 64-bit seed for one use of random numbers at one step (of one process, if given).
+
+    Seeding by (seed, stream, step), rather than running one generator on, makes every step's draws
+    the same whether or not the run was interrupted, evaluated or logged before it.
+    """
+    key = (seed, stream, step, *process)
+    return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1)
+
+
+def resolve_device(name: str) -> torch.device:
+    """The torch device of a spec's ``training.device``.
+
+    Raises:
+        InputError: it is not there, or no such device is supported.
+    """
+    try:
+        check_device(name)
+    except ValueError as error:
+        raise InputError(f"device '{name}': {error}") from None
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    device = torch.device(name)
+    if device.type == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if (device.index or 0) >= count:
+            raise InputError(f"device '{name}' is not there: torch sees {count} CUDA devices; use cpu")
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise InputError("device 'mps' is not there; use cpu")
+    return device

@@ -1,0 +1,276 @@
+"""The processes of a run: started by Lightning Fabric or by ``torchrun``, ended together.
+
+Each process works on its share of every minibatch (:mod:`wsram_ppl.distributed.sharding`), and the gradients are
+summed (:mod:`wsram_ppl.collectives`). The first process decides, reads and writes.
+
+Fabric chooses devices, starts the processes and connects them; it does not wrap the model in
+``DistributedDataParallel``. That class averages, where the loss is a sum over data; it must be told, or
+search at every update, which parameters an update leaves without a gradient (a site that the program did
+not reach), and then makes their gradients zero, where Adam would have left these parameters alone; and
+what it hides behind the backward pass, the transfer of large gradients, these small models do not have.
+One flat buffer, summed after the backward pass, is exact, and one collective per update.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+from lightning_fabric import Fabric
+from lightning_fabric.strategies.ddp import DDPStrategy
+from torch import nn
+
+from wsram_ppl import collectives
+from wsram_ppl.config import Training
+from wsram_ppl.distributed.devices import resolve_device
+from wsram_ppl.distributed.sharding import Share
+from wsram_ppl.errors import Diverged, Elsewhere, InputError, RunError, exit_code
+
+_T = TypeVar("_T")
+
+#: How long a process may wait for another, say for a download. Processes that die are noticed at once.
+_PATIENCE = timedelta(hours=1)
+
+
+class _OnePerDevice(DDPStrategy):
+    """Fabric's processes and their connection, without its wrapper around the model."""
+
+    def setup_module(self, module: nn.Module) -> nn.Module:  # type: ignore[override]
+        return module
+
+
+def first_process() -> bool:
+    """Whether this is the process that speaks to the user, as far as the environment tells."""
+    for name in ("RANK", "SLURM_PROCID"):
+        if name in os.environ:
+            return os.environ[name] == "0"
+    return os.environ.get("LOCAL_RANK", "0") == "0" and os.environ.get("NODE_RANK", "0") == "0"
+
+
+@dataclass(frozen=True)
+class Processes:
+    """All processes of a run, as one of them sees them.
+
+    Args:
+        fabric: devices and precision.
+        share: what this process does of each minibatch.
+    """
+
+    fabric: Fabric
+    share: Share
+
+    @classmethod
+    def launch(cls, training: Training) -> Processes:
+        """Starts the other processes, unless that was done from outside, and waits for them.
+
+        They run the same command as this one.
+
+        Raises:
+            InputError: they cannot be started as the spec asks.
+            RunError: they did not come.
+        """
+        device = resolve_device(training.device)
+        count = training.devices * training.num_nodes
+        check_processes(training, device)
+        if count == 1:
+            fabric = Fabric(
+                accelerator=device.type,
+                devices=[device.index or 0] if device.type == "cuda" else 1,
+                precision=training.precision,
+            )
+            return cls(fabric, Share(0, 1, fabric.device))
+        fabric = Fabric(
+            accelerator=device.type,
+            strategy=_OnePerDevice(timeout=_PATIENCE),
+            devices=training.devices,
+            num_nodes=training.num_nodes,
+            precision=training.precision,
+        )
+        _die_with_parent()
+        try:
+            fabric.launch()
+            if dist.get_backend() != "gloo":
+                collectives.use_host_group(dist.new_group(backend="gloo", timeout=_PATIENCE))
+        except RuntimeError as error:
+            text = " ".join(str(error).split())[:200]
+            raise RunError(f"the {count} processes did not find each other: {text}") from error
+        workers: Sequence[subprocess.Popen[bytes]] = getattr(fabric.strategy.launcher, "procs", ())
+        for thread in threading.enumerate():
+            if thread.name == "child-process-observer":
+                # Fabric's own watch, which would kill this process without a word.
+                thread._finished = True  # type: ignore[attr-defined]
+        _Watch(workers).start()
+        return cls(fabric, Share(fabric.global_rank, fabric.world_size, fabric.device))
+
+    @property
+    def first(self) -> bool:
+        return self.share.rank == 0
+
+    def decide(self, work: Callable[[], _T]) -> _T:
+        """What the first process finds or does, for all; an error there is an error everywhere."""
+        found = work() if self.first else None
+        collectives.exchange(["decide"])
+        result: _T = collectives.broadcast(found)
+        return result
+
+    @contextmanager
+    def one_after_the_other(self) -> Iterator[None]:
+        """The first process first, then all others at once."""
+        if not self.first:
+            collectives.exchange(["turn"])
+        yield
+        if self.first:
+            collectives.exchange(["turn"])
+
+    def agreed(self, error: Exception) -> Exception:
+        """What to raise for a failure of this process, or of another: to be called by all of them.
+
+        Returns:
+            In the first process the error to be told; in the others one that tells nothing.
+        """
+        if self.share.count == 1:
+            return error
+        own = None if isinstance(error, collectives.PeerFailed) else error
+        try:
+            if own is not None:
+                collectives.exchange(failed=True)
+            told = collectives.gather(None if own is None else _portable(own))
+        except RunError as lost:
+            # Another has died without a word. What this one knows is worth telling.
+            return lost if own is None else own
+        self.close()
+        failed: dict[int, Exception] = {r: e for r, e in enumerate(told) if e is not None}
+        causes = [r for r, found in failed.items() if getattr(found, "has_cause", True)]
+        rank = min(causes or failed)
+        if not self.first:
+            # To Fabric a worker that ends with another code than 0 has died, which is another story.
+            return Elsewhere(exit_code(failed[rank]) if _from_outside() else 0)
+        if rank == 0 or len(causes) == len(told):
+            return failed[rank]
+        return _prefixed(failed[rank], f"process {rank} of {len(told)}: ")
+
+    def close(self) -> None:
+        """Lets go of the other processes, which have come to the end too."""
+        if self.share.count > 1:
+            collectives.use_host_group(None)
+            dist.destroy_process_group()
+
+
+def _from_outside() -> bool:
+    return dist.is_available() and dist.is_torchelastic_launched()
+
+
+def check_processes(training: Training, device: torch.device) -> None:
+    """Whether so many processes can be started here.
+
+    Raises:
+        InputError: they cannot; the message says what to change.
+    """
+    devices, nodes = training.devices, training.num_nodes
+    count = devices * nodes
+    started = int(os.environ.get("WORLD_SIZE", "1")) if _from_outside() else count
+    if started != count:
+        raise InputError(
+            f"torchrun has started {started} processes, but training.devices x training.num_nodes is "
+            f"{devices} x {nodes}: make them agree"
+        )
+    if count == 1:
+        return
+    if device.type == "mps":
+        raise InputError(
+            f"training.devices = {devices}: device 'mps' is one device; use 1, or cpu or cuda"
+        )
+    if device.type == "cuda":
+        if training.device.startswith("cuda:"):
+            raise InputError(
+                f"training.device = {training.device!r} names one GPU, but training.devices is "
+                f"{devices}: use 'cuda', and CUDA_VISIBLE_DEVICES to choose which"
+            )
+        there = torch.cuda.device_count()
+        if devices > there:
+            raise InputError(
+                f"training.devices = {devices}, but torch sees {there} CUDA devices: ask for no more"
+            )
+    if training.batch_size % count:
+        raise InputError(
+            f"training.batch_size = {training.batch_size} cannot be divided among {count} processes: "
+            f"choose a multiple of {count} (it is the size of the whole minibatch)"
+        )
+    clustered = _from_outside() or "SLURM_NTASKS" in os.environ or "MASTER_ADDR" in os.environ
+    if nodes > 1 and not clustered:
+        raise InputError(
+            f"training.num_nodes = {nodes}: start this command on every node with torchrun, as in "
+            "docs/scaling.md"
+        )
+
+
+def _portable(error: Exception) -> Exception:
+    """The error in a form that another process can read."""
+    if isinstance(error, Diverged):
+        tensors = {name: tensor.detach().cpu() for name, tensor in error.tensors.items()}
+        return Diverged(str(error), tensors, error.data, error.has_cause)
+    if isinstance(error, (InputError, RunError)):
+        return error
+    return RunError(f"{type(error).__name__}: {' '.join(str(error).split())}")
+
+
+def _prefixed(error: Exception, prefix: str) -> Exception:
+    error.args = (prefix + str(error), *error.args[1:])
+    return error
+
+
+class _Watch(threading.Thread):
+    """Ends this process when a worker has died and it does not notice by itself.
+
+    Over gloo the connection breaks and the next exchange fails; a collective on GPUs would wait.
+    """
+
+    def __init__(self, workers: Sequence[subprocess.Popen[bytes]]) -> None:
+        super().__init__(daemon=True, name="watch")
+        self.workers = list(workers)
+
+    def run(self) -> None:
+        while self.workers:
+            time.sleep(0.2)
+            for number, worker in enumerate(self.workers, start=1):
+                if worker.poll():
+                    time.sleep(3.0)  # for the process to end by itself, with a better message
+                    code = worker.returncode
+                    killed = f"was killed by {signal.Signals(-code).name}" if code < 0 else ""
+                    print(
+                        f"error: process {number} {killed or f'ended with {code}'}: what is saved is "
+                        "whole, and the same command goes on from there",
+                        file=sys.stderr,
+                        flush=True,
+                    )
+                    for other in self.workers:
+                        other.kill()
+                    os._exit(1)
+            if all(worker.returncode == 0 for worker in self.workers):
+                return
+
+
+def _die_with_parent() -> None:
+    """A worker that Fabric has started ends when the process that started it is gone."""
+    if os.environ.get("LOCAL_RANK", "0") == "0" or _from_outside():
+        return
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        time.sleep(3.0)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True, name="parent").start()

@@ -1,0 +1,188 @@
+"""One process's share of a minibatch, with the draws that its data would get in a single process."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import torch
+from pyro.distributions.torch_distribution import ExpandedDistribution, MaskedDistribution
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.subsample_messenger import _Subsample
+from torch import Tensor
+
+from wsram_ppl.errors import InputError
+from wsram_ppl.primitives.distributions import ELEMENTWISE, given_parameters
+from wsram_ppl.primitives.handlers import PARTICLE_PLATE
+
+
+class NoRule(Exception):
+    """A distribution whose draws cannot be those of a single process."""
+
+
+def stretched(fn: Any, dim: int, rows: Tensor) -> Any:
+    """The distribution with the given rows, in order, along a (negative) batch dimension.
+
+    Raises:
+        NoRule: for this kind of distribution.
+    """
+    if isinstance(fn, torch.distributions.Independent):
+        inner = fn.reinterpreted_batch_ndims
+        return stretched(fn.base_dist, dim - inner, rows).to_event(inner)
+    if isinstance(fn, ExpandedDistribution):
+        shape = list(fn.batch_shape)
+        own = list(fn.base_dist.batch_shape)
+        if len(own) >= -dim and own[dim] == shape[dim]:
+            shape[dim] = len(rows)
+            return stretched(fn.base_dist, dim, rows).expand(torch.Size(shape))
+        shape[dim] = len(rows)
+        return fn.base_dist.expand(torch.Size(shape))
+    if isinstance(fn, MaskedDistribution):
+        return stretched(fn.base_dist, dim, rows)  # a mask leaves samples as they are
+    if isinstance(fn, torch.distributions.OneHotCategorical):
+        return type(fn)(logits=fn.logits.index_select(dim - 1, rows), validate_args=False)
+    # Their samplers take as many random numbers whatever the parameters are, so that the numbers of
+    # other rows can be drawn without knowing these rows. (A Gamma's rejection sampler does not.)
+    if type(fn) not in ELEMENTWISE:
+        raise NoRule(type(fn).__name__)
+    parameters = {
+        name: value.index_select(dim - fn.arg_constraints[name].event_dim, rows)
+        for name, value in given_parameters(fn).items()
+    }
+    return type(fn)(**parameters, validate_args=False)
+
+
+class Share:
+    """Which rows of each minibatch belong to this process, and the random numbers for them.
+
+    A sample site's random numbers are drawn for all rows of the minibatch, from a stream that is the
+    same in every process, and this process keeps those of its own rows. So a datum's draws are those
+    that it would get in a single process, to the bit, however many processes there are; all else that is
+    random (dropout) comes from a stream of the process's own. With one process this class does nothing.
+
+    Args:
+        rank: this process's number, from 0.
+        count: of processes.
+        device: where sites are sampled.
+    """
+
+    def __init__(self, rank: int, count: int, device: torch.device) -> None:
+        self.rank, self.count, self.device = rank, count, device
+        self._stream: Tensor | None = None
+        self._plate: str | None = None
+
+    def rows(self, size: int) -> slice:
+        """This process's rows of ``size``: a contiguous part, as long as the others' or one shorter."""
+        return slice(size * self.rank // self.count, size * (self.rank + 1) // self.count)
+
+    def part(self, batch: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """This process's rows of a whole minibatch."""
+        return batch if self.count == 1 else tuple(x[self.rows(x.shape[0])] for x in batch)
+
+    def seed(self, sites: int, own: int) -> None:
+        """Seeds both streams.
+
+        Args:
+            sites: of the sample sites; the same in every process.
+            own: of everything else; unused with one process, whose only stream is the first.
+        """
+        generator = _generator(self.device)
+        if self.count > 1:
+            self._stream = generator.manual_seed(sites).get_state()
+        seed = sites if self.count == 1 else own
+        # Not torch.manual_seed, which looks for all other devices every time.
+        torch.default_generator.manual_seed(seed)
+        generator.manual_seed(seed)
+
+    def drawing(self, size: int) -> AbstractContextManager[Any]:
+        """Entered while programs run on this process's rows of a minibatch of ``size``."""
+        return nullcontext() if self.count == 1 else _RowsOfAll(self, size)
+
+    def data_plate(self, msg: dict[str, Any], size: int) -> int:
+        """The dimension of the plate over the data.
+
+        Raises:
+            InputError: the site lies in none, or in two that may be it.
+        """
+        frames = [f for f in msg["cond_indep_stack"] if f.vectorized and f.name != PARTICLE_PLATE]
+        found = [f for f in frames if f.size == size]
+        if len(found) > 1:
+            found = [f for f in found if f.name == self._plate] or found
+        if not found:
+            raise InputError(
+                f"site '{msg['name']}' lies in no plate of the minibatch's {size} data: it belongs to "
+                "all of them at once and cannot be split among processes: use training.devices = 1"
+            )
+        if len(found) > 1:
+            names = " and ".join(repr(f.name) for f in found)
+            raise InputError(
+                f"site '{msg['name']}' lies in plates {names} of the same size {size}, any of which may "
+                "be that of the data: choose another batch_size"
+            )
+        if found[0].full_size not in (None, size):
+            raise InputError(
+                f"plate '{found[0].name}' is subsampled, and its scale would be that of one process's "
+                "share: let the data source choose the minibatch, or use training.devices = 1"
+            )
+        self._plate = found[0].name
+        return int(found[0].dim)
+
+    @contextmanager
+    def site_stream(self) -> Iterator[None]:
+        """The stream that all processes share takes the generator's place."""
+        assert self._stream is not None, "seed comes first"
+        generator = _generator(self.device)
+        own = generator.get_state()
+        generator.set_state(self._stream)
+        try:
+            yield
+        finally:
+            self._stream = generator.get_state()
+            generator.set_state(own)
+
+
+class _RowsOfAll(Messenger):
+    """Samples latent sites as for the whole minibatch and keeps the rows of one share.
+
+    Entered outside of everything else, it sees distributions as other handlers have left them, after
+    plates have broadcast them.
+    """
+
+    def __init__(self, share: Share, size: int) -> None:
+        super().__init__()
+        self.share, self.size = share, size
+        rows = share.rows(size)
+        self.start, self.length = rows.start, rows.stop - rows.start
+        # Row g of all stands for row g - start of this share; what the other rows hold is immaterial.
+        self.all = (torch.arange(size, device=share.device) - self.start).remainder(max(self.length, 1))
+
+    def _pyro_sample(self, msg: dict[str, Any]) -> None:
+        fn = msg["fn"]
+        if isinstance(fn, _Subsample) or (msg["infer"] or {}).get("_deterministic"):
+            return
+        dim = self.share.data_plate(msg, self.length)
+        if msg["is_observed"] or msg["value"] is not None:
+            return
+        try:
+            wide = stretched(fn, dim, self.all)
+        except NoRule as kind:
+            warnings.warn(
+                f"each process draws site '{msg['name']}' from a stream of its own (there is no rule to "
+                f"split the draws of a {kind}): the number of processes changes them as a seed does",
+                stacklevel=2,
+            )
+            return
+        with self.share.site_stream():
+            value = wide(*msg["args"], **msg["kwargs"])
+        msg["value"] = value.narrow(dim - fn.event_dim, self.start, self.length).contiguous()
+
+
+def _generator(device: torch.device) -> torch.Generator:
+    if device.type == "cpu":
+        return torch.default_generator
+    if device.type == "cuda":
+        index = torch.cuda.current_device() if device.index is None else device.index
+        return torch.cuda.default_generators[index]
+    return torch.mps._get_default_mps_generator()
