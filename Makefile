@@ -1,7 +1,7 @@
 # make demo    own environment, install, train, evaluate, draw
 # make demo-captions the same for captions, on generated scenes
 # make test    own environment, install with test extras, the whole test suite
-# make check   lint, types and the wheel's contents (after make test's install)
+# make check   lint, types, import contracts, what is built and installed (after make test's install)
 # make bench   speed, as ratios
 # make profile where an update's time goes
 
@@ -14,7 +14,7 @@ NOW    := $(shell date +%Y%m%d-%H%M%S)
 RUN    := runs/demo-$(NOW)
 SCENES := runs/demo-captions-$(NOW)
 
-.PHONY: demo demo-captions test check lint types wheel bench profile clean
+.PHONY: demo demo-captions test check lint types imports dist bench profile clean
 
 demo: $(VENV)/.installed-cli
 	$(BIN)/python cli.py train experiments/digits.toml --set training.steps=$(STEPS) --out $(RUN)
@@ -33,7 +33,7 @@ demo-captions: $(VENV)/.installed-captions
 	$(BIN)/python cli.py caption $(SCENES) 0 1 2 3 --paths 10
 	@echo "pictures: $(SCENES)/captions"
 
-check: lint types wheel
+check: lint types imports dist
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .
@@ -42,8 +42,12 @@ lint: $(VENV)/.installed-test
 types: $(VENV)/.installed-test
 	$(BIN)/mypy
 
-wheel: $(VENV)/.installed-test
-	$(BIN)/python scripts/check_wheel.py
+imports: $(VENV)/.installed-test
+	$(BIN)/lint-imports --no-logo --no-cache
+	$(BIN)/python scripts/import_graph.py
+
+dist: $(VENV)/.installed-test
+	$(BIN)/python scripts/check_distributions.py
 
 bench: $(VENV)/.installed-test
 	$(BIN)/python benchmarks/digits.py

@@ -20,9 +20,9 @@ from torch.profiler import ProfilerActivity, profile
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from wsram_ppl.config import load_spec
+from wsram_ppl.config import load_config
+from wsram_ppl.primitives.handlers import pyro_settings
 from wsram_ppl.primitives.layers import _product
-from wsram_ppl.training.evaluation import pyro_settings
 from wsram_ppl.training.trainer import Trainer
 
 EXPERIMENT = Path(__file__).resolve().parent.parent / "experiments" / "digits.toml"
@@ -67,7 +67,7 @@ def main() -> None:
     logging.getLogger("pyro").setLevel(logging.WARNING)
     overrides = ["training.prefetch=false", "training.threads=1", *options.overrides]
     with pyro_settings(validate=False):
-        trainer = Trainer.start(load_spec(EXPERIMENT, overrides))
+        trainer = Trainer.start(load_config(EXPERIMENT, overrides))
         whole = median_ms(trainer.update, options.updates)
         with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as profiler:
             start = time.perf_counter()

@@ -26,10 +26,10 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from wsram_ppl.config import load_spec
+from wsram_ppl.config import load_config
 from wsram_ppl.data.digits.files import read_mnist, read_sample
 from wsram_ppl.objectives import VariationalBound, WakeSleep
-from wsram_ppl.training.evaluation import pyro_settings
+from wsram_ppl.primitives.handlers import pyro_settings
 from wsram_ppl.training.trainer import Trainer
 
 EXPERIMENT = Path(__file__).resolve().parent.parent / "experiments" / "digits.toml"
@@ -58,7 +58,7 @@ def medians(contestants: Contestants, rounds: int, block: int = 1) -> dict[str, 
 
 def backward(loss: Callable[[], Tensor], trainer: Trainer) -> Callable[[], None]:
     """One evaluation of a loss and its gradient."""
-    parameters = [*trainer.experiment.model.parameters(), *trainer.experiment.guide.parameters()]
+    parameters = [*trainer.components.model.parameters(), *trainer.components.guide.parameters()]
 
     def step() -> None:
         for parameter in parameters:
@@ -96,7 +96,7 @@ def _row(what: str, ours: float, against: str, theirs: float) -> None:
 
 
 def _start(device: torch.device, *overrides: str) -> Trainer:
-    return Trainer.start(load_spec(EXPERIMENT, [f"training.device={device}", *overrides]))
+    return Trainer.start(load_config(EXPERIMENT, [f"training.device={device}", *overrides]))
 
 
 def _whole_update(rounds: int, device: torch.device, mnist: str | None) -> None:
@@ -112,7 +112,7 @@ def _whole_update(rounds: int, device: torch.device, mnist: str | None) -> None:
         contestants[f"ahead {ahead}"] = trainer.update
     if device.type == "cuda":
         contestants["recorded"] = _start(device, "training.cuda_graph=true", *data_of).update
-    data = trainers[False].experiment.data
+    data = trainers[False].components.data
     minibatches = {
         "ours": lambda: data.training_batch(trainers[False].step, 64, 0),
         "plain": lambda: plain.batch(64),
@@ -137,7 +137,7 @@ def _whole_update(rounds: int, device: torch.device, mnist: str | None) -> None:
 
 def _data_share(trainer: Trainer, updates: int) -> float:
     """How much of the time of updates goes into making their minibatches, caches as they are then."""
-    make, spent = trainer.experiment.data.training_rows, 0.0
+    make, spent = trainer.components.data.training_rows, 0.0
 
     def timed(*args: Any) -> object:
         nonlocal spent
@@ -146,7 +146,7 @@ def _data_share(trainer: Trainer, updates: int) -> float:
         spent += time.perf_counter() - start
         return made
 
-    trainer.experiment.data.training_rows = timed  # type: ignore[method-assign]
+    trainer.components.data.training_rows = timed  # type: ignore[method-assign]
     start = time.perf_counter()
     for _ in range(updates):
         trainer.update()
@@ -155,8 +155,8 @@ def _data_share(trainer: Trainer, updates: int) -> float:
 
 def _objective_alone(rounds: int, device: torch.device) -> None:
     trainer = _start(device, "exploration.entropy=0")
-    model, guide = trainer.experiment.model, trainer.experiment.guide
-    batch = trainer.experiment.data.training_batch(0, 64, 0)
+    model, guide = trainer.components.model, trainer.components.guide
+    batch = trainer.components.data.training_batch(0, 64, 0)
     objective = WakeSleep(num_particles=5, vectorize_particles=True, max_plate_nesting=1)
     found = medians(
         {
@@ -170,8 +170,8 @@ def _objective_alone(rounds: int, device: torch.device) -> None:
 
 def _pyro_objectives(rounds: int, device: torch.device) -> None:
     trainer = _start(device, "exploration.entropy=0")
-    model, guide = trainer.experiment.model, trainer.experiment.guide
-    batch = trainer.experiment.data.training_batch(0, 64, 0)
+    model, guide = trainer.components.model, trainer.components.guide
+    batch = trainer.components.data.training_batch(0, 64, 0)
     common = {"num_particles": 5, "vectorize_particles": True, "max_plate_nesting": 1}
     ours = {"wake": WakeSleep("none", **common), "site": VariationalBound("site", **common)}
     graph, rws = TraceGraph_ELBO(**common), ReweightedWakeSleep(**common)
@@ -220,8 +220,8 @@ def saved_bytes(loss: Callable[[], Tensor]) -> int:
 
 def _particles(rounds: int, device: torch.device, counts: list[int]) -> None:
     trainer = _start(device, "exploration.entropy=0")
-    model, guide = trainer.experiment.model, trainer.experiment.guide
-    batch = trainer.experiment.data.training_batch(0, 64, 0)
+    model, guide = trainer.components.model, trainer.components.guide
+    batch = trainer.components.data.training_batch(0, 64, 0)
     steps, memory = {}, {}
     for m in counts:
         objective = WakeSleep(num_particles=m, vectorize_particles=True, max_plate_nesting=1)

@@ -16,8 +16,8 @@ from collections.abc import Sequence
 
 import torch
 
-from tests.objectives.enumeration import random_problem
-from tests.objectives.variance import Runs, Variances
+from wsram_ppl.testing.enumeration import random_problem
+from wsram_ppl.testing.variance import Runs, Variances
 
 SHARES = {"prior": 0.0, "1/4": 0.25, "halfway": 0.5, "3/4": 0.75, "posterior": 1.0}
 THETA = [

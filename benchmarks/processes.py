@@ -18,10 +18,10 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from wsram_ppl import collectives
-from wsram_ppl.config import load_spec
+from wsram_ppl.config import load_config
 from wsram_ppl.distributed.processes import Processes
-from wsram_ppl.distributed.sharding import Share
-from wsram_ppl.training.evaluation import pyro_settings
+from wsram_ppl.distributed.sharding import BatchShard
+from wsram_ppl.primitives.handlers import pyro_settings
 from wsram_ppl.training.trainer import Trainer
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -46,10 +46,10 @@ def main() -> None:
     parser.add_argument("--set", action="append", default=[], help="as of cli.py train")
     options = parser.parse_args()
     overrides = ["training.threads=1", f"training.devices={options.devices}", *options.set]
-    spec = load_spec(options.experiment, overrides)
+    config = load_config(options.components, overrides)
     with pyro_settings(validate=False):
-        processes = Processes.launch(spec.training)
-        trainer = Trainer.start(spec, processes)
+        processes = Processes.launch(config.training)
+        trainer = Trainer.start(config, processes)
         sent = collectives.traffic
         trainer.update()
         tensors, control, calls = sent.tensor_bytes, sent.control_bytes, sent.calls
@@ -64,7 +64,7 @@ def main() -> None:
         if processes.first:
             numbers = sum(p.numel() for p in trainer.parameters)
             print(
-                f"{numbers:,} parameters, {spec.training.batch_size} data, {options.devices} processes"
+                f"{numbers:,} parameters, {config.training.batch_size} data, {options.devices} processes"
             )
             print(f"sent per update: {tensors:,} bytes of tensors, {control} of control, {calls} calls")
             print(
@@ -77,12 +77,12 @@ def main() -> None:
 
 def draws(trainer: Trainer) -> None:
     """What it costs a process to draw for all data and keep its own, by the number of processes."""
-    parts, size = trainer.experiment, trainer.training.batch_size
+    parts, size = trainer.components, trainer.training.batch_size
     batch = parts.data.training_batch(0, size, 0)
     for count in (1, 2, 8, 64, 256):
-        share = Share(0, count, torch.device("cpu"))
+        share = BatchShard(0, count, torch.device("cpu"))
 
-        def run(share: Share = share) -> None:
+        def run(share: BatchShard = share) -> None:
             share.seed(0, 1)
             with torch.no_grad(), share.drawing(size * share.count):
                 parts.objective.particles(parts.model, parts.guide, *batch)

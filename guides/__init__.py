@@ -1,4 +1,4 @@
-"""Inference networks as Pyro guides; importing this package registers them by name."""
+"""Inference networks as Pyro guides: ``wsram_ppl.guides``, and ``guides`` in a checkout."""
 
 from wsram_ppl.guides.captioner import CaptionInferenceNetwork
 from wsram_ppl.guides.classifier import InferenceNetwork

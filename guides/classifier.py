@@ -11,7 +11,13 @@ from torch import Tensor
 
 from wsram_ppl.errors import InputError
 from wsram_ppl.models.classifier import GlimpseClassifier
-from wsram_ppl.models.classifier_network import Policy, ProposalNetwork, Sight, SiteBaselines, submodule
+from wsram_ppl.models.classifier_network import (
+    ImageFeatures,
+    Policy,
+    ProposalNetwork,
+    SiteBaselines,
+    submodule,
+)
 
 
 class InferenceNetwork(PyroModule):
@@ -21,7 +27,7 @@ class InferenceNetwork(PyroModule):
     recurrence is the classifier's own, cut off from this network's gradient.
 
     Args:
-        model: the :class:`~wsram_ppl.models.classifier.GlimpseClassifier` to propose for. It is not made a
+        model: the :class:`~wsram_ppl.models.GlimpseClassifier` to propose for. It is not made a
             submodule: its parameters stay its own.
         hidden: units of the layer; by default as many as the classifier's.
     """
@@ -47,7 +53,7 @@ class InferenceNetwork(PyroModule):
 
     def forward(
         self,
-        images: Tensor | Sight,
+        images: Tensor | ImageFeatures,
         labels: Tensor | None = None,
         observations: Mapping[str, Tensor] | None = None,
     ) -> None:

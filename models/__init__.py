@@ -1,4 +1,4 @@
-"""Prediction networks as Pyro models; importing this package registers them by name."""
+"""Prediction networks as Pyro models: ``wsram_ppl.models``, and ``models`` in a checkout."""
 
 from wsram_ppl.models.captioner import GlimpseCaptioner
 from wsram_ppl.models.classifier import GlimpseClassifier

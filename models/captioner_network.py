@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from wsram_ppl.errors import InputError
 from wsram_ppl.models.classifier_network import Policy, SiteBaselines
-from wsram_ppl.primitives.handlers import shared
+from wsram_ppl.primitives.handlers import memoize
 from wsram_ppl.primitives.layers import Linear
 
 #: Channels that every cell has beside its features: x, y and a constant.
@@ -250,7 +250,7 @@ class CaptionNetwork(nn.Module):
             return GridPolicy(self.hidden, self.channels)
         return PlacePolicy(self.hidden, len(self.channels))
 
-    @shared
+    @memoize
     def start(self, *maps: Tensor) -> View:
         """``maps [B, channels, height, width]`` -> what the words are told from.
 
@@ -277,19 +277,19 @@ class CaptionNetwork(nn.Module):
         first, second = self.drive(self.dropout(self.word(words))).chunk(2, -1)
         return Drive(first, second + view.drive)
 
-    @shared
+    @memoize
     def hear_all(self, view: View, words: Tensor) -> list[Drive]:
         """``words [..., B, T]`` -> :meth:`hear` of each of the T, at once."""
         both = self.hear(view, words.movedim(-1, 0))
         return [Drive(*step) for step in zip(both.first.unbind(0), both.second.unbind(0), strict=True)]
 
-    @shared
+    @memoize
     def decide(self, drive: Drive, first: State, second: State) -> State:
         """The second layer before a word, from which is chosen where to look for it."""
         new: State = self.layer2(first.output, drive.second, second)
         return new
 
-    @shared
+    @memoize
     def look(self, view: View, layer: Tensor, location: Tensor, drive: Drive, first: State) -> State:
         """The first layer after a look at ``location [..., B(, 2)]`` of ``layer [..., B]``."""
         read = read_cell if self.by_cell else read_place

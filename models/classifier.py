@@ -12,15 +12,15 @@ from pyro.nn import PyroModule
 from pyro.poutine.runtime import InferDict
 from torch import Tensor
 
-from wsram_ppl.drawing.glimpses import Gaze
 from wsram_ppl.errors import InputError
-from wsram_ppl.models.classifier_network import GlimpseNetwork, Sight, SiteBaselines, submodule
+from wsram_ppl.interfaces import Gaze
+from wsram_ppl.models.classifier_network import GlimpseNetwork, ImageFeatures, SiteBaselines, submodule
 from wsram_ppl.primitives.distributions import Categorical
 from wsram_ppl.primitives.glimpses import extract, window
 from wsram_ppl.primitives.handlers import Mode
 
 
-class Looks(NamedTuple):
+class GlimpseSequence(NamedTuple):
     """What one run of the classifier did: ``[..., B, classes]``, ``[..., B, N, 2]``, ``[..., B, N]``."""
 
     logits: Tensor
@@ -73,7 +73,7 @@ class GlimpseClassifier(PyroModule):
         self.baselines = SiteBaselines(hidden, classes, 2 * num_glimpses)
         self.register_buffer("location_std", torch.tensor(float(location_std)))
 
-    def forward(self, images: Tensor | Sight, labels: Tensor | None = None) -> Looks:
+    def forward(self, images: Tensor | ImageFeatures, labels: Tensor | None = None) -> GlimpseSequence:
         """The Pyro program. ``images [B, height, width]`` in [0, 1], ``labels [B]`` or None."""
         network, baselines = submodule(self, "network"), submodule(self, "baselines")
         pyramid, r1, r2 = network.start(images)
@@ -89,7 +89,7 @@ class GlimpseClassifier(PyroModule):
                 scales.append(scale)
             logits = network.classify(r1).to(self.location_std)
             pyro.sample("label", Categorical(logits), obs=labels)
-        return Looks(logits, torch.stack(locations, -2), torch.stack(scales, -1))
+        return GlimpseSequence(logits, torch.stack(locations, -2), torch.stack(scales, -1))
 
     def sample_glimpse(
         self, n: int, policy: tuple[Tensor, Tensor], infer: list[InferDict]
@@ -111,22 +111,22 @@ class GlimpseClassifier(PyroModule):
 
     # What training, evaluation and pictures ask of a model.
 
-    def prepare(self, images: Tensor, labels: Tensor) -> tuple[Sight, Tensor]:
+    def prepare(self, images: Tensor, labels: Tensor) -> tuple[ImageFeatures, Tensor]:
         """A batch as :meth:`forward` and the guides take it too, done all that needs no parameter."""
         return self.network.see(images), labels
 
     @torch.no_grad()
-    def look(self, images: Tensor, samples: int | None = None) -> Looks:
+    def look(self, images: Tensor, samples: int | None = None) -> GlimpseSequence:
         """Runs on images without labels: ``samples`` sampled glimpse sequences, or the mode's if None.
 
         Leading dimension of the result: ``samples`` (1 for the mode).
         """
         if samples is None:
             with Mode():
-                return Looks(*(x.unsqueeze(0) for x in self(images)))
+                return GlimpseSequence(*(x.unsqueeze(0) for x in self(images)))
         with pyro.plate("samples", samples, dim=-2):
             looks = self(images)
-        return Looks(
+        return GlimpseSequence(
             *(x.expand(samples, *x.shape[-rest:]) for x, rest in zip(looks, (2, 3, 2), strict=True))
         )
 

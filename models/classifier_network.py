@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from wsram_ppl.primitives.glimpses import Levels, Pyramid, build_pyramid, extract
-from wsram_ppl.primitives.handlers import shared
+from wsram_ppl.primitives.handlers import memoize
 from wsram_ppl.primitives.layers import Linear
 
 
@@ -130,7 +130,7 @@ class GlimpseEncoder(nn.Module):
         return found
 
 
-class Sight:
+class ImageFeatures:
     """Images as the network sees them, before any parameter.
 
     No dataclass: Lightning Fabric would copy one, tensor by tensor, at every call.
@@ -174,28 +174,28 @@ class GlimpseNetwork(nn.Module):
         self.label = nn.Linear(hidden, classes)
         self._levels: Levels | None = None  # of the last images
 
-    def see(self, images: Tensor) -> Sight:
+    def see(self, images: Tensor) -> ImageFeatures:
         """``images [B, height, width]`` as the network sees them."""
         context = F.adaptive_avg_pool2d(images.unsqueeze(1), self.context).flatten(1)
         if self._levels is None or not self._levels.fit(images):
             self._levels = Levels.of(images, self.scales)
-        return Sight(build_pyramid(images, self._levels, self.patch), context)
+        return ImageFeatures(build_pyramid(images, self._levels, self.patch), context)
 
-    @shared
-    def start(self, images: Tensor | Sight) -> tuple[Pyramid, Tensor, Tensor]:
+    @memoize
+    def start(self, images: Tensor | ImageFeatures) -> tuple[Pyramid, Tensor, Tensor]:
         """Images, or what was seen of them -> what glimpses are read from, and r1, r2 before any."""
         sight = self.see(images) if isinstance(images, Tensor) else images
         r2 = self.context_layers(sight.context)
         return sight.pyramid, torch.zeros_like(r2), r2
 
-    @shared
+    @memoize
     def look(self, pyramid: Pyramid, location: Tensor, scale: Tensor, r1: Tensor) -> Tensor:
         """r1 after a glimpse at ``location [..., B, 2]`` and ``scale [..., B]`` (an index)."""
         g = self.encoder(extract(pyramid, location, scale), location, scale)
         new: Tensor = self.layer1(g, r1)
         return new
 
-    @shared
+    @memoize
     def decide(self, r1: Tensor, r2: Tensor) -> Tensor:
         """r2 after r1, from which the next glimpse is chosen."""
         new: Tensor = self.layer2(r1, r2)

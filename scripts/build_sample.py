@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Builds wsram_ppl/data/digits.npz: 10,000 training and 2,000 test digits of MNIST.
+"""Builds wsram_ppl/data/digits/digits.npz: 10,000 training and 2,000 test digits of MNIST.
 
     python scripts/build_sample.py ROOT
 
@@ -27,7 +27,7 @@ from wsram_ppl.errors import InputError
 
 SEED = 150906812
 SPLITS = {"training": (1000, 0), "test": (200, 3)}  # digits per class, stream of random numbers
-TARGET = Path(__file__).resolve().parents[1] / "wsram_ppl" / "data" / "digits.npz"
+TARGET = Path(__file__).resolve().parents[1] / "wsram_ppl" / "data" / "digits" / "digits.npz"
 
 
 def choose(digits: Digits, per_class: int, rng: np.random.Generator) -> np.ndarray:

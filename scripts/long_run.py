@@ -16,7 +16,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from scripts.tiny_run import tiny_spec
+from scripts.tiny_run import tiny_config
 from wsram_ppl.runs.directory import METRICS, RunDirectory
 from wsram_ppl.training.loop import train
 
@@ -77,7 +77,7 @@ def main() -> None:
         print(
             f"{'updates':>8} {'memory, MiB':>12} {'open files':>11} {'metrics.csv, KiB':>16} events, KiB"
         )
-        train(tiny_spec(*SETTINGS, f"training.steps={options.updates}"), run, progress)
+        train(tiny_config(*SETTINGS, f"training.steps={options.updates}"), run, progress)
 
 
 if __name__ == "__main__":

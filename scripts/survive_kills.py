@@ -23,8 +23,8 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from scripts.tiny_run import tiny_spec
-from wsram_ppl.config import Spec
+from scripts.tiny_run import tiny_config
+from wsram_ppl.config import ExperimentConfig
 from wsram_ppl.runs.checkpoints import load_checkpoint
 from wsram_ppl.runs.directory import METRICS, RunDirectory
 from wsram_ppl.training.loop import train
@@ -51,19 +51,20 @@ def rows(run: RunDirectory) -> list[dict[str, str]]:
 
 def equal(one: RunDirectory, other: RunDirectory) -> bool:
     """Whether two runs have come to the same, to the bit."""
-    (a, a_data), (b, b_data) = (load_checkpoint(run.checkpoint) for run in (one, other))
+    first, second = (load_checkpoint(run.checkpoint) for run in (one, other))
+    a, b = first.tensors, second.tensors
     same = a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
-    return same and a_data["step"] == b_data["step"] and rows(one) == rows(other)
+    return same and first.step == second.step and rows(one) == rows(other)
 
 
-def _work(spec: Spec, folder: str) -> None:
+def _work(config: ExperimentConfig, folder: str) -> None:
     warnings.simplefilter("ignore")
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
-    train(spec, RunDirectory(folder))
+    train(config, RunDirectory(folder))
 
 
 def train_and_kill(
-    spec: Spec, run: RunDirectory, chance: random.Random, kills: int, seconds: float = 0.6
+    config: ExperimentConfig, run: RunDirectory, chance: random.Random, kills: int, seconds: float = 0.6
 ) -> int:
     """Trains to the end in processes of which up to so many are killed; returns how many were.
 
@@ -73,7 +74,7 @@ def train_and_kill(
     # Forked, since a process that starts afresh would spend its life importing torch.
     context, killed = multiprocessing.get_context("fork"), 0
     while True:
-        process = context.Process(target=_work, args=(spec, str(run)))
+        process = context.Process(target=_work, args=(config, str(run)))
         process.start()
         if killed < kills:
             process.join(chance.expovariate(1 / seconds))
@@ -93,18 +94,18 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    chance, spec = random.Random(options.seed), tiny_spec(*SETTINGS)
+    chance, config = random.Random(options.seed), tiny_config(*SETTINGS)
     begun, killed, survived, runs = time.monotonic(), 0, 0, 0
     with tempfile.TemporaryDirectory() as folder:
         whole = RunDirectory(Path(folder) / "whole")
-        train_and_kill(spec, whole, chance, 0)
+        train_and_kill(config, whole, chance, 0)
         while killed < options.kills:
             run = RunDirectory(Path(folder) / f"killed-{runs}")
-            kills = train_and_kill(spec, run, chance, options.kills - killed)
+            kills = train_and_kill(config, run, chance, options.kills - killed)
             killed, runs = killed + kills, runs + 1
             survived += kills if equal(run, whole) else 0
     print(
-        f"{survived} of {killed} kills survived: {runs} runs of {spec.training.steps} updates, compared "
+        f"{survived} of {killed} kills survived: {runs} runs of {config.training.steps} updates, compared "
         f"to the bit with one that was not disturbed ({time.monotonic() - begun:.0f} s)"
     )
     sys.exit(survived < killed)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from wsram_ppl.config import Spec, parse_spec
+from wsram_ppl.config import ExperimentConfig, parse_config
 
 
-def tiny_spec(*overrides: str, **tables: dict[str, Any]) -> Spec:
+def tiny_config(*overrides: str, **tables: dict[str, Any]) -> ExperimentConfig:
     """Tiny networks on a small canvas, eight updates, measured and saved at the end.
 
     Args:
@@ -15,7 +15,7 @@ def tiny_spec(*overrides: str, **tables: dict[str, Any]) -> Spec:
         tables: the keys of a table that are to be others, as ``model={"hidden": 4}``.
 
     Raises:
-        InputError: a key or value that no spec may have.
+        InputError: a key or value that no config may have.
     """
     base: dict[str, dict[str, Any]] = {
         "data": {"source": "sample", "canvas": 32, "scale": [0.8, 1.0]},
@@ -42,4 +42,4 @@ def tiny_spec(*overrides: str, **tables: dict[str, Any]) -> Spec:
     }
     for name, table in tables.items():
         base[name] = base.get(name, {}) | table
-    return parse_spec(base, overrides)
+    return parse_config(base, overrides)

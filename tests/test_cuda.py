@@ -18,15 +18,15 @@ from pyro import poutine
 from torch import Tensor, nn
 
 from wsram_ppl import models
-from wsram_ppl.config import Spec, build, load_spec
+from wsram_ppl.config import ExperimentConfig, build, load_config
 from wsram_ppl.errors import InputError, RunError
 from wsram_ppl.objectives import ImportanceBound, Objective, VariationalBound, WakeSleep
 from wsram_ppl.primitives.distributions import Categorical
-from wsram_ppl.primitives.handlers import ForceSamples
+from wsram_ppl.primitives.handlers import pyro_settings
 from wsram_ppl.runs.directory import RunDirectory
-from wsram_ppl.training.cuda_graph import Recorded
-from wsram_ppl.training.evaluation import pyro_settings
-from wsram_ppl.training.loop import cuda_graph as recording
+from wsram_ppl.testing import ForceSamples
+from wsram_ppl.training import cuda_graph as recording
+from wsram_ppl.training.cuda_graph import CudaGraphStep
 from wsram_ppl.training.loop import train
 from wsram_ppl.training.trainer import Trainer
 
@@ -68,13 +68,13 @@ OBJECTIVES = {
 def check_updates(trainer: Trainer, first: int = 2) -> None:
     for _ in range(first):  # compiles kernels, makes handles and the state of the optimiser
         trainer.update()
-    before = [p.detach().clone() for p in trainer.experiment.model.parameters()]
+    before = [p.detach().clone() for p in trainer.components.model.parameters()]
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
     for _ in range(3):
         trainer.update()
     torch.cuda.set_sync_debug_mode("default")
-    after = list(trainer.experiment.model.parameters())
+    after = list(trainer.components.model.parameters())
     assert all(p.isfinite().all() for p in after)
     assert any(not torch.equal(p, q) for p, q in zip(before, after, strict=True))
     assert bool(trainer._finite)
@@ -94,7 +94,7 @@ def test_no_objective_waits(name: str, guide: str) -> None:
     if name == "sleep" and guide == "prior":
         pytest.skip("the prior has nothing to learn in sleep")
     overrides = [*SMALL, *([option] if option else [])]
-    check_updates(Trainer.start(load_spec(DIGITS, overrides, objective=objective, guide=guide)))
+    check_updates(Trainer.start(load_config(DIGITS, overrides, objective=objective, guide=guide)))
 
 
 @pytest.mark.parametrize(
@@ -110,13 +110,13 @@ def test_no_objective_waits(name: str, guide: str) -> None:
     ],
 )
 def test_no_option_makes_an_update_wait(override: str) -> None:
-    check_updates(Trainer.start(load_spec(DIGITS, [*SMALL, override])))
+    check_updates(Trainer.start(load_config(DIGITS, [*SMALL, override])))
 
 
 @pytest.mark.parametrize("location", ["grid", "gaussian"])
 def test_the_captioner_does_not_wait(location: str) -> None:
     overrides = ["training.device=cuda", "training.batch_size=8", f"model.location={location}"]
-    check_updates(Trainer.start(load_spec(SCENES, overrides)))
+    check_updates(Trainer.start(load_config(SCENES, overrides)))
 
 
 # Recorded and replayed.
@@ -127,7 +127,7 @@ RECORDED = "training.cuda_graph=true"
 def state_after(trainer: Trainer, updates: int) -> dict[str, Tensor]:
     for _ in range(updates):
         trainer.update()
-    parts = trainer.experiment
+    parts = trainer.components
     tensors = {f"model.{k}": v for k, v in parts.model.state_dict().items()}
     tensors |= {f"guide.{k}": v for k, v in parts.guide.state_dict().items()}
     tensors |= parts.objective.state_dict() | parts.objective.statistics
@@ -135,7 +135,9 @@ def state_after(trainer: Trainer, updates: int) -> dict[str, Tensor]:
     return {name: value.clone() for name, value in tensors.items()}
 
 
-def check_replay(spec: Spec, monkeypatch: pytest.MonkeyPatch, updates: int = 10) -> Trainer:
+def check_replay(
+    config: ExperimentConfig, monkeypatch: pytest.MonkeyPatch, updates: int = 10
+) -> Trainer:
     """Weights, gradients, running means and statistics, against the same calls never recorded.
 
     (A run without ``cuda_graph`` is the same to rounding only: cuBLAS chooses its sums by the stream.)
@@ -143,7 +145,7 @@ def check_replay(spec: Spec, monkeypatch: pytest.MonkeyPatch, updates: int = 10)
     found = []
     for usual in (10**9, recording.USUAL_CALLS):
         monkeypatch.setattr(recording, "USUAL_CALLS", usual)
-        trainer = Trainer.start(spec)
+        trainer = Trainer.start(config)
         found.append(state_after(trainer, updates))
         recorded = trainer._recorded
         assert recorded is not None and bool(recorded._recordings) == (usual < 10**9)
@@ -168,8 +170,8 @@ def test_a_replayed_update_is_bit_equal_and_does_not_wait(
     if name == "sleep" and guide == "prior":
         pytest.skip("the prior has nothing to learn in sleep")
     overrides = [*SMALL, RECORDED, "training.steps=20", *([option] if option else [])]
-    spec = load_spec(DIGITS, overrides, objective=objective, guide=guide)
-    check_updates(check_replay(spec, monkeypatch))
+    config = load_config(DIGITS, overrides, objective=objective, guide=guide)
+    check_updates(check_replay(config, monkeypatch))
 
 
 @pytest.mark.parametrize(
@@ -190,19 +192,19 @@ def test_a_replayed_update_is_bit_equal_and_does_not_wait(
 def test_with_every_option_a_replayed_update_is_bit_equal(
     override: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    check_replay(load_spec(DIGITS, [*SMALL, RECORDED, "training.steps=10", override]), monkeypatch)
+    check_replay(load_config(DIGITS, [*SMALL, RECORDED, "training.steps=10", override]), monkeypatch)
 
 
 @pytest.mark.parametrize("location", ["grid", "gaussian"])
 def test_a_replayed_captioner_is_bit_equal(location: str, monkeypatch: pytest.MonkeyPatch) -> None:
     overrides = ["training.device=cuda", "training.batch_size=8", f"model.location={location}"]
-    check_replay(load_spec(SCENES, [*overrides, RECORDED]), monkeypatch)
+    check_replay(load_config(SCENES, [*overrides, RECORDED]), monkeypatch)
 
 
 def test_each_shape_has_a_recording() -> None:
     """They share memory, and take turns without disturbing each other."""
     weight = torch.ones(3, device="cuda")
-    double = Recorded(lambda x: (x * weight).sum() * 2, lambda: None)
+    double = CudaGraphStep(lambda x: (x * weight).sum() * 2, lambda: None)
     for turn in range(12):
         for rows in (2, 5):
             x = torch.full((rows, 3), float(turn), device="cuda")
@@ -219,7 +221,7 @@ def test_a_recorded_run_is_a_usual_run_to_rounding(tmp_path: Path) -> None:
     tables = []
     for name, more in (("usual", []), ("recorded", [RECORDED])):
         run = RunDirectory(tmp_path / name)
-        train(load_spec(DIGITS, [*SMALL, *BRIEF, *often, *more]), run)
+        train(load_config(DIGITS, [*SMALL, *BRIEF, *often, *more]), run)
         with open(run.path / "metrics.csv", newline="") as file:
             tables.append(list(csv.DictReader(file)))
     for one, other in zip(*tables, strict=True):
@@ -249,7 +251,7 @@ class Waiting(models.GlimpseClassifier):
                                                (Waiting, "waits for the device")])  # fmt: skip
 def test_what_cannot_be_recorded_is_refused(model: type, reason: str) -> None:
     name = f"{__name__}:{model.__name__}"
-    trainer = Trainer.start(load_spec(DIGITS, [*SMALL, RECORDED], model=name))
+    trainer = Trainer.start(load_config(DIGITS, [*SMALL, RECORDED], model=name))
     with pytest.raises(InputError, match=f"cuda_graph: .*{reason}.*use cuda_graph = false"):
         for _ in range(6):
             trainer.update()
@@ -284,7 +286,7 @@ def draws_of(objective: Objective, parts: Any, batch: tuple[Tensor, ...]) -> dic
 def test_gradients_are_those_of_a_cpu(experiment: Path, make: Any) -> None:
     """In double precision, on the same draws."""
     torch.manual_seed(0)
-    parts = build(load_spec(experiment, ["training.batch_size=6", "model.hidden=16"]))
+    parts = build(load_config(experiment, ["training.batch_size=6", "model.hidden=16"]))
     batch = parts.data.training_batch(0, 6, 0)
     batch = tuple(x.double() if x.is_floating_point() else x for x in batch)
     programs = nn.ModuleList([parts.model, parts.guide]).double()
@@ -321,23 +323,23 @@ def test_choices_are_drawn_with_their_probabilities() -> None:
 @pytest.mark.parametrize("recorded", ["false", "true"])
 def test_a_run_can_be_resumed_bit_by_bit(tmp_path: Path, recorded: str) -> None:
     """Also a thread's minibatches, and cuBLAS, give the same numbers each time."""
-    spec = load_spec(DIGITS, [*SMALL, *BRIEF, f"training.cuda_graph={recorded}"])
-    whole, run = Trainer.start(spec), RunDirectory(tmp_path / "run")
+    config = load_config(DIGITS, [*SMALL, *BRIEF, f"training.cuda_graph={recorded}"])
+    whole, run = Trainer.start(config), RunDirectory(tmp_path / "run")
     for _ in range(12):
         whole.update()
-    half = Trainer.start(spec)
+    half = Trainer.start(config)
     for _ in range(6):
         half.update()
-    run.claim(spec)
+    run.claim(config)
     half.save(run)
-    saved = run.saved(spec)
+    saved = run.saved(config)
     assert saved is not None and saved.step == 6
-    rest = Trainer.start(spec)
+    rest = Trainer.start(config)
     rest.restore(saved)
     for _ in range(6):
         rest.update()
-    for one, other in ((whole.experiment.model, rest.experiment.model),
-                       (whole.experiment.guide, rest.experiment.guide)):  # fmt: skip
+    for one, other in ((whole.components.model, rest.components.model),
+                       (whole.components.guide, rest.components.guide)):  # fmt: skip
         for name, value in one.state_dict().items():
             assert torch.equal(value, other.state_dict()[name]), name
 
@@ -355,15 +357,15 @@ def test_the_command_line_trains_and_evaluates_there(tmp_path: Path) -> None:
 
 def test_divergence_is_told_and_the_process_lives(tmp_path: Path) -> None:
     """torch's own sampler would end the process at probabilities that are no numbers."""
-    spec = load_spec(DIGITS, [*SMALL, *BRIEF, "training.learning_rate=1e30", "training.log_every=1"])
+    config = load_config(DIGITS, [*SMALL, *BRIEF, "training.learning_rate=1e30", "training.log_every=1"])
     with pytest.raises(RunError, match="not finite"):
-        train(spec, RunDirectory(tmp_path / "run"))
+        train(config, RunDirectory(tmp_path / "run"))
     assert torch.ones(2, device="cuda").sum().item() == 2.0
 
 
 @pytest.mark.parametrize("recorded", ["false", "true"])
 def test_memory_stays_constant(recorded: str) -> None:
-    trainer = Trainer.start(load_spec(DIGITS, [*SMALL, f"training.cuda_graph={recorded}"]))
+    trainer = Trainer.start(load_config(DIGITS, [*SMALL, f"training.cuda_graph={recorded}"]))
     used = []
     for _ in range(4):
         for _ in range(10):

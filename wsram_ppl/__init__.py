@@ -1,3 +1,3 @@
 """Wake-sleep training of models that look: stochastic (hard) attention in Pyro."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

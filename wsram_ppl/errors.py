@@ -11,7 +11,7 @@ if TYPE_CHECKING:  # a reader of errors need not wait for torch
 
 
 class InputError(ValueError):
-    """What the user gave is wrong (spec, option, file, device). The command line exits with 2."""
+    """What the user gave is wrong (config, option, file, device). The command line exits with 2."""
 
 
 class RunError(RuntimeError):
@@ -46,7 +46,7 @@ class Interrupted(RunError):
         return str(self.args[0])
 
 
-class Elsewhere(RunError):
+class WorkerExit(RunError):
     """One of several processes ends because of what the first of them tells the user."""
 
     def __init__(self, exit_code: int) -> None:
@@ -56,7 +56,7 @@ class Elsewhere(RunError):
 
 def exit_code(error: Exception) -> int:
     """With which code the command line ends."""
-    if isinstance(error, (Interrupted, Elsewhere)):
+    if isinstance(error, (Interrupted, WorkerExit)):
         return error.exit_code
     return 2 if isinstance(error, InputError) else 1
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from os import PathLike
 from pathlib import Path
 
@@ -53,3 +56,36 @@ def write_atomically(path: Path, content: bytes) -> None:
     except OSError as error:
         partial.unlink(missing_ok=True)
         raise RunError(f"cannot write {path}: {error.strerror}") from error
+
+
+@contextmanager
+def locked(path: Path, busy: str) -> Iterator[int]:
+    """Keeps other processes out, until this one and every child that inherits the lock have ended.
+
+    The lock goes with its processes, however they end; its empty file stays.
+
+    Args:
+        path: of the lock's file, created if need be.
+        busy: what to say where another process holds the lock.
+
+    Yields:
+        The file descriptor, for children to inherit; -1 where the system has no such locks (Windows):
+        nobody is kept out there.
+
+    Raises:
+        RunError: another process holds the lock, or the file cannot be written.
+    """
+    if sys.platform == "win32":
+        yield -1
+        return
+    import fcntl
+
+    with ExitStack() as stack:
+        try:
+            file = stack.enter_context(open(path, "ab"))
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RunError(busy) from None
+        except OSError as error:
+            raise RunError(f"cannot write to {path.parent}: {error.strerror}") from error
+        yield file.fileno()

@@ -95,9 +95,7 @@ class Registry:
             raise self._broken(module_name, path, error) from error
 
     def _broken(self, module_name: str, path: str, error: BaseException) -> InputError:
-        return InputError(
-            f"{self.kind} {path!r}: importing {module_name!r} failed: {one_line(error)}"
-        )
+        return InputError(f"{self.kind} {path!r}: importing {module_name!r} failed: {one_line(error)}")
 
 
 def _import_here(module_name: str) -> ModuleType:

@@ -17,11 +17,12 @@ from models.speaking import Telling
 from tests.models.test_captioner import make_batch, make_model, randomize
 from wsram_ppl.captions.decoding import Looks, beam_search, follow, sample
 from wsram_ppl.captions.evaluation import Decoding, can_speak, describe
-from wsram_ppl.data import SampleDigits
-from wsram_ppl.data.captions import SceneCaptions
+from wsram_ppl.data.digits.source import SampleDigits
+from wsram_ppl.data.captions.scenes import SceneCaptions
 from wsram_ppl.data.captions.vocabulary import END, START, UNKNOWN
 from wsram_ppl.errors import InputError
-from wsram_ppl.primitives.handlers import ForceSamples, Mode
+from wsram_ppl.testing import ForceSamples
+from wsram_ppl.primitives.handlers import Mode
 
 VOCABULARY = 5
 WORDS = [END, 3, 4]

@@ -163,7 +163,7 @@ def foreign(path: Path) -> None:
 
 
 def another_spec(path: Path) -> None:
-    (path / "spec.toml").write_text((path / "spec.toml").read_text().replace("seed = 0", "seed = 1"))
+    (path / "config.toml").write_text((path / "config.toml").read_text().replace("seed = 0", "seed = 1"))
 
 
 MNIST = ("data.source=mnist", "data.root=mnist")

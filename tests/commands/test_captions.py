@@ -177,7 +177,7 @@ def test_a_run_that_goes_on_must_have_the_data_that_it_began_with(tmp_path: Path
 def test_wrong_input(run: Path, tmp_path: Path) -> None:
     assert "Missing argument 'PHOTOS...'" in complaint("caption", run)
     assert "there is no held-out scene '12'; there are 0 to 11" in complaint("caption", run, "12")
-    assert "is not a run: it has no spec.toml" in complaint("caption", tmp_path, "0")
+    assert "is not a run: it has no config.toml" in complaint("caption", tmp_path, "0")
     assert "-1 is not in the range" in complaint("evaluate", run, "--beam", "-1")
     (tmp_path / "file").write_text("")
     result = call("caption", run, "0", "--out", tmp_path / "file")

@@ -24,7 +24,7 @@ from PIL import Image
 import cli
 from wsram_ppl import __version__
 from wsram_ppl.errors import RunError
-from wsram_ppl.training.loop import loop as training
+from wsram_ppl.training import loop as training
 
 ROOT = Path(__file__).resolve().parents[1]
 EXAMPLE = ROOT / "examples" / "own_model"
@@ -105,8 +105,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "run"
 
 
-def spec_of(run: Path) -> dict[str, Any]:
-    return tomllib.loads((run / "spec.toml").read_text())
+def config_of(run: Path) -> dict[str, Any]:
+    return tomllib.loads((run / "config.toml").read_text())
 
 
 # Processes.
@@ -121,8 +121,8 @@ def test_the_example_of_the_readme_trains_quietly_where_there_is_no_terminal(tmp
     assert re.fullmatch(rf"{re.escape(str(out))}: 30 updates in \d+ s \([\d.]+ per second\)", first)
     assert [line.split()[0] for line in measures] == ["error", "bound", "ess"]
     assert re.fullmatch(r"  error +[\d.]+% of 100 held-out examples", measures[0])
-    assert spec_of(out)["model"]["name"] == "examples.own_model.model:WindowClassifier"
-    assert {"metrics.csv", "spec.toml", "summary.json", "last.safetensors"} <= set(os.listdir(out))
+    assert config_of(out)["model"]["name"] == "examples.own_model.model:WindowClassifier"
+    assert {"metrics.csv", "config.toml", "summary.json", "last.safetensors"} <= set(os.listdir(out))
 
 
 def test_a_model_of_ones_own_outside_of_the_checkout_and_a_progress_bar(tmp_path: Path) -> None:
@@ -133,7 +133,7 @@ def test_a_model_of_ones_own_outside_of_the_checkout_and_a_progress_bar(tmp_path
     small = ["--set", "training.steps=30", "--set", "training.eval_examples=100"]
     code, bar = process_at_a_terminal("train", "own.toml", *small, cwd=tmp_path)
     assert code == 0, bar
-    assert spec_of(tmp_path / "runs" / "own")["guide"]["name"] == "mine:LabelledChoice"
+    assert config_of(tmp_path / "runs" / "own")["guide"]["name"] == "mine:LabelledChoice"
     assert "30/30" in bar and re.search(r"update(s|/s)", bar)
     for measure in (r"error=\d+%", r"bound=-\d+\.\d+", r"ess=\d\.\d+"):
         assert re.search(measure, bar), bar
@@ -155,7 +155,7 @@ def test_the_experiment_of_the_demo_is_valid(tmp_path: Path) -> None:
     overrides = [part for text in small for part in ("--set", text)]
     result = call("train", ROOT / "experiments" / "digits.toml", *overrides, "--out", tmp_path / "run")
     assert result.exit_code == 0, result.output
-    assert spec_of(tmp_path / "run")["objective"]["control_variate"] == "adaptive"
+    assert config_of(tmp_path / "run")["objective"]["control_variate"] == "adaptive"
 
 
 def test_overrides_and_shorthands(tiny: Path, tmp_path: Path) -> None:
@@ -164,10 +164,10 @@ def test_overrides_and_shorthands(tiny: Path, tmp_path: Path) -> None:
     options += ["--control-variate", "learned", "--seed", "5", "--device", "cpu"]
     result = call("train", tiny, *options, "--out", out)
     assert result.exit_code == 0, result.output
-    spec = spec_of(out)
-    assert (spec["training"]["steps"], spec["training"]["seed"]) == (1, 5)
-    assert spec["objective"]["control_variate"] == "learned"
-    assert spec["model"]["location_std"]["start"] == 0.4
+    config = config_of(out)
+    assert (config["training"]["steps"], config["training"]["seed"]) == (1, 5)
+    assert config["objective"]["control_variate"] == "learned"
+    assert config["model"]["location_std"]["start"] == 0.4
     assert json.loads((out / "summary.json").read_text())["updates"] == 1
 
 
@@ -180,7 +180,7 @@ def test_options_that_another_part_lacks_are_left_out_with_a_note(tiny: Path, tm
         "note: guide.hidden of 'inference' is left out: 'prior' has no such key",
         "note: objective.control_variate of 'wake-sleep' is left out: 'variational' has no such key",
     ]
-    assert spec_of(tmp_path / "run")["objective"]["name"] == "variational"
+    assert config_of(tmp_path / "run")["objective"]["name"] == "variational"
 
 
 def test_the_default_directory_is_the_next_free_one(
@@ -199,7 +199,7 @@ def test_all_of_mnist(tiny: Path, tmp_path: Path) -> None:
     options = ["--set", "data.source=mnist", "--set", f"data.root={MNIST}"]
     result = call("train", tiny, *options, "--out", tmp_path / "run")
     assert result.exit_code == 0, result.output
-    assert spec_of(tmp_path / "run")["data"]["root"] == str(MNIST)
+    assert config_of(tmp_path / "run")["data"]["root"] == str(MNIST)
 
 
 # Evaluating, drawing, listing.
@@ -331,7 +331,7 @@ def test_a_directory_that_is_taken(tiny: Path, run: Path, tmp_path: Path) -> Non
 
 def test_wrong_input_to_evaluate_and_glimpses(run: Path, tmp_path: Path) -> None:
     for command in ("evaluate", "glimpses"):
-        assert "is not a run: it has no spec.toml" in one_line(call(command, tmp_path / "no"), 2)
+        assert "is not a run: it has no config.toml" in one_line(call(command, tmp_path / "no"), 2)
         assert "Missing argument 'RUN'" in one_line(call(command), 2)
     assert "0 is not in the range" in one_line(call("evaluate", run, "--samples", "0"), 2)
     assert "device 'cuda:63' is not there" in one_line(call("evaluate", run, "--device", "cuda:63"), 2)

@@ -1,4 +1,4 @@
-"""Experiment specs: reading, overriding, checking, writing, building."""
+"""Experiment configs: reading, overriding, checking, writing, building."""
 
 from __future__ import annotations
 
@@ -21,7 +21,14 @@ from pydantic import PositiveFloat, PositiveInt
 from pyro.nn import PyroModule
 from torch import Tensor, nn
 
-from wsram_ppl.config import Exploration, Spec, Training, build, load_spec, parse_spec
+from wsram_ppl.config import (
+    ExperimentConfig,
+    ExplorationSettings,
+    TrainingSettings,
+    build,
+    load_config,
+    parse_config,
+)
 from wsram_ppl.config.catalogue import DATA_SOURCES, GUIDES, MODELS, OBJECTIVES
 from wsram_ppl.config.schedules import Schedule
 from wsram_ppl.errors import InputError, RunError
@@ -90,7 +97,7 @@ class Required(PyroModule):
 
 
 class NeedsModule(PyroModule):
-    """A model that no spec can build."""
+    """A model that no config can build."""
 
     def __init__(self, encoder: nn.Module) -> None:
         super().__init__()
@@ -182,8 +189,8 @@ def tables(**changes: Any) -> dict[str, Any]:
     return base
 
 
-def spec(*overrides: str, **changes: Any) -> Spec:
-    return parse_spec(tables(**changes), overrides)
+def config(*overrides: str, **changes: Any) -> ExperimentConfig:
+    return parse_config(tables(**changes), overrides)
 
 
 def message(function: Callable[..., object], *arguments: Any, **keywords: Any) -> str:
@@ -198,7 +205,7 @@ def message(function: Callable[..., object], *arguments: Any, **keywords: Any) -
 
 
 def test_defaults() -> None:
-    found = spec()
+    found = config()
     assert found.model.options == {
         "hidden": 8,
         "location_std": 0.25,
@@ -209,40 +216,40 @@ def test_defaults() -> None:
         "anything": [1, 2],
     }
     assert found.guide.options == {"layers": 2, "tau": 0.5}
-    # In a spec particles are vectorised unless it says otherwise.
+    # In a config particles are vectorised unless it says otherwise.
     assert found.objective.options["vectorize_particles"] is True
     assert found.objective.options["num_particles"] == 5
-    assert "vectorize_particles" not in spec(objective={"name": "test-plain"}).objective.options
-    assert not spec("objective.vectorize_particles=false").objective.options["vectorize_particles"]
-    assert (found.exploration, found.training) == (Exploration(), Training())
+    assert "vectorize_particles" not in config(objective={"name": "test-plain"}).objective.options
+    assert not config("objective.vectorize_particles=false").objective.options["vectorize_particles"]
+    assert (found.exploration, found.training) == (ExplorationSettings(), TrainingSettings())
     assert found.training.learning_rate == Schedule(start=3e-3, end=3e-5, shape="cosine")
     assert found.notes == ()
 
 
 def test_what_zero_and_none_mean() -> None:
-    off = spec(
+    off = config(
         "training.gradient_clip=0",
         "training.eval_examples=0",
         "training.guide_learning_rate=none",
         training={"guide_learning_rate": 0.5, "eval_examples": 10},
     ).training
     assert (off.gradient_clip, off.eval_examples, off.guide_learning_rate) == (None, None, None)
-    assert spec("training.gradient_clip=none").training.gradient_clip is None
-    on = spec(training={"gradient_clip": 2, "eval_examples": 7, "guide_learning_rate": 0}).training
+    assert config("training.gradient_clip=none").training.gradient_clip is None
+    on = config(training={"gradient_clip": 2, "eval_examples": 7, "guide_learning_rate": 0}).training
     assert (on.gradient_clip, on.eval_examples) == (2.0, 7)
     assert on.guide_learning_rate == Schedule.fixed(0.0)
-    assert spec("training.validate=true", "training.compile=true").training.validate_sites
+    assert config("training.validate=true", "training.compile=true").training.validate_sites
 
 
 @pytest.mark.parametrize("device", ["auto", "cpu", "cuda", "cuda:1", "mps"])
 def test_devices(device: str) -> None:
-    assert parse_spec(tables(), device=device).training.device == device
+    assert parse_config(tables(), device=device).training.device == device
 
 
 def test_the_given_tables_are_not_changed() -> None:
     given_tables = tables(model={"scales": [3]})
     before = copy.deepcopy(given_tables)
-    parse_spec(given_tables, ["model.scales=[5]", "training.seed=3"])
+    parse_config(given_tables, ["model.scales=[5]", "training.seed=3"])
     assert given_tables == before
 
 
@@ -268,11 +275,11 @@ def test_the_given_tables_are_not_changed() -> None:
     ],
 )  # fmt: skip
 def test_overrides(text: str, section: str, key: str, value: Any) -> None:
-    assert getattr(spec(text), section).options[key] == value
+    assert getattr(config(text), section).options[key] == value
 
 
 def test_the_last_override_wins_and_shorthands_add_up() -> None:
-    found = parse_spec(
+    found = parse_config(
         tables(),
         ["training.steps=5", "training.steps=6", "model.location_std={start=1,end=2}",
          "model.location_std.end=3"],
@@ -286,52 +293,52 @@ def test_the_last_override_wins_and_shorthands_add_up() -> None:
 
 
 def test_shorthand_against_override() -> None:
-    assert parse_spec(tables(), ["training.seed=7"], seed=7).training.seed == 7
-    assert message(parse_spec, tables(), ["training.seed=8"], seed=7) == (
+    assert parse_config(tables(), ["training.seed=7"], seed=7).training.seed == 7
+    assert message(parse_config, tables(), ["training.seed=8"], seed=7) == (
         "training.seed is given twice: 8 by --set, and 7"
     )
     with pytest.raises(TypeError, match="unknown shorthand 'sed'"):
-        parse_spec(tables(), sed=7)
+        parse_config(tables(), sed=7)
 
 
 def test_another_component_drops_the_files_options_and_says_so() -> None:
     given_tables = tables(guide={"name": "some-network", "width": 64, "layers": 3, "a b": 1})
     for found in (
-        parse_spec(given_tables, guide="test-proposal"),
-        parse_spec(given_tables, ["guide.name=test-proposal"]),
+        parse_config(given_tables, guide="test-proposal"),
+        parse_config(given_tables, ["guide.name=test-proposal"]),
     ):
         assert found.guide.options == {"layers": 3, "tau": 0.5}
         assert found.notes == (
             "guide.width of 'some-network' is left out: 'test-proposal' has no such key",
             "guide.'a b' of 'some-network' is left out: 'test-proposal' has no such key",
         )
-    # Notes are no part of the spec's identity.
-    assert found == parse_spec(tables(guide={"layers": 3}))
+    # Notes are no part of the config's identity.
+    assert found == parse_config(tables(guide={"layers": 3}))
 
 
 def test_options_set_by_hand_are_never_dropped() -> None:
     given_tables = tables(guide={"name": "some-network", "width": 64})
-    text = message(parse_spec, given_tables, ["guide.width=3"], guide="test-proposal")
+    text = message(parse_config, given_tables, ["guide.width=3"], guide="test-proposal")
     assert text == "unknown key guide.width; valid keys: layers, tau"
     whole = 'guide={name="test-proposal", width=3}'
-    assert "unknown key guide.width" in message(parse_spec, given_tables, [whole])
-    text = message(parse_spec, tables(), objective="test-plain", control_variate="self-normalized")
+    assert "unknown key guide.width" in message(parse_config, given_tables, [whole])
+    text = message(parse_config, tables(), objective="test-plain", control_variate="self-normalized")
     assert text == "unknown key objective.control_variate; valid keys: none"
 
 
 def test_nothing_is_dropped_when_the_component_stays() -> None:
     given_tables = tables(guide={"width": 64})
-    assert "unknown key guide.width" in message(parse_spec, given_tables, guide="test-proposal")
+    assert "unknown key guide.width" in message(parse_config, given_tables, guide="test-proposal")
     # Without a name in the file, its options can only be meant for the one that is chosen.
     del given_tables["guide"]["name"]
-    assert "unknown key guide.width" in message(parse_spec, given_tables, guide="test-proposal")
+    assert "unknown key guide.width" in message(parse_config, given_tables, guide="test-proposal")
 
 
 # ---------------------------------------------------------------- schedules
 
 
 def test_scheduled_options() -> None:
-    found = spec(model={"location_std": {"start": 0.25, "end": 0.06, "until": 0.5}})
+    found = config(model={"location_std": {"start": 0.25, "end": 0.06, "until": 0.5}})
     assert found.model.options["location_std"] == {
         "start": 0.25, "end": 0.06, "shape": "linear", "from": 0.0, "until": 0.5,
     }  # fmt: skip
@@ -342,20 +349,20 @@ def test_scheduled_options() -> None:
 
 
 def test_a_constant_schedule_is_a_number() -> None:
-    found = spec(model={"location_std": {"start": 1, "end": 1, "shape": "cosine"}})
-    assert found == spec("model.location_std=1")
+    found = config(model={"location_std": {"start": 1, "end": 1, "shape": "cosine"}})
+    assert found == config("model.location_std=1")
     assert build(found).scheduled == {}
 
 
 def test_a_default_may_be_a_schedule() -> None:
-    experiment = build(spec(model={"name": "test-scheduled"}))
+    experiment = build(config(model={"name": "test-scheduled"}))
     assert experiment.model.noise == 1.0
     assert experiment.scheduled == {("model", "noise"): Schedule(start=1.0, end=0.5)}
-    assert build(spec("model.noise=0.25", model={"name": "test-scheduled"})).scheduled == {}
+    assert build(config("model.noise=0.25", model={"name": "test-scheduled"})).scheduled == {}
 
 
 def test_guide_options_are_scheduled_too() -> None:
-    found = spec("guide.tau={start=1, end=2}")
+    found = config("guide.tau={start=1, end=2}")
     assert message(build, found) == (
         "guide.tau cannot be scheduled: 'test-proposal' does not keep it in a 0-dim buffer of "
         "that name; give a number"
@@ -364,14 +371,14 @@ def test_guide_options_are_scheduled_too() -> None:
 
 def test_what_cannot_be_scheduled() -> None:
     no_buffer, two_numbers = (
-        spec("model.width={start=1,end=2}"),
-        spec("model.spread={start=1,end=2}"),
+        config("model.width={start=1,end=2}"),
+        config("model.spread={start=1,end=2}"),
     )
     assert "model.width cannot be scheduled" in message(build, no_buffer)
     assert "model.spread cannot be scheduled" in message(build, two_numbers)
     # A schedule among the types must not weaken the bounds of the number.
-    assert message(spec, "model.spread=-1") == "model.spread = -1: should be greater than 0"
-    assert message(spec, "data.count={start=1,end=2}").startswith("data.count = {'start': 1")
+    assert message(config, "model.spread=-1") == "model.spread = -1: should be greater than 0"
+    assert message(config, "data.count={start=1,end=2}").startswith("data.count = {'start': 1")
 
 
 # ---------------------------------------------------------------- messages
@@ -468,24 +475,24 @@ STEPS = "{start=1, end=2}"
     ],
 )  # fmt: skip
 def test_messages(overrides: list[str], expected: str) -> None:
-    assert expected in message(parse_spec, tables(), overrides)
+    assert expected in message(parse_config, tables(), overrides)
 
 
 def test_an_empty_spec_says_what_to_choose() -> None:
-    text = message(parse_spec, {})
+    text = message(parse_config, {})
     for key in ("data.source", "model.name", "guide.name", "objective.name"):
         assert f"{key} is missing; available: " in text
     assert "test-net" in text and "or an import path package.module:Name" in text
 
 
 def test_one_problem_is_told_once() -> None:
-    assert message(spec, "training.learning_rate=inf") == (
+    assert message(config, "training.learning_rate=inf") == (
         "training.learning_rate = inf: should be a finite number"
     )
 
 
 def test_long_values_are_cut() -> None:
-    text = message(parse_spec, tables(), ["training.device=" + "x" * 10_000])
+    text = message(parse_config, tables(), ["training.device=" + "x" * 10_000])
     assert len(text) < 200
 
 
@@ -506,13 +513,13 @@ def test_long_values_are_cut() -> None:
 def test_broken_files(tmp_path: Path, content: bytes, expected: str) -> None:
     path = tmp_path / "experiment.toml"
     path.write_bytes(content)
-    assert expected in message(load_spec, path)
+    assert expected in message(load_config, path)
 
 
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
-    assert message(load_spec, tmp_path / "no.toml").startswith("there is no file '")
-    assert "Is a directory" in message(load_spec, tmp_path)
-    assert "cannot read" in message(load_spec, "a\0b")
+    assert message(load_config, tmp_path / "no.toml").startswith("there is no file '")
+    assert "Is a directory" in message(load_config, tmp_path)
+    assert "cannot read" in message(load_config, "a\0b")
 
 
 # ---------------------------------------------------------------- writing
@@ -533,7 +540,7 @@ schedules = numbers | st.fixed_dictionaries(
     },
 )
 counts = st.integers(1, 10**6)
-specs = st.fixed_dictionaries(
+configs = st.fixed_dictionaries(
     {
         "data": st.just({"source": "test-ones"}),
         "model": st.fixed_dictionaries(
@@ -574,11 +581,11 @@ specs = st.fixed_dictionaries(
 
 
 @settings(deadline=None, max_examples=60)
-@given(specs)
+@given(configs)
 def test_what_is_written_is_read_back(given_tables: dict[str, Any]) -> None:
-    found = parse_spec(given_tables)
+    found = parse_config(given_tables)
     text = found.to_toml()
-    again = parse_spec(tomllib.loads(text))
+    again = parse_config(tomllib.loads(text))
     assert again == found
     assert again.to_toml() == text
     assert again.fingerprint() == found.fingerprint()
@@ -589,18 +596,18 @@ def test_what_is_written_is_read_back(given_tables: dict[str, Any]) -> None:
 
 
 def test_what_is_written_is_read_back_from_a_file(tmp_path: Path) -> None:
-    found = spec("model.folder=é\u2028\\", "model.location_std={start=1,end=2}")
-    path = tmp_path / "spec.toml"
+    found = config("model.folder=é\u2028\\", "model.location_std={start=1,end=2}")
+    path = tmp_path / "config.toml"
     path.write_text(found.to_toml(), encoding="utf-8")
-    assert load_spec(path) == found
+    assert load_config(path) == found
     path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())  # as some editors on Windows do
-    assert load_spec(str(path)) == found
+    assert load_config(str(path)) == found
 
 
 def test_the_written_spec_has_every_option() -> None:
-    written = tomllib.loads(spec().to_toml())
+    written = tomllib.loads(config().to_toml())
     assert list(written) == ["data", "model", "guide", "objective", "exploration", "training"]
-    expected = {info.alias or name for name, info in Training.model_fields.items()}
+    expected = {info.alias or name for name, info in TrainingSettings.model_fields.items()}
     assert set(written["training"]) == expected - {"guide_learning_rate"}
     assert written["data"] == {"source": "test-ones", "count": 3}
 
@@ -613,24 +620,24 @@ def test_the_written_spec_has_every_option() -> None:
      "model.hidden=8", "model.width=1", "model.location_std={start=0.25,end=0.25}"],
 )  # fmt: skip
 def test_fingerprint_stays(same: str) -> None:
-    assert spec(same).fingerprint() == spec().fingerprint()
+    assert config(same).fingerprint() == config().fingerprint()
 
 
 def test_fingerprint_stays_when_a_setting_is_added() -> None:
-    class Later(Training):
+    class Later(TrainingSettings):
         momentum: float = 0.9
 
-    known = spec().training.model_dump(by_alias=True)
-    later = replace(spec(), training=Later(**known))
-    assert later.fingerprint() == spec().fingerprint()
-    later = replace(spec(), training=Later(**known, momentum=0.5))
-    assert later.fingerprint() != spec().fingerprint()
+    known = config().training.model_dump(by_alias=True)
+    later = replace(config(), training=Later(**known))
+    assert later.fingerprint() == config().fingerprint()
+    later = replace(config(), training=Later(**known, momentum=0.5))
+    assert later.fingerprint() != config().fingerprint()
 
 
 def test_fingerprint_is_of_values_not_of_how_they_are_written() -> None:
-    assert spec("model.width=2").fingerprint() == spec("model.width=2.0").fingerprint()
-    one = spec(model={"name": "test-anything", "a": 1, "b": {"c": 1, "d": 2}})
-    two = spec(model={"name": "test-anything", "b": {"d": 2, "c": 1}, "a": 1})
+    assert config("model.width=2").fingerprint() == config("model.width=2.0").fingerprint()
+    one = config(model={"name": "test-anything", "a": 1, "b": {"c": 1, "d": 2}})
+    two = config(model={"name": "test-anything", "b": {"d": 2, "c": 1}, "a": 1})
     assert one.fingerprint() == two.fingerprint()
 
 
@@ -641,7 +648,7 @@ def test_fingerprint_is_of_values_not_of_how_they_are_written() -> None:
      "model.location_std=0.3", "guide.layers=3", "objective.num_particles=6", "data.count=4"],
 )  # fmt: skip
 def test_fingerprint_changes(other: str) -> None:
-    assert spec(other).fingerprint() != spec().fingerprint()
+    assert config(other).fingerprint() != config().fingerprint()
 
 
 def test_fingerprint_is_the_same_in_another_process() -> None:
@@ -649,23 +656,23 @@ def test_fingerprint_is_the_same_in_another_process() -> None:
         "import json, sys\n"
         "from tests import test_spec as t\n"
         "from wsram_ppl.config.catalogue import *\n"
-        "from wsram_ppl.config import parse_spec\n"
+        "from wsram_ppl.config import parse_config\n"
         "MODELS.register('test-net')(t.Net); GUIDES.register('test-proposal')(t.Proposal)\n"
         "OBJECTIVES.register('test-bound')(t.Bound); DATA_SOURCES.register('test-ones')(t.Ones)\n"
-        "print(parse_spec(json.loads(sys.argv[1])).fingerprint())"
+        "print(parse_config(json.loads(sys.argv[1])).fingerprint())"
     )
     done = subprocess.run(
         [sys.executable, "-c", code, json.dumps(tables())],
         cwd=ROOT, capture_output=True, text=True, check=True, timeout=60,
     )  # fmt: skip
-    assert done.stdout.strip() == spec().fingerprint()
+    assert done.stdout.strip() == config().fingerprint()
 
 
 # ---------------------------------------------------------------- building
 
 
 def test_build_passes_every_option() -> None:
-    found = spec(
+    found = config(
         model={"hidden": 3, "width": 2, "scales": [5], "mode": "soft", "folder": "somewhere"},
         guide={"layers": 4},
         objective={"num_particles": 6, "control_variate": "self-normalized"},
@@ -686,12 +693,12 @@ def test_build_passes_every_option() -> None:
 
 
 def test_a_constructor_with_kwargs_gets_anything() -> None:
-    found = spec(model={"name": "test-anything", "some": {"deep": [1, "a"]}, "depth": 2})
+    found = config(model={"name": "test-anything", "some": {"deep": [1, "a"]}, "depth": 2})
     assert build(found).model.arguments == {"depth": 2, "some": {"deep": [1, "a"]}}
 
 
 def test_true_is_not_taken_for_the_default_one() -> None:
-    (first, _) = build(spec("model.anything=[true, 2]")).model.arguments["anything"]
+    (first, _) = build(config("model.anything=[true, 2]")).model.arguments["anything"]
     assert first is True
 
 
@@ -706,7 +713,7 @@ def test_true_is_not_taken_for_the_default_one() -> None:
 )
 def test_a_constructor_that_raises(hidden: int, kind: type[Exception], expected: str) -> None:
     with pytest.raises(kind) as caught:
-        build(spec(f"model.hidden={hidden}"))
+        build(config(f"model.hidden={hidden}"))
     assert str(caught.value) == expected
 
 
@@ -743,12 +750,12 @@ def test_a_users_own_classes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         'noise = { start = 1.0, end = 0.1 }\n[guide]\nname = "their_spec_classes:Guide"\n'
         '[objective]\nname = "test-bound"\n'
     )
-    experiment = build(load_spec(path))
+    experiment = build(load_config(path))
     assert (experiment.model.size, float(experiment.model.noise)) == (3, 1.0)
     assert experiment.guide.model is experiment.model
     assert list(experiment.scheduled) == [("model", "noise")]
     assert "model.size = 1: should be greater than or equal to 2" in message(
-        load_spec, path, ["model.size=1"]
+        load_config, path, ["model.size=1"]
     )
 
 
@@ -756,9 +763,9 @@ def test_the_shipped_experiment() -> None:
     import wsram_ppl.guides
     import wsram_ppl.models  # noqa: F401
 
-    found = load_spec(ROOT / "experiments" / "digits.toml")
+    found = load_config(ROOT / "experiments" / "digits.toml")
     assert found.notes == ()
-    assert parse_spec(tomllib.loads(found.to_toml())) == found
+    assert parse_config(tomllib.loads(found.to_toml())) == found
     experiment = build(found)
     assert ("model", "location_std") in experiment.scheduled
     images, labels = experiment.data.training_batch(0, 2, 0)
@@ -804,18 +811,18 @@ def test_whatever_is_given_is_read_or_refused_in_one_line(
     given_tables: dict[str, Any], overrides: list[str]
 ) -> None:
     try:
-        found = parse_spec(given_tables, overrides)
+        found = parse_config(given_tables, overrides)
     except InputError as error:
         assert len(str(error).splitlines()) == 1
     else:
-        assert parse_spec(tomllib.loads(found.to_toml())) == found
+        assert parse_config(tomllib.loads(found.to_toml())) == found
 
 
 @settings(deadline=None, max_examples=60)
 @given(wild_overrides)
 def test_any_override_of_a_good_spec(override: str) -> None:
     try:
-        parse_spec(tables(), [override]).to_toml().encode()
+        parse_config(tables(), [override]).to_toml().encode()
     except InputError as error:
         assert len(str(error).splitlines()) == 1
 
@@ -825,4 +832,4 @@ def test_any_override_of_a_good_spec(override: str) -> None:
 def test_any_bytes_as_a_file(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "wild.toml"
     path.write_bytes(content)
-    message(load_spec, path)
+    message(load_config, path)

@@ -19,11 +19,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.distributed.two_processes import RUNS, running_means, updates
-from tests.training.test_loop import make_spec
+from tests.training.test_loop import make_config
 from tests.training.test_resume import metrics
-from wsram_ppl.config import Spec
+from wsram_ppl.config import ExperimentConfig
 from wsram_ppl.distributed.processes import first_process
-from wsram_ppl.distributed.sharding import Share
+from wsram_ppl.distributed.sharding import BatchShard
 from wsram_ppl.errors import InputError
 from wsram_ppl.runs.checkpoints import load_checkpoint
 from wsram_ppl.runs.directory import RunDirectory
@@ -39,7 +39,7 @@ ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 @given(size=st.integers(0, 200), count=st.integers(1, 9))
 def test_shares_are_a_partition_of_about_equal_parts(size: int, count: int) -> None:
-    rows = [Share(rank, count, CPU).rows(size) for rank in range(count)]
+    rows = [BatchShard(rank, count, CPU).rows(size) for rank in range(count)]
     assert [i for part in rows for i in range(size)[part]] == list(range(size))
     lengths = [part.stop - part.start for part in rows]
     assert max(lengths) - min(lengths) <= 1
@@ -73,12 +73,12 @@ def test_a_datum_draws_the_same_however_many_processes(
 ) -> None:
     """To the bit, at every site, whatever number of data a process has."""
     x = torch.linspace(-2, 2, size)
-    whole = Share(0, 1, CPU)
+    whole = BatchShard(0, 1, CPU)
     whole.seed(5, 0)
     with whole.drawing(size):
         expected = program(x, DISTRIBUTIONS[name], particles)
     for rank in range(count):
-        share = Share(rank, count, CPU)
+        share = BatchShard(rank, count, CPU)
         (own,) = share.part((x,))
         if not len(own):
             continue
@@ -93,13 +93,13 @@ def test_what_is_no_site_differs_between_processes_and_leaves_sites_alone() -> N
     """Dropout masks must not be the same in all of them."""
     x, draws, masks = torch.zeros(8), [], []
     for rank in (0, 1):
-        share = Share(rank, 2, CPU)
+        share = BatchShard(rank, 2, CPU)
         share.seed(5, 100 + rank)
         with share.drawing(8):
             masks.append(torch.rand(5))
             draws.append(program(x[:4], DISTRIBUTIONS["normal"]))
     assert not torch.equal(*masks)
-    whole = Share(0, 1, CPU)
+    whole = BatchShard(0, 1, CPU)
     whole.seed(5, 0)
     for both, all_ in zip(zip(*draws, strict=True), program(x, DISTRIBUTIONS["normal"]), strict=True):
         assert torch.equal(torch.cat(both, 1), all_)
@@ -108,7 +108,7 @@ def test_what_is_no_site_differs_between_processes_and_leaves_sites_alone() -> N
 def test_a_distribution_without_a_rule_gets_a_stream_of_the_processes_own() -> None:
     drawn = []
     for rank in (0, 1):
-        share = Share(rank, 2, CPU)
+        share = BatchShard(rank, 2, CPU)
         share.seed(5, 100 + rank)
         with (
             share.drawing(8),
@@ -129,7 +129,7 @@ def test_a_distribution_without_a_rule_gets_a_stream_of_the_processes_own() -> N
     ],
 )
 def test_what_cannot_be_split_is_told(plates: dict[str, Any], message: str) -> None:
-    share = Share(1, 2, CPU)
+    share = BatchShard(1, 2, CPU)
     share.seed(0, 1)
     with share.drawing(8), pytest.raises(InputError, match=message), pyro.poutine.trace():
         stack = [
@@ -191,9 +191,9 @@ def test_processes_that_cannot_be_started(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
-    spec = make_spec("training.devices=2", *(f"training.{text}" for text in overrides))
+    config = make_config("training.devices=2", *(f"training.{text}" for text in overrides))
     with pytest.raises(InputError) as caught:
-        train(spec, RunDirectory(tmp_path / "run"))
+        train(config, RunDirectory(tmp_path / "run"))
     assert message in str(caught.value)
     assert not (tmp_path / "run").exists()
 
@@ -287,7 +287,7 @@ def test_what_one_process_finds_not_to_be_finite_ends_both(two: Two) -> None:
         f"{folder}/poisoned/diverged.safetensors)"
     )
     assert found[1]["poisoned"] == "exit 1"
-    tensors, _ = load_checkpoint(folder / "poisoned" / "diverged.safetensors")
+    tensors = load_checkpoint(folder / "poisoned" / "diverged.safetensors").tensors
     assert tensors["batch.0"].shape == (4, 32, 32)
 
 
@@ -297,8 +297,8 @@ def test_what_one_process_finds_not_to_be_finite_ends_both(two: Two) -> None:
 class Command:
     """A run of two processes, at work."""
 
-    def __init__(self, spec: Path, run: RunDirectory) -> None:
-        command = [sys.executable, str(ROOT / "cli.py"), "train", str(spec), "--out", str(run)]
+    def __init__(self, config: Path, run: RunDirectory) -> None:
+        command = [sys.executable, str(ROOT / "cli.py"), "train", str(config), "--out", str(run)]
         self.first = subprocess.Popen(
             command,
             env=ENVIRONMENT,
@@ -332,10 +332,10 @@ LONG = ("training.steps=150", "training.log_every=2", "training.precision=64-tru
 
 
 @pytest.fixture
-def spec(tmp_path: Path) -> Spec:
-    spec = make_spec(*LONG, "training.devices=2", "training.checkpoint_every=2")
-    (tmp_path / "spec.toml").write_text(spec.to_toml())
-    return spec
+def config(tmp_path: Path) -> ExperimentConfig:
+    config = make_config(*LONG, "training.devices=2", "training.checkpoint_every=2")
+    (tmp_path / "config.toml").write_text(config.to_toml())
+    return config
 
 
 def ended(process: int) -> bool:
@@ -346,20 +346,22 @@ def ended(process: int) -> bool:
 
 
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds the worker in /proc")
-def test_a_signal_a_dead_worker_and_another_number_of_processes(spec: Spec, tmp_path: Path) -> None:
+def test_a_signal_a_dead_worker_and_another_number_of_processes(
+    config: ExperimentConfig, tmp_path: Path
+) -> None:
     """SIGTERM to the worker stops both after the same update; the death of one ends both, with one line;
     and a single process goes on from there to the end of the run that was never disturbed."""
     run = RunDirectory(tmp_path / "run")
-    command = Command(tmp_path / "spec.toml", run)
+    command = Command(tmp_path / "config.toml", run)
     command.wait_for(4)
     os.kill(command.worker(), signal.SIGTERM)
     code, out, err = command.end()
     assert (code, out) == (143, "")
     assert err.startswith("stopped by SIGTERM after update ") and err.count("\n") == 1, err
-    step = load_checkpoint(run.checkpoint)[1]["step"]
+    step = load_checkpoint(run.checkpoint).step
     assert f"after update {step}, which is saved" in err
 
-    command = Command(tmp_path / "spec.toml", run)
+    command = Command(tmp_path / "config.toml", run)
     command.wait_for(step + 4)
     worker = command.worker()
     os.kill(worker, signal.SIGKILL)
@@ -368,7 +370,7 @@ def test_a_signal_a_dead_worker_and_another_number_of_processes(spec: Spec, tmp_
     assert err.startswith("error: process 0 of 2 lost touch with another") and err.count("\n") == 1, err
     assert ended(worker)
 
-    alone = make_spec(*LONG)
+    alone = make_config(*LONG)
     train(alone, run)
     reference = RunDirectory(tmp_path / "reference")
     train(alone, reference)
@@ -377,7 +379,7 @@ def test_a_signal_a_dead_worker_and_another_number_of_processes(spec: Spec, tmp_
 
 def assert_nearly_same_run(one: RunDirectory, other: RunDirectory) -> None:
     """To rounding, in double precision."""
-    (a, _), (b, _) = (load_checkpoint(run.checkpoint) for run in (one, other))
+    a, b = (load_checkpoint(run.checkpoint).tensors for run in (one, other))
     for name, tensor in a.items():
         torch.testing.assert_close(tensor, b[name], rtol=1e-6, atol=1e-9, msg=name)
     for row, same in zip(metrics(one), metrics(other), strict=True):

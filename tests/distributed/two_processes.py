@@ -10,16 +10,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tests.training.test_loop import make_spec
+from tests.training.test_loop import make_config
 from wsram_ppl import collectives
-from wsram_ppl.config import Spec, load_spec
+from wsram_ppl.config import ExperimentConfig, load_config
 from wsram_ppl.distributed.processes import Processes
-from wsram_ppl.errors import Elsewhere, RunError
+from wsram_ppl.errors import RunError, WorkerExit
 from wsram_ppl.models.classifier_network import GlimpseNetwork
 from wsram_ppl.objectives.running import RunningMeans
+from wsram_ppl.primitives.handlers import pyro_settings
 from wsram_ppl.runs.directory import RunDirectory
-from wsram_ppl.training.evaluation import pyro_settings
 from wsram_ppl.training.loop import train
+from wsram_ppl.training.measurements import measure_held_out, measure_minibatch, measure_variance
 from wsram_ppl.training.trainer import Trainer
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -53,17 +54,17 @@ CAPTIONS = (
 RUNS = (*OBJECTIVES, "captions")
 
 
-def spec_of(name: str) -> Spec:
+def config_of(name: str) -> ExperimentConfig:
     if name == "captions":
-        return load_spec(ROOT / "experiments" / "scenes.toml", (*PLAIN, *CAPTIONS))
-    return make_spec(*PLAIN, *OBJECTIVES[name])
+        return load_config(ROOT / "experiments" / "scenes.toml", (*PLAIN, *CAPTIONS))
+    return make_config(*PLAIN, *OBJECTIVES[name])
 
 
 def updates(name: str, processes: Processes | None = None) -> dict[str, Any]:
     """Gradients of some updates, running estimates, measures, and the bytes that an update sends."""
     gradients, sent = [], collectives.traffic
     with pyro_settings(validate=False):
-        trainer = Trainer.start(spec_of(name), processes)
+        trainer = Trainer.start(config_of(name), processes)
         before = sent.tensor_bytes, sent.control_bytes
         for _ in range(UPDATES):
             batch = trainer.update(check=True)
@@ -71,11 +72,11 @@ def updates(name: str, processes: Processes | None = None) -> dict[str, Any]:
         after = sent.tensor_bytes, sent.control_bytes
         return {
             "gradients": gradients,
-            "running": trainer.experiment.objective.state_dict(),
+            "running": trainer.components.objective.state_dict(),
             "bytes": [(b - a) / UPDATES for a, b in zip(before, after, strict=True)],
-            "measures": trainer.measure(batch),
-            "evaluation": trainer.evaluate(),
-            "probe": trainer.probe(),
+            "measures": measure_minibatch(trainer, batch),
+            "evaluation": measure_held_out(trainer),
+            "probe": measure_variance(trainer),
         }
 
 
@@ -96,13 +97,13 @@ def poisoned_run(folder: Path, processes: Processes) -> str:
     classify = GlimpseNetwork.classify
 
     def poisoned(self: GlimpseNetwork, r1: Tensor) -> Tensor:
-        return classify(self, r1) * (math.nan if processes.share.rank == 1 else 1.0)
+        return classify(self, r1) * (math.nan if processes.shard.rank == 1 else 1.0)
 
     GlimpseNetwork.classify = poisoned  # type: ignore[method-assign]
     Processes.launch = lambda training: processes  # type: ignore[method-assign, assignment]
     try:
-        train(make_spec(*PLAIN, "training.devices=2"), RunDirectory(folder / "poisoned"))
-    except Elsewhere as error:
+        train(make_config(*PLAIN, "training.devices=2"), RunDirectory(folder / "poisoned"))
+    except WorkerExit as error:
         return f"exit {error.exit_code}"
     except RunError as error:
         return str(error)
@@ -111,8 +112,8 @@ def poisoned_run(folder: Path, processes: Processes) -> str:
 
 def main(folder: Path) -> None:
     torch.set_num_threads(1)
-    processes = Processes.launch(make_spec(*PLAIN, "training.devices=2").training)
-    rank = processes.share.rank
+    processes = Processes.launch(make_config(*PLAIN, "training.devices=2").training)
+    rank = processes.shard.rank
     found: dict[str, Any] = {name: updates(name, processes=processes) for name in RUNS}
     found["running means"] = running_means(rank)
     found["poisoned"] = poisoned_run(folder, processes)

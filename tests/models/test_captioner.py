@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, get_args
 
 import pyro
 import pytest
@@ -17,14 +17,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from wsram_ppl.errors import InputError
-from wsram_ppl.guides import CaptionInferenceNetwork, Prior
+from wsram_ppl.guides import CaptionInferenceNetwork
 from wsram_ppl.models import GlimpseCaptioner, GlimpseClassifier
 from wsram_ppl.models.captioner_network import LSTMLayer, State, make_cells, read_cell, read_place
-from wsram_ppl.objectives import ImportanceBound, Objective, VariationalBound, WakeSleep
+from wsram_ppl.objectives import ImportanceBound, Objective, Prior, VariationalBound, WakeSleep
 from wsram_ppl.objectives.diagnostics import importance_sample
 from wsram_ppl.objectives.exploration import Exploration
-from wsram_ppl.objectives.wake_sleep import CONTROL_VARIATES
-from wsram_ppl.primitives.handlers import ForceSamples
+from wsram_ppl.objectives.wake_sleep import ControlVariate
+from wsram_ppl.testing import ForceSamples
 
 WORDS, CHANNELS, HIDDEN = 7, (3, 2), 5
 SIZES = ((2, 3), (1, 2))
@@ -481,7 +481,7 @@ def objectives() -> Iterator[Any]:
     yield "importance", lambda **o: ImportanceBound(3, **o)
     for baseline in ("none", "leave-one-out", "site"):
         yield f"variational-{baseline}", lambda b=baseline, **o: VariationalBound(b, 3, **o)
-    for choice in CONTROL_VARIATES:
+    for choice in get_args(ControlVariate):
         yield f"wake-sleep-{choice}", lambda c=choice, **o: WakeSleep(c, num_particles=3, **o)
     yield "sleep", lambda **o: WakeSleep(insomnia=0.5, num_particles=3, **o)
 

@@ -10,8 +10,9 @@ import torch
 
 from tests.models.test_captioner import CHANNELS, HIDDEN, SIZES, WORDS, objectives
 from tests.training.test_fake_cuda import CUDA, FAKE, NoCopiesToHost
-from wsram_ppl.guides import CaptionInferenceNetwork, Prior
+from wsram_ppl.guides import CaptionInferenceNetwork
 from wsram_ppl.models import GlimpseCaptioner
+from wsram_ppl.objectives import Prior
 from wsram_ppl.objectives.exploration import Exploration
 
 

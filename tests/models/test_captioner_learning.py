@@ -11,9 +11,8 @@ import torch
 
 from wsram_ppl.captions.decoding import Looks, Sentences
 from wsram_ppl.captions.evaluation import Decoding, describe
-from wsram_ppl.config import parse_spec
-from wsram_ppl.data.captions import SceneCaptions
-from wsram_ppl.data.captions.scenes import Scenes, Whole, named_shapes
+from wsram_ppl.config import parse_config
+from wsram_ppl.data.captions.scenes import SceneCaptions, Scenes, Whole, named_shapes
 from wsram_ppl.training.trainer import Trainer
 
 EXPERIMENT = Path(__file__).parents[2] / "experiments" / "scenes.toml"
@@ -21,7 +20,7 @@ SCENES = 200
 
 
 def train(*overrides: str) -> Trainer:
-    trainer = Trainer.start(parse_spec(tomllib.loads(EXPERIMENT.read_text()), overrides))
+    trainer = Trainer.start(parse_config(tomllib.loads(EXPERIMENT.read_text()), overrides))
     while trainer.step < trainer.training.steps:
         trainer.update()
     return trainer
@@ -56,10 +55,10 @@ def test_it_learns_to_name_shapes_and_to_look_at_them() -> None:
             "exploration.entropy=0.02",
             "model.hidden=64",
         )
-        data = trainer.experiment.data
+        data = trainer.components.data
         assert isinstance(data, SceneCaptions)
         (pictures,) = data.examples(SCENES, SCENES)
-        found = describe(trainer.experiment.model, pictures, Decoding(beam=1, length_penalty=0.0))
+        found = describe(trainer.components.model, pictures, Decoding(beam=1, length_penalty=0.0))
     scenes = data.scenes(range(SCENES))
     named = phrases(scenes, found)
     # A phrase at random is right for one in 24 scenes of two shapes, one in 48 of one.

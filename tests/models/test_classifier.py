@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, get_args
 
 import pyro
 import pyro.distributions as dist
@@ -18,16 +18,16 @@ from pyro.poutine.trace_struct import Trace
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from wsram_ppl.config import parse_spec
+from wsram_ppl.config import parse_config
 from wsram_ppl.errors import InputError
-from wsram_ppl.guides import InferenceNetwork, Prior
+from wsram_ppl.guides import InferenceNetwork
 from wsram_ppl.models import GlimpseClassifier
-from wsram_ppl.models.classifier import Looks
+from wsram_ppl.models.classifier import GlimpseSequence
 from wsram_ppl.models.classifier_network import RecurrentLayer
-from wsram_ppl.objectives import ImportanceBound, Objective, VariationalBound, WakeSleep
-from wsram_ppl.objectives.wake_sleep import CONTROL_VARIATES
+from wsram_ppl.objectives import ImportanceBound, Objective, Prior, VariationalBound, WakeSleep
+from wsram_ppl.objectives.wake_sleep import ControlVariate
 from wsram_ppl.primitives.glimpses import build_pyramid, extract
-from wsram_ppl.primitives.handlers import ForceSamples
+from wsram_ppl.testing import ForceSamples
 
 BATCH, SIDE, HIDDEN, PATCH, SCALES = 5, 24, 8, 4, (1, 2)
 
@@ -378,9 +378,12 @@ def test_the_prediction_is_the_mean_probability(monkeypatch: pytest.MonkeyPatch)
     logits = torch.tensor([[20.0, 0.0], [0.0, 3.0], [0.0, 3.0], [0.0, 3.0]]).reshape(4, 1, 2)
     assert logits.mean(0).argmax() == 0
 
-    def look(self: GlimpseClassifier, images: Tensor, samples: int | None = None) -> Looks:
+    def look(self: GlimpseClassifier, images: Tensor, samples: int | None = None) -> GlimpseSequence:
         chosen = logits if samples else logits[:1]
-        return Looks(chosen, torch.zeros(len(chosen), 1, 1, 2), torch.zeros(len(chosen), 1, 1).long())
+        count = len(chosen)
+        return GlimpseSequence(
+            chosen, torch.zeros(count, 1, 1, 2), torch.zeros(count, 1, 1).long()
+        )
 
     monkeypatch.setattr(GlimpseClassifier, "look", look)
     measures = make_model(num_glimpses=1).metrics(torch.rand(1, SIDE, SIDE), torch.tensor([1]), 4)
@@ -454,7 +457,7 @@ def test_options_out_of_range_are_refused(option: str, value: Any, message: str)
         "objective": {"name": "wake-sleep"},
     }
     with pytest.raises(InputError, match=message) as caught:
-        parse_spec(tables)
+        parse_config(tables)
     assert "\n" not in str(caught.value)
 
 
@@ -610,7 +613,7 @@ def test_the_prior_of_another_model_is_refused() -> None:
 OBJECTIVES: dict[str, Callable[..., Objective]] = {
     **{f"variational-{b}": VariationalBound for b in ("none", "leave-one-out", "site")},
     "importance": ImportanceBound,
-    **{f"wake-sleep-{c}": WakeSleep for c in CONTROL_VARIATES},
+    **{f"wake-sleep-{c}": WakeSleep for c in get_args(ControlVariate)},
     "sleep": WakeSleep,
 }
 

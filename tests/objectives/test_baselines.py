@@ -16,10 +16,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from tests.objectives.cases import cases, examples
 from wsram_ppl.objectives import Objective, VariationalBound, WakeSleep
-from wsram_ppl.primitives.handlers import ForceSamples
-
-from .enumeration import (
+from wsram_ppl.testing import ForceSamples
+from wsram_ppl.testing.enumeration import (
     Problem,
     StateNetwork,
     TableGuide,
@@ -27,9 +27,7 @@ from .enumeration import (
     Tuples,
     arbitrary_running_state,
     assert_equal,
-    cases,
     chain,
-    examples,
     force,
     random_problem,
     state_of,
@@ -101,7 +99,7 @@ def test_site_baselines_are_fitted_to_the_downstream_signal(
         infer["baseline"]["use_decaying_avg_baseline"] = average
         return infer
 
-    objective = VariationalBound("site", particles, vectorize_particles=vectorized)
+    objective = VariationalBound("site", num_particles=particles, vectorize_particles=vectorized)
     arbitrary_running_state(objective, lambda: loss_of(objective, tuples, None, declare), seed=2)
     state = objective.state_dict()
     found = network_gradient(loss_of(objective, tuples, None, declare), network)
@@ -222,7 +220,7 @@ def test_a_smaller_last_batch_works(kind: str, vectorized: bool) -> None:
         return run
 
     for objective in (
-        VariationalBound("site", 2, vectorize_particles=vectorized),
+        VariationalBound("site", num_particles=2, vectorize_particles=vectorized),
         WakeSleep("learned", num_particles=2, vectorize_particles=vectorized),
     ):
         for size in (6, 2, 1):
@@ -242,7 +240,7 @@ def test_gradients_into_the_networks_input_are_cut() -> None:
             if not is_guide:
                 pyro.sample("y", dist.Normal(z, 1.0), obs=torch.ones(2))
 
-    for objective in (VariationalBound("site", 2), WakeSleep("learned", num_particles=2)):
+    for objective in (VariationalBound("site", num_particles=2), WakeSleep("learned", num_particles=2)):
         loss = objective.differentiable_loss(lambda: program(False), lambda: program(True))
         of_weight, of_state = torch.autograd.grad(loss, [weight, state], allow_unused=True)
         assert of_weight.abs() > 0 and of_state is None

@@ -15,10 +15,10 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from tests.objectives.cases import cases, examples
 from wsram_ppl.objectives import ImportanceBound, Objective, VariationalBound
 from wsram_ppl.objectives import estimators as e
-
-from .enumeration import (
+from wsram_ppl.testing.enumeration import (
     Gradients,
     Problem,
     StateNetwork,
@@ -27,11 +27,10 @@ from .enumeration import (
     Tuples,
     arbitrary_running_state,
     assert_equal,
-    cases,
     estimates,
-    examples,
     force,
 )
+
 from .test_plates import OBJECTIVES
 
 Case = tuple[Problem, int]
@@ -58,7 +57,7 @@ def test_bounds_are_ordered(case: Case, vectorized: bool) -> None:
     expected = []
     for particles in (1, 2, 3):
         tuples = Tuples(problem, particles)
-        f = tuples.mean(bounds(VariationalBound("none", particles, **options), tuples))
+        f = tuples.mean(bounds(VariationalBound("none", num_particles=particles, **options), tuples))
         expected.append(tuples.mean(bounds(ImportanceBound(particles, **options), tuples)))
         torch.testing.assert_close(f, expected[0])
     rising = [*expected, problem.log_evidence()]
@@ -73,7 +72,7 @@ def test_the_posterior_closes_the_gap(case: Case, vectorized: bool) -> None:
     problem, particles = case
     tuples = Tuples(problem, particles)
     for objective in (
-        VariationalBound("none", particles, vectorize_particles=vectorized),
+        VariationalBound("none", num_particles=particles, vectorize_particles=vectorized),
         ImportanceBound(particles, vectorize_particles=vectorized),
     ):
         found = bounds(objective, tuples)

@@ -18,11 +18,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from wsram_ppl.guides import Prior
-from wsram_ppl.objectives import WakeSleep
-from wsram_ppl.primitives.handlers import ForceSamples
+from tests.objectives.cases import examples
+from wsram_ppl.objectives import Prior, WakeSleep
+from wsram_ppl.testing import ForceSamples
+from wsram_ppl.testing.enumeration import assert_equal
 
-from .enumeration import assert_equal, examples
 from .test_plates import OBJECTIVES
 
 PARTICLES = 2

@@ -12,11 +12,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from wsram_ppl.guides import InferenceNetwork, Prior
+from wsram_ppl.guides import InferenceNetwork
 from wsram_ppl.models import GlimpseClassifier
-from wsram_ppl.objectives import Objective, VariationalBound, WakeSleep
+from wsram_ppl.objectives import Objective, Prior, VariationalBound, WakeSleep
 from wsram_ppl.objectives.diagnostics import gradient_moments, importance_sample, parameter_groups
-from wsram_ppl.primitives.handlers import ForceSamples
+from wsram_ppl.testing import ForceSamples
 
 DATA, VALUES = 4, 3
 Y = torch.ones(DATA, dtype=torch.float64)
@@ -176,7 +176,7 @@ def test_no_variance_and_no_gradient() -> None:
 OBJECTIVES: list[Callable[[], Objective]] = [
     lambda: WakeSleep("adaptive", num_particles=3, vectorize_particles=True),
     lambda: WakeSleep("learned", num_particles=3, vectorize_particles=True),
-    lambda: VariationalBound("site", 3, vectorize_particles=True),
+    lambda: VariationalBound("site", num_particles=3, vectorize_particles=True),
 ]
 
 

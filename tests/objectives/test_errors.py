@@ -14,9 +14,8 @@ from pyro import poutine
 from pyro.infer import config_enumerate
 from torch import Tensor
 
-from wsram_ppl.guides import Prior
-from wsram_ppl.objectives import ImportanceBound, Objective, VariationalBound, WakeSleep
-from wsram_ppl.primitives.handlers import ForceSamples
+from wsram_ppl.objectives import ImportanceBound, Objective, Prior, VariationalBound, WakeSleep
+from wsram_ppl.testing import ForceSamples
 
 Program = Callable[..., Any]
 Y = torch.tensor([0.0, 1.0, 1.0, 0.0])
@@ -328,7 +327,7 @@ def test_a_baseline_of_the_wrong_shape(value: Tensor, option: str) -> None:
             f"{list(value.shape)}: squeeze a trailing dimension of size 1 off the network's output"
         )
         for objective in (
-            VariationalBound("site", 2, vectorize_particles=vectorized),
+            VariationalBound("site", num_particles=2, vectorize_particles=vectorized),
             WakeSleep("learned", num_particles=2, vectorize_particles=vectorized),
         ):
             with pytest.raises(ValueError, match=re.escape(message)):
@@ -354,7 +353,7 @@ def test_a_baseline_that_is_known_too_late() -> None:
         "guide draws later: declare it on the guide's site"
     )
     for vectorized in (False, True):
-        objective = VariationalBound("site", 2, vectorize_particles=vectorized)
+        objective = VariationalBound("site", num_particles=2, vectorize_particles=vectorized)
         with pytest.raises(ValueError, match=re.escape(message)):
             objective.differentiable_loss(ordered_model, reversed_guide)
 

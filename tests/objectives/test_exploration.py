@@ -16,11 +16,11 @@ from pyro import poutine
 from pyro.distributions.torch_distribution import ExpandedDistribution
 from torch import Tensor, nn
 
-from wsram_ppl.guides import InferenceNetwork, Prior
+from wsram_ppl.guides import InferenceNetwork
 from wsram_ppl.models import GlimpseClassifier
-from wsram_ppl.objectives import ImportanceBound, Objective, VariationalBound, WakeSleep
+from wsram_ppl.objectives import ImportanceBound, Objective, Prior, VariationalBound, WakeSleep
 from wsram_ppl.objectives.exploration import GRID, Exploration, Temper, tempered
-from wsram_ppl.primitives.handlers import ForceSamples
+from wsram_ppl.testing import ForceSamples
 
 examples = settings(max_examples=30, deadline=None)
 temperatures = st.floats(0.2, 5.0)
@@ -134,7 +134,7 @@ def bernoulli(logits: Tensor) -> Tensor:
 
 PARTICLES = 3
 OBJECTIVES: dict[str, Callable[..., Objective]] = {
-    "variational": lambda **o: VariationalBound("leave-one-out", PARTICLES, **o),
+    "variational": lambda **o: VariationalBound("leave-one-out", num_particles=PARTICLES, **o),
     "importance": lambda **o: ImportanceBound(PARTICLES, **o),
     "wake-sleep": lambda **o: WakeSleep("none", num_particles=PARTICLES, **o),
     "wake-sleep-learned": lambda **o: WakeSleep("learned", num_particles=PARTICLES, **o),
@@ -398,7 +398,9 @@ def test_the_tempered_prior_as_proposal_stays_exact(
     objective: Objective = (
         ImportanceBound(particles, vectorize_particles=True, regularizer=exploration)
         if name == "importance"
-        else VariationalBound("none", particles, vectorize_particles=True, regularizer=exploration)
+        else VariationalBound(
+            "none", num_particles=particles, vectorize_particles=True, regularizer=exploration
+        )
     )
     with ForceSamples({"a": tuples.T}):
         loss = objective(model, Prior(model))()

@@ -17,12 +17,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from wsram_ppl.guides import Prior
-from wsram_ppl.objectives import Objective, VariationalBound
+from tests.objectives.cases import examples
+from wsram_ppl.objectives import Objective, Prior, VariationalBound
 from wsram_ppl.objectives import estimators as e
-from wsram_ppl.primitives.handlers import ForceSamples
+from wsram_ppl.testing import ForceSamples
 
-from .enumeration import examples
 from .test_plates import OBJECTIVES
 
 DATA, PARTICLES = 4, 3

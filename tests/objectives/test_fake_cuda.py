@@ -22,8 +22,7 @@ from torch._subclasses.fake_tensor import (
     FakeTensorMode,
 )
 
-from wsram_ppl.guides import Prior
-from wsram_ppl.objectives import Objective, WakeSleep
+from wsram_ppl.objectives import Objective, Prior, WakeSleep
 
 from .test_plates import OBJECTIVES
 

@@ -19,9 +19,9 @@ from hypothesis import strategies as st
 from pyro import poutine
 from torch import Tensor, nn
 
+from tests.objectives.cases import examples
 from wsram_ppl.objectives import ImportanceBound, Objective, VariationalBound, WakeSleep
-
-from .enumeration import (
+from wsram_ppl.testing.enumeration import (
     Gradients,
     Program,
     Tables,
@@ -29,7 +29,6 @@ from .enumeration import (
     arbitrary_running_state,
     assert_equal,
     estimates,
-    examples,
     expected_bound,
     gradient,
     weighted_scores,

@@ -13,10 +13,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wsram_ppl.guides import Prior
-from wsram_ppl.objectives import ImportanceBound, Objective, VariationalBound, WakeSleep
-
-from .enumeration import (
+from tests.objectives.cases import cases, examples
+from wsram_ppl.objectives import ImportanceBound, Objective, Prior, VariationalBound, WakeSleep
+from wsram_ppl.testing.enumeration import (
     Gradients,
     Problem,
     StateNetwork,
@@ -25,10 +24,8 @@ from .enumeration import (
     Tuples,
     arbitrary_running_state,
     assert_equal,
-    cases,
     combined_scores,
     estimates,
-    examples,
     expected_bound,
     gradient,
     random_problem,
@@ -72,7 +69,7 @@ def test_variational_bound_is_unbiased(
 ) -> None:
     """VariationalBound: the gradient of E_p[log p(y|a)], with every baseline."""
     tuples = Tuples(*case)
-    objective = VariationalBound(baseline, case[1], vectorize_particles=vectorized)
+    objective = VariationalBound(baseline, num_particles=case[1], vectorize_particles=vectorized)
     found = estimate(objective, tuples, declared, seed).map(tuples.mean)
     assert_equal(found.theta, gradient(bound_under_prior(tuples, "F"), case[0]).theta)
 
@@ -83,7 +80,7 @@ def test_variational_bound_is_equation_5(case: Case, vectorized: bool) -> None:
     """VariationalBound("none") is eq. 5 tuple by tuple: d log p(y|a) + log p(y|a) d log p(a)."""
     problem, particles = case
     tuples = Tuples(problem, particles)
-    objective = VariationalBound("none", particles, vectorize_particles=vectorized)
+    objective = VariationalBound("none", num_particles=particles, vectorize_particles=vectorized)
     log_likelihood = tuples.of(problem.log_likelihood(problem.theta))
     expected = combined_scores(
         tuples,

@@ -20,21 +20,19 @@ from pyro import poutine
 from pyro.infer import SVI
 from torch import Tensor, nn
 
-from wsram_ppl.guides import Prior
-from wsram_ppl.objectives import ImportanceBound, Objective
-from wsram_ppl.primitives.handlers import ForceSamples
-
-from .enumeration import (
+from tests.objectives.cases import cases, examples
+from wsram_ppl.objectives import ImportanceBound, Objective, Prior
+from wsram_ppl.testing import ForceSamples
+from wsram_ppl.testing.enumeration import (
     Problem,
     StateNetwork,
     TableGuide,
     TableModel,
     arbitrary_running_state,
     assert_equal,
-    cases,
     estimates,
-    examples,
 )
+
 from .test_plates import OBJECTIVES
 
 every_objective = pytest.mark.parametrize("name", OBJECTIVES)

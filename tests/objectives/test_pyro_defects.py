@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 from wsram_ppl.objectives import ImportanceBound, Objective, VariationalBound, WakeSleep
-from wsram_ppl.primitives.handlers import ForceSamples
+from wsram_ppl.testing import ForceSamples
 
 
 def pyro_is_known_to_be_wrong() -> None:

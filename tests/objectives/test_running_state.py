@@ -14,8 +14,14 @@ from torch import Tensor, nn
 
 from wsram_ppl.objectives import VariationalBound, WakeSleep
 from wsram_ppl.objectives.running import RunningMeans
-
-from .enumeration import StateNetwork, TableGuide, TableModel, Tuples, estimates, random_problem
+from wsram_ppl.testing.enumeration import (
+    StateNetwork,
+    TableGuide,
+    TableModel,
+    Tuples,
+    estimates,
+    random_problem,
+)
 
 
 def test_the_first_value_is_taken_as_it_is_and_later_ones_are_mixed_in() -> None:
@@ -59,7 +65,7 @@ def test_means_keep_their_place() -> None:
 OBJECTIVES: dict[str, Any] = {
     "adaptive": lambda: WakeSleep("adaptive", num_particles=2, vectorize_particles=True),
     "learned": lambda: WakeSleep("learned", num_particles=2, vectorize_particles=True),
-    "site": lambda: VariationalBound("site", 2, vectorize_particles=True),
+    "site": lambda: VariationalBound("site", num_particles=2, vectorize_particles=True),
 }
 
 

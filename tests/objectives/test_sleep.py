@@ -13,9 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from tests.objectives.cases import examples
 from wsram_ppl.objectives import WakeSleep
+from wsram_ppl.testing.enumeration import Gradients, Program, Tables, assert_equal, estimates
 
-from .enumeration import Gradients, Program, Tables, assert_equal, estimates, examples
 from .test_plates import OBJECTIVES
 
 OPTIONS = [name for name in OBJECTIVES if name not in ("importance",) and "variational" not in name]

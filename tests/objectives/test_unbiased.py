@@ -18,9 +18,9 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from tests.objectives.cases import cases, examples
 from wsram_ppl.objectives import ImportanceBound, VariationalBound, WakeSleep
-
-from .enumeration import (
+from wsram_ppl.testing.enumeration import (
     Declare,
     Gradients,
     Problem,
@@ -30,10 +30,8 @@ from .enumeration import (
     Tuples,
     arbitrary_running_state,
     assert_equal,
-    cases,
     combined_scores,
     estimates,
-    examples,
     expectation,
     expected_bound,
     gradient,
@@ -93,7 +91,7 @@ def test_variational_bound_without_baseline(case: Case, vectorized: bool) -> Non
     """VariationalBound("none") is unbiased for the gradient of E[F], for theta and eta."""
     problem, particles = case
     tuples = Tuples(problem, particles)
-    objective = VariationalBound("none", particles, vectorize_particles=vectorized)
+    objective = VariationalBound("none", num_particles=particles, vectorize_particles=vectorized)
     assert_matches(expectation(objective, tuples), gradient(expected_bound(tuples, "F"), problem))
 
 
@@ -103,7 +101,9 @@ def test_variational_bound_leave_one_out(case: Case, vectorized: bool) -> None:
     """VariationalBound("leave-one-out") is unbiased for the gradient of E[F]."""
     problem, particles = case
     tuples = Tuples(problem, particles)
-    objective = VariationalBound("leave-one-out", particles, vectorize_particles=vectorized)
+    objective = VariationalBound(
+        "leave-one-out", num_particles=particles, vectorize_particles=vectorized
+    )
     assert_matches(expectation(objective, tuples), gradient(expected_bound(tuples, "F"), problem))
 
 
@@ -120,7 +120,7 @@ def test_variational_bound_site_baselines(
     problem, particles = case
     assume(where != "model" or problem.orders_agree)
     tuples = Tuples(problem, particles)
-    objective = VariationalBound("site", particles, vectorize_particles=vectorized)
+    objective = VariationalBound("site", num_particles=particles, vectorize_particles=vectorized)
     on_model = declare(problem) if where in ("model", "both") else None
     on_guide = declare(problem) if where in ("guide", "both") else None
 
@@ -327,7 +327,9 @@ def test_variational_bound_formulas(case: Case, vectorized: bool, leave_one_out:
     problem, particles = case
     tuples = Tuples(problem, particles)
     objective = VariationalBound(
-        "leave-one-out" if leave_one_out else "none", particles, vectorize_particles=vectorized
+        "leave-one-out" if leave_one_out else "none",
+        num_particles=particles,
+        vectorize_particles=vectorized
     )
     model, guide = TableModel(problem, tuples.rows), TableGuide(problem, tuples.rows)
     found = estimates(objective, model, guide, tuples.values)

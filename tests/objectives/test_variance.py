@@ -19,8 +19,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from .enumeration import Problem, examples, random_problem
-from .variance import Runs, Variances, constant
+from tests.objectives.cases import examples
+from wsram_ppl.testing.enumeration import Problem, random_problem
+from wsram_ppl.testing.variance import Runs, Variances, constant
 
 both = pytest.mark.parametrize("which", ["theta", "eta"])
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
 import pyro
 import pyro.distributions as dist
@@ -12,32 +12,30 @@ from pyro import poutine
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
-import wsram_ppl.models.classifier_network
-from wsram_ppl import models
-from wsram_ppl.guides import InferenceNetwork, Prior
-from wsram_ppl.models import GlimpseClassifier
-from wsram_ppl.objectives import ImportanceBound, Objective, VariationalBound, WakeSleep, base
-from wsram_ppl.objectives.wake_sleep import CONTROL_VARIATES
+from wsram_ppl.guides import InferenceNetwork
+from wsram_ppl.models import GlimpseClassifier, classifier_network
+from wsram_ppl.objectives import ImportanceBound, Objective, Prior, VariationalBound, WakeSleep, base
+from wsram_ppl.objectives.wake_sleep import ControlVariate
 from wsram_ppl.primitives.handlers import (
     PARTICLE_PLATE,
-    AllParticles,
-    ConstantSamples,
-    ForceSamples,
+    DetachSamples,
+    Memoize,
     Mode,
-    Propose,
-    Reuse,
-    shared,
+    ParticlePlate,
+    Substitute,
+    memoize,
 )
+from wsram_ppl.testing import ForceSamples
 
-# Reuse, on the programs that it is for.
+# Memoize, on the programs that it is for.
 
 OBJECTIVES = {
     "importance": lambda v: ImportanceBound(3, vectorize_particles=v),
-    "variational": lambda v: VariationalBound("site", 3, vectorize_particles=v),
+    "variational": lambda v: VariationalBound("site", num_particles=3, vectorize_particles=v),
     "sleep": lambda v: WakeSleep(insomnia=0.5, num_particles=3, vectorize_particles=v),
     **{
         name: (lambda v, name=name: WakeSleep(name, num_particles=3, vectorize_particles=v))
-        for name in CONTROL_VARIATES
+        for name in get_args(ControlVariate)
     },
 }
 
@@ -63,13 +61,13 @@ def loss_and_gradients(objective: Objective, count: list[int]) -> tuple[list[Ten
 @pytest.fixture
 def count_patches(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     count: list[int] = []
-    extract = models.classifier_network.extract
+    extract = classifier_network.extract
 
     def counted(*args: Any) -> Tensor:
         count.append(1)
         return extract(*args)
 
-    monkeypatch.setattr(wsram_ppl.models.classifier_network, "extract", counted)
+    monkeypatch.setattr(classifier_network, "extract", counted)
     return count
 
 
@@ -80,7 +78,7 @@ def test_reuse_changes_no_bit_and_halves_the_work(
 ) -> None:
     make = OBJECTIVES[name]
     with_reuse, reads = loss_and_gradients(make(vectorized), count_patches)
-    monkeypatch.setattr(base, "Reuse", Messenger)
+    monkeypatch.setattr(base, "Memoize", Messenger)
     without, all_reads = loss_and_gradients(make(vectorized), count_patches)
     assert len(with_reuse) == len(without)
     assert all(torch.equal(a, b) for a, b in zip(with_reuse, without, strict=True))
@@ -94,17 +92,17 @@ def test_reuse_changes_no_bit_and_halves_the_work(
 
 def test_reuse_lets_go_of_what_it_held() -> None:
     model, _, batch = attention()
-    reuse = Reuse()
+    reuse = Memoize()
     with reuse:
         model(*batch)
         assert reuse._results
     assert not reuse._results
 
 
-# Reuse, by itself.
+# Memoize, by itself.
 
 
-@shared
+@memoize
 def square(x: Tensor, times: float = 1.0) -> Tensor:
     CALLS.append(x)
     return times * x * x
@@ -130,7 +128,7 @@ def test_a_shared_function_is_plain_without_a_handler() -> None:
 
 def test_reuse_is_by_identity_of_function_and_arguments() -> None:
     x = torch.tensor(3.0)
-    with Reuse():
+    with Memoize():
         first = square(x)
         assert square(x) is first
         assert len(CALLS) == 1
@@ -143,13 +141,13 @@ def test_reuse_is_by_identity_of_function_and_arguments() -> None:
         assert square(x, two).item() == 18.0  # by position: another call, and still right
         assert len(CALLS) == 4
     assert square(x) is not first
-    with Reuse():
+    with Memoize():
         assert square(x) is not first
 
 
 def test_reuse_keeps_graph_and_no_graph_apart() -> None:
     x = torch.tensor(3.0, requires_grad=True)
-    with Reuse():
+    with Memoize():
         with torch.no_grad():
             constant = square(x)
         value = square(x)
@@ -161,11 +159,11 @@ def test_reuse_keeps_graph_and_no_graph_apart() -> None:
 def test_reuse_never_takes_a_new_object_for_a_dead_one() -> None:
     """An argument that is gone could leave its identity to another: so none is let go."""
 
-    @shared
+    @memoize
     def double(x: Tensor) -> Tensor:
         return 2 * x  # keeps no reference of its own
 
-    with Reuse():
+    with Memoize():
         for n in range(200):
             assert double(torch.tensor(float(n))).item() == 2.0 * n
 
@@ -173,18 +171,18 @@ def test_reuse_never_takes_a_new_object_for_a_dead_one() -> None:
 def test_reuse_knows_results_that_are_none_or_false() -> None:
     calls = []
 
-    @shared
+    @memoize
     def nothing(x: Tensor) -> None:
         calls.append(x)
 
     x = torch.zeros(())
-    with Reuse():
+    with Memoize():
         nothing(x)
         nothing(x)
     assert len(calls) == 1
 
 
-# ConstantSamples.
+# DetachSamples.
 
 
 def test_samples_are_constants_while_the_program_runs() -> None:
@@ -197,7 +195,7 @@ def test_samples_are_constants_while_the_program_runs() -> None:
         pyro.sample("b", dist.Normal(2 * a, 1.0))
         pyro.sample("y", dist.Normal(a, 1.0), obs=loc * 3)
 
-    with ConstantSamples():
+    with DetachSamples():
         trace = poutine.trace(program).get_trace()
     assert not seen[0].requires_grad
     assert trace.nodes["a"]["value"] is seen[0]
@@ -210,11 +208,11 @@ def test_samples_are_constants_while_the_program_runs() -> None:
 
 def test_a_sample_that_is_constant_stays_the_same_object() -> None:
     value = torch.tensor(1.0)
-    with ConstantSamples(), ForceSamples({"a": value}):
+    with DetachSamples(), ForceSamples({"a": value}):
         assert pyro.sample("a", dist.Normal(0.0, 1.0)) is value
 
 
-# Propose.
+# Substitute.
 
 
 def two_sites(y: Tensor | None = None) -> Tensor:
@@ -225,11 +223,11 @@ def two_sites(y: Tensor | None = None) -> Tensor:
 
 def test_propose_gives_values_and_keeps_the_programs_own_infer() -> None:
     a, b = torch.tensor(0.25), torch.tensor(-1.0)
-    with Propose({"a": a, "b": b}):
+    with Substitute({"a": a, "b": b}):
         trace = poutine.trace(two_sites).get_trace()
     assert trace.nodes["a"]["value"] is a and trace.nodes["b"]["value"] is b
     assert trace.nodes["a"]["infer"] == {"note": "mine"}
-    with Propose({"a": a}):
+    with Substitute({"a": a}):
         observed = poutine.trace(two_sites).get_trace(torch.tensor(3.0))
     assert observed.nodes["b"]["value"].item() == 3.0
 
@@ -237,10 +235,10 @@ def test_propose_gives_values_and_keeps_the_programs_own_infer() -> None:
 def test_propose_names_what_does_not_fit() -> None:
     a = torch.tensor(0.0)
     missing = "the guide samples site 'b' but no value was proposed for it: give the guide a site 'b'"
-    with pytest.raises(ValueError, match=missing), Propose({"a": a}, whose="guide"):
+    with pytest.raises(ValueError, match=missing), Substitute({"a": a}, whose="guide"):
         two_sites()
     observed = "site 'b' is observed in the model but sampled by the guide: hide it in the guide"
-    with pytest.raises(ValueError, match=observed), Propose({"a": a, "b": a}):
+    with pytest.raises(ValueError, match=observed), Substitute({"a": a, "b": a}):
         two_sites(torch.tensor(1.0))
 
 
@@ -252,7 +250,7 @@ def test_propose_hands_on_the_subsample_of_a_plate() -> None:
 
     trace = poutine.trace(program).get_trace()
     values = {name: trace.nodes[name]["value"] for name in ("data", "z")}
-    with Propose(values):
+    with Substitute(values):
         assert torch.equal(program(), values["data"])
 
 
@@ -305,7 +303,7 @@ def test_handlers_leave_the_prior_guide_alone() -> None:
     """All at once, as the objectives use them: one run of the model serves as both."""
     model, _, batch = attention()
     torch.manual_seed(3)
-    with ConstantSamples(), Reuse():
+    with DetachSamples(), Memoize():
         handled = poutine.trace(Prior(model)).get_trace(*batch)
     torch.manual_seed(3)
     plain = poutine.trace(Prior(model)).get_trace(*batch)
@@ -333,7 +331,7 @@ def all_kinds_of_sites() -> None:
 def test_all_particles_do_what_pyros_plate_does(dim: int) -> None:
     """The same draws, log-densities, shapes and frames, without a site for the plate itself."""
     found = []
-    for around in (lambda p, m, d: AllParticles(m, d)(p), in_pyros_plate):
+    for around in (lambda p, m, d: ParticlePlate(m, d)(p), in_pyros_plate):
         torch.manual_seed(0)
         found.append(poutine.trace(around(all_kinds_of_sites, 5, dim)).get_trace())
     ours, pyros = (trace.nodes for trace in found)
@@ -353,8 +351,8 @@ def test_all_particles_keep_their_dimension_to_themselves() -> None:
             assert pyro.sample("x", dist.Normal(0.0, 1.0)).shape == (2, len(rows))
 
     for _ in range(2):  # it is free again afterwards
-        AllParticles(2, -2)(program)()
+        ParticlePlate(2, -2)(program)()
     with pytest.raises(ValueError, match="collide at dim=-1"):
-        AllParticles(2, -1)(lambda: pyro.plate("rows", 3, dim=-1).__enter__())()
+        ParticlePlate(2, -1)(lambda: pyro.plate("rows", 3, dim=-1).__enter__())()
     with pytest.raises(ValueError, match=r"site 'x' has 4 rows in dimension -1, .* 3 particles"):
-        AllParticles(3, -1)(lambda: pyro.sample("x", dist.Normal(torch.zeros(4), 1.0)))()
+        ParticlePlate(3, -1)(lambda: pyro.sample("x", dist.Normal(torch.zeros(4), 1.0)))()

@@ -17,11 +17,12 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import Tensor
 
-from scripts.tiny_run import tiny_spec
+from scripts.tiny_run import tiny_config
 from wsram_ppl.errors import InputError, RunError
 from wsram_ppl.files import write_atomically
-from wsram_ppl.runs.checkpoints import load_checkpoint, save_checkpoint
-from wsram_ppl.runs.directory import MetricsLog, RunDirectory, load_tensors
+from wsram_ppl.runs.checkpoints import _load_module, load_checkpoint, save_checkpoint
+from wsram_ppl.runs.directory import RunDirectory
+from wsram_ppl.runs.metrics import MetricsLog
 from wsram_ppl.training.loop import train
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.int64, torch.uint8, torch.bool]
@@ -59,7 +60,8 @@ def examples(count: int) -> settings:
 def test_round_trip(tmp_path: Path, contents: dict[str, Tensor], data: dict[str, Any]) -> None:
     path = tmp_path / "checkpoint"
     save_checkpoint(path, contents, data)
-    found, found_data = load_checkpoint(path)
+    loaded = load_checkpoint(path)
+    found, found_data = loaded.tensors, loaded.data
     assert found_data == data
     assert found.keys() == contents.keys()
     for name, tensor in contents.items():
@@ -71,7 +73,7 @@ def test_round_trip(tmp_path: Path, contents: dict[str, Tensor], data: dict[str,
 def test_values_that_are_no_numbers_and_shared_memory_survive(tmp_path: Path) -> None:
     base = torch.tensor([float("nan"), float("inf"), -0.0, 1e-40])
     save_checkpoint(tmp_path / "c", {"a": base, "b": base, "half": base[::2]}, {})
-    found, _ = load_checkpoint(tmp_path / "c")
+    found = load_checkpoint(tmp_path / "c").tensors
     for name in ("a", "b"):
         assert torch.equal(found[name].view(torch.int32), base.view(torch.int32))
     assert found["half"].shape == (2,)
@@ -80,7 +82,7 @@ def test_values_that_are_no_numbers_and_shared_memory_survive(tmp_path: Path) ->
 def test_what_is_saved_is_a_copy_without_a_graph(tmp_path: Path) -> None:
     weight = torch.nn.Parameter(torch.ones(2))
     save_checkpoint(tmp_path / "c", {"w": weight}, {})
-    assert not load_checkpoint(tmp_path / "c")[0]["w"].requires_grad
+    assert not load_checkpoint(tmp_path / "c").tensors["w"].requires_grad
 
 
 @pytest.fixture(scope="module")
@@ -190,7 +192,7 @@ def test_a_failed_write_leaves_the_old_file(
     assert path.read_bytes() == before
     assert os.listdir(tmp_path) == ["c"]
     save_checkpoint(path, {"w": torch.ones(3)}, {"step": 2})
-    assert load_checkpoint(path)[1] == {"step": 2}
+    assert load_checkpoint(path).data == {"step": 2}
 
 
 def test_a_full_disk_is_told_in_one_line() -> None:
@@ -215,9 +217,9 @@ def test_a_write_killed_half_way_leaves_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "c"
     save_checkpoint(path, {"w": torch.zeros(3)}, {"step": 1})
     (tmp_path / ".c.partial").write_bytes(b"half a file")
-    assert load_checkpoint(path)[1] == {"step": 1}
+    assert load_checkpoint(path).data == {"step": 1}
     save_checkpoint(path, {"w": torch.zeros(3)}, {"step": 2})
-    assert load_checkpoint(path)[1] == {"step": 2}
+    assert load_checkpoint(path).data == {"step": 2}
     assert os.listdir(tmp_path) == ["c"]
 
 
@@ -229,7 +231,7 @@ SETTINGS = ("training.steps=2", "training.batch_size=4", "training.eval_examples
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("runs") / "run"
-    train(tiny_spec(*SETTINGS), RunDirectory(path))
+    train(tiny_config(*SETTINGS), RunDirectory(path))
     return path
 
 
@@ -239,9 +241,10 @@ def run(trained: Path, tmp_path: Path) -> RunDirectory:
 
 
 def test_a_run_loads_with_its_weights_and_running_estimates(run: RunDirectory) -> None:
-    spec, parts, step = run.load()
-    tensors, data = load_checkpoint(run.checkpoint)
-    assert (step, data["fingerprint"]) == (2, spec.fingerprint())
+    config, parts, step = run.load()
+    loaded = load_checkpoint(run.checkpoint)
+    tensors, data = loaded.tensors, loaded.data
+    assert (step, data["fingerprint"]) == (2, config.fingerprint())
     for prefix, module in (("model.", parts.model), ("guide.", parts.guide)):
         for name, value in module.state_dict().items():
             assert torch.equal(value, tensors[prefix + name])
@@ -251,14 +254,16 @@ def test_a_run_loads_with_its_weights_and_running_estimates(run: RunDirectory) -
 
 
 def test_a_checkpoint_of_another_spec_is_refused(run: RunDirectory) -> None:
-    spec = tiny_spec(*SETTINGS, "model.location_std=0.3")
-    (run.path / "spec.toml").write_text(spec.to_toml())
-    with pytest.raises(InputError, match=r"last.safetensors belongs to another spec than .*spec.toml"):
+    config = tiny_config(*SETTINGS, "model.location_std=0.3")
+    (run.path / "config.toml").write_text(config.to_toml())
+    with pytest.raises(
+        InputError, match=r"last.safetensors belongs to another config than .*config.toml"
+    ):
         run.load()
 
 
 @given(
-    name=st.sampled_from(["metrics.csv", "summary.json", "spec.toml", "last.safetensors"]),
+    name=st.sampled_from(["metrics.csv", "summary.json", "config.toml", "last.safetensors"]),
     edits=st.lists(
         st.tuples(st.integers(0, 10**5), st.integers(0, 9), st.binary(max_size=9)), max_size=4
     ),
@@ -277,9 +282,9 @@ def test_whatever_is_in_a_runs_files_there_is_no_traceback(
         content = content[:at] + new + content[at + gone :]
     (run.path / name).write_bytes(content[: int(kept * len(content))])
     try:
-        spec = run.spec()
+        config = run.config()
         run.summary()
-        run.saved(spec)
+        run.saved(config)
         MetricsLog(run, ["bound"], after=1).close()
     except InputError as error:
         assert len(str(error).splitlines()) == 1 and str(run.path) in str(error)
@@ -287,9 +292,9 @@ def test_whatever_is_in_a_runs_files_there_is_no_traceback(
 
 def test_what_does_not_change_the_weights_may_differ(run: RunDirectory) -> None:
     others = ("training.log_every=7", "training.eval_examples=9", "training.device=auto")
-    spec = tiny_spec(*SETTINGS, *others)
-    (run.path / "spec.toml").write_text(spec.to_toml())
-    assert run.load()[0] == spec
+    config = tiny_config(*SETTINGS, *others)
+    (run.path / "config.toml").write_text(config.to_toml())
+    assert run.load()[0] == config
 
 
 def test_a_damaged_run_is_refused(run: RunDirectory) -> None:
@@ -301,13 +306,13 @@ def test_a_damaged_run_is_refused(run: RunDirectory) -> None:
     run.checkpoint.unlink()
     with pytest.raises(InputError, match="there is no checkpoint"):
         run.load()
-    (run.path / "spec.toml").unlink()
-    with pytest.raises(InputError, match=r"is not a run: it has no spec.toml"):
+    (run.path / "config.toml").unlink()
+    with pytest.raises(InputError, match=r"is not a run: it has no config.toml"):
         run.load()
 
 
 def test_weights_of_another_shape_are_refused_in_one_line() -> None:
     module = torch.nn.Linear(2, 2)
     with pytest.raises(InputError, match=r"the checkpoint does not fit the model: .*weight") as caught:
-        load_tensors(module, {"model.weight": torch.zeros(3, 3)}, "model.")
+        _load_module(module, "model", {"model.weight": torch.zeros(3, 3)})
     assert "\n" not in str(caught.value)

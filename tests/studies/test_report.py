@@ -364,7 +364,7 @@ def test_the_page_holds_everything_and_needs_nothing(
         f"torch {environment()['torch']}",
         "cores",
         "compare study.toml --out out --jobs 2",
-        "cli.py train out/specs/runs/WS-RAM+q+c/seed-3.toml",
+        "cli.py train out/configs/runs/WS-RAM+q+c/seed-3.toml",
         'base = "base.toml"',
         "From runs/WS-RAM+q+c/seed-0.",
     ):
@@ -430,7 +430,7 @@ class Silent:
 
 def look(folder: Path, out: Path) -> Comparison:
     study = load_study(folder / "study.toml")
-    return compare(study, out, lambda spec, run: ["train"], Silent(), run_missing=False)
+    return compare(study, out, lambda config, run: ["train"], Silent(), run_missing=False)
 
 
 def test_glimpses_that_cannot_be_drawn_leave_a_report(

@@ -73,7 +73,7 @@ def test_overrides_are_merged_from_the_general_to_the_particular(tmp_path: Path)
         """,
         ["training.batch_size=16", "objective.num_particles=7"],
     )
-    a, b = (loaded.spec(variant, 7) for variant in loaded.variants)
+    a, b = (loaded.config(variant, 7) for variant in loaded.variants)
     assert (a.training.steps, a.training.seed, a.training.batch_size) == (5, 7, 16)
     assert a.training.learning_rate.model_dump() == {
         "start": 1e-2,
@@ -94,21 +94,21 @@ def test_an_exchanged_component_leaves_the_options_of_the_base_behind(tmp_path: 
         tmp_path,
         MINIMAL + '[[variant]]\nname = "VAR"\nobjective = { name = "variational", baseline = "site" }',
     )
-    spec = loaded.spec(loaded.variants[0], 0)
-    assert spec.objective.name == "variational"
-    assert spec.objective.options["baseline"] == "site"
-    assert spec.objective.options["num_particles"] == 3  # both have it
-    assert "control_variate" not in spec.objective.options
-    (note,) = spec.notes
+    config = loaded.config(loaded.variants[0], 0)
+    assert config.objective.name == "variational"
+    assert config.objective.options["baseline"] == "site"
+    assert config.objective.options["num_particles"] == 3  # both have it
+    assert "control_variate" not in config.objective.options
+    (note,) = config.notes
     assert "objective.control_variate of 'wake-sleep' is left out" in note
 
 
 def test_a_variant_alone_differs_from_the_base_in_nothing_but_the_budget(tmp_path: Path) -> None:
-    from wsram_ppl.config import load_spec
+    from wsram_ppl.config import load_config
 
     loaded = study(tmp_path, TWO)
-    alone = load_spec(tmp_path / "base.toml", ["training.steps=5", "training.seed=1"])
-    assert loaded.spec(loaded.variants[0], 1) == alone
+    alone = load_config(tmp_path / "base.toml", ["training.steps=5", "training.seed=1"])
+    assert loaded.config(loaded.variants[0], 1) == alone
 
 
 def test_the_studies_keys_can_be_set(tmp_path: Path) -> None:
@@ -202,22 +202,22 @@ def test_a_wrong_base_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["table1", "seeds", "figure2", "figure3", "beyond"])
 def test_the_studies_of_the_paper_are_valid(name: str) -> None:
     loaded = load_study(ROOT / "experiments" / f"{name}.toml")
-    specs = [loaded.spec(variant, seed) for variant in loaded.variants for seed in loaded.seeds]
-    assert len({spec.fingerprint() for spec in specs}) == len(specs)
-    assert {spec.objective.options["num_particles"] for spec in specs} == {5}
-    assert {spec.training.steps for spec in specs} == {loaded.steps}
-    assert {spec.data.name for spec in specs} == {"mnist"}
+    configs = [loaded.config(variant, seed) for variant in loaded.variants for seed in loaded.seeds]
+    assert len({config.fingerprint() for config in configs}) == len(configs)
+    assert {config.objective.options["num_particles"] for config in configs} == {5}
+    assert {config.training.steps for config in configs} == {loaded.steps}
+    assert {config.data.name for config in configs} == {"mnist"}
     if "variance" in loaded.figures:
-        assert all(spec.training.probe_every for spec in specs)
+        assert all(config.training.probe_every for config in configs)
 
 
 def test_the_rows_of_table_1() -> None:
     loaded = load_study(ROOT / "experiments" / "table1.toml")
     rows = {}
     for variant in loaded.variants:
-        spec = loaded.spec(variant, 0)
-        how = spec.objective.options.get("control_variate", spec.objective.options.get("baseline"))
-        rows[variant.name] = spec.objective.name, how, spec.guide.name
+        config = loaded.config(variant, 0)
+        how = config.objective.options.get("control_variate", config.objective.options.get("baseline"))
+        rows[variant.name] = config.objective.name, how, config.guide.name
     assert rows == {
         "VAR": ("variational", "none", "prior"),
         "VAR+c": ("variational", "site", "prior"),
@@ -227,7 +227,7 @@ def test_the_rows_of_table_1() -> None:
         "WS-RAM+q+c": ("wake-sleep", "self-normalized", "inference"),
     }
     assert loaded.steps == 20_000
-    assert {loaded.spec(v, 0).training.batch_size for v in loaded.variants} == {64}
+    assert {loaded.config(v, 0).training.batch_size for v in loaded.variants} == {64}
 
 
 plain = st.recursive(
@@ -269,12 +269,12 @@ def test_merging_is_associative_and_what_is_set_last_wins(a: Any, b: Any, c: Any
 TRAINER = """
 import csv, json, os, pathlib, shutil, signal, sys, time, tomllib
 
-spec, run, trace = map(pathlib.Path, sys.argv[1:4])
-tables = tomllib.loads(spec.read_text())
+config, run, trace = map(pathlib.Path, sys.argv[1:4])
+tables = tomllib.loads(config.read_text())
 with open(trace, "a") as file:
     file.write(f"{run.parent.name}/{run.name}\\n")
 run.mkdir(parents=True, exist_ok=True)
-shutil.copy(spec, run / "spec.toml")
+shutil.copy(config, run / "config.toml")
 training, hidden = tables["training"], tables["model"]["hidden"]
 rate, steps = training["learning_rate"], training["steps"]
 rate = rate["start"] if isinstance(rate, dict) else rate
@@ -340,12 +340,12 @@ class Bench:
         (folder / "trainer.py").write_text(TRAINER)
         self.watcher = Recorder()
 
-    def command(self, spec: Path, run: Path) -> list[str]:
+    def command(self, config: Path, run: Path) -> list[str]:
         return [
             sys.executable,
             "-S",
             str(self.folder / "trainer.py"),
-            str(spec),
+            str(config),
             str(run),
             str(self.trace),
         ]
@@ -439,15 +439,15 @@ def test_an_unfinished_run_of_another_spec_is_put_aside(bench: Bench) -> None:
     assert found.runs[0].finished
     aside = bench.out / "interrupted/runs/a/seed-0"
     assert bench.watcher.notes == [
-        f"runs/a/seed-0 was not finished, of another spec: it is now in {aside}"
+        f"runs/a/seed-0 was not finished, of another config: it is now in {aside}"
     ]
-    assert "hidden = 2" in (aside / "spec.toml").read_text()  # the last one
+    assert "hidden = 2" in (aside / "config.toml").read_text()  # the last one
 
 
 def test_a_program_that_is_not_there(bench: Bench) -> None:
     loaded = study(bench.folder, TWO)
     with pytest.raises(RunError, match=r"cannot start runs/a/seed-0: .*No such file"):
-        compare(loaded, bench.out, lambda spec, run: ["/no/such/program"], Recorder())
+        compare(loaded, bench.out, lambda config, run: ["/no/such/program"], Recorder())
 
 
 def test_a_finished_run_of_another_spec_is_in_the_way(bench: Bench) -> None:
@@ -457,7 +457,7 @@ def test_a_finished_run_of_another_spec_is_in_the_way(bench: Bench) -> None:
         bench.run(TWO.replace("16", "32").replace("steps = 5", "steps = 6"))
     message = str(caught.value)
     assert (
-        "runs/a/seed-0 is a finished run of another spec (training.steps 5, not 6): choose another"
+        "runs/a/seed-0 is a finished run of another config (training.steps 5, not 6): choose another"
         in (message)
     )
     with pytest.raises(InputError, match=r"runs/b/seed-0 is .* \(model.hidden 16, not 32\)"):
@@ -525,13 +525,13 @@ def test_every_variant_takes_the_best_of_its_search(bench: Bench, metric: str, b
     trials = [f"{name}/{value}" for name in "ab" for value in ("0.001", "0.003", "0.008")]
     assert bench.trained() == sorted([*trials, "a/seed-0", "a/seed-1", "b/seed-0", "b/seed-1"])
     for run in found.runs:
-        assert run.spec is not None
-        assert run.spec.training.learning_rate.start == best
-        assert (run.spec.training.learning_rate.end, run.spec.training.steps) == (3e-4, 5)
+        assert run.config is not None
+        assert run.config.training.learning_rate.start == best
+        assert (run.config.training.learning_rate.end, run.config.training.steps) == (3e-4, 5)
     for trial in found.trials:
-        assert trial.spec is not None
-        assert (trial.spec.training.steps, trial.spec.training.seed) == (2, 9)
-        start = trial.spec.training.learning_rate.start
+        assert trial.config is not None
+        assert (trial.config.training.steps, trial.config.training.seed) == (2, 9)
+        start = trial.config.training.learning_rate.start
         assert trial.value == pytest.approx(
             start if metric == "log_likelihood" else 100 * abs(start - 4e-3)
         )
@@ -565,7 +565,7 @@ def test_candidates_may_be_tables_and_failed_ones_never_win(bench: Bench) -> Non
         model.hidden = 12
         """
     )
-    assert [run.spec.model.options["hidden"] for run in found.runs if run.spec] == [12, 12]
+    assert [run.config.model.options["hidden"] for run in found.runs if run.config] == [12, 12]
     states = [(t.candidate.name, t.chosen, t.failure) for t in found.trials[:3]]
     assert states == [
         ("dies", False, "it is too small"),
@@ -728,11 +728,11 @@ def test_a_real_study(finished: tuple[Path, CompletedProcess[str]]) -> None:
             assert summary["threads"] == 1
     assert "runs/fails/seed-0 failed: RuntimeError: the third update is <too> much" in done.stdout
     assert "\r" not in done.stdout + done.stderr  # no bars where there is no terminal
-    # Each run can be repeated by hand: the command stands above its spec.
-    first = (out / "specs/runs/VAR+c/seed-3.toml").read_text().splitlines()[0]
+    # Each run can be repeated by hand: the command stands above its config.
+    first = (out / "configs/runs/VAR+c/seed-3.toml").read_text().splitlines()[0]
     assert (
         first.startswith("# ")
-        and "cli.py train out/specs/runs/VAR+c/seed-3.toml --out out/runs" in first
+        and "cli.py train out/configs/runs/VAR+c/seed-3.toml --out out/runs" in first
     )
 
 

@@ -14,11 +14,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.training.test_loop import make_spec
+from tests.training.test_loop import make_config
 from wsram_ppl import models
 from wsram_ppl.errors import InputError
-from wsram_ppl.training.cuda_graph import USUAL_CALLS, Recorded, _host_randomness, in_place
-from wsram_ppl.training.minibatches import Minibatches
+from wsram_ppl.objectives.exploration import in_place
+from wsram_ppl.training.cuda_graph import USUAL_CALLS, CudaGraphStep, _host_randomness
+from wsram_ppl.training.minibatches import Prefetcher
 from wsram_ppl.training.optimizer import Clipping, make_optimizer
 from wsram_ppl.training.trainer import Trainer
 
@@ -27,7 +28,7 @@ CPU = torch.device("cpu")
 
 def test_only_a_gpu_records() -> None:
     with pytest.raises(InputError, match="cuda_graph: device 'cpu' records nothing; use device"):
-        Trainer.start(make_spec("training.cuda_graph=true"))
+        Trainer.start(make_config("training.cuda_graph=true"))
 
 
 @pytest.mark.parametrize(
@@ -40,19 +41,19 @@ def test_only_a_gpu_records() -> None:
 def test_what_excludes_recording_is_told(
     setting: str, reason: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    trainer = Trainer.start(make_spec(setting))
+    trainer = Trainer.start(make_config(setting))
     trainer.fabric = type("OnGpu", (), {"device": torch.device("cuda")})()
     with pytest.raises(InputError, match=f"training.cuda_graph: .*{reason}, or cuda_graph = false"):
         trainer._check_recordable()
-    trainer.training = make_spec().training
+    trainer.training = make_config().training
     trainer._check_recordable()
-    monkeypatch.setattr(trainer.share, "count", 2)
+    monkeypatch.setattr(trainer.shard, "count", 2)
     with pytest.raises(InputError, match="use devices = 1, or cuda_graph = false"):
         trainer._check_recordable()
 
 
 def test_sgd_cannot_be_recorded() -> None:
-    training = make_spec("training.cuda_graph=true", "training.optimizer=sgd").training
+    training = make_config("training.cuda_graph=true", "training.optimizer=sgd").training
     with pytest.raises(InputError, match="rate of 'sgd' cannot change in a recorded update; use opt"):
         make_optimizer(training, nn.Linear(2, 2), nn.Linear(2, 2), CPU)
 
@@ -88,7 +89,7 @@ def test_settling_waits_for_the_minibatch_in_the_making() -> None:
         made.append(step)
         return step
 
-    minibatches = Minibatches(make, steps=3, ahead=True)
+    minibatches = Prefetcher(make, steps=3, ahead=True)
     minibatches.settle()  # nothing yet
     assert minibatches(0) == 0
     threading.Timer(0.1, going.set).start()
@@ -176,7 +177,7 @@ def test_a_shape_is_computed_a_few_times_then_recorded_once(played: Played) -> N
         played.do(lambda: out.copy_(2 * x))
         return out
 
-    doubled = Recorded(double, lambda: quiet.append(len(python)))
+    doubled = CudaGraphStep(double, lambda: quiet.append(len(python)))
     for turn in range(USUAL_CALLS + 4):
         for size in (2, 3):
             x = torch.full((size,), float(turn))
@@ -195,7 +196,7 @@ def test_a_rehearsal_refuses_what_waits(played: Played) -> None:
         if played.mode == "error":
             raise RuntimeError("called a synchronizing CUDA operation")
 
-    waiting = Recorded(wait, lambda: None)
+    waiting = CudaGraphStep(wait, lambda: None)
     for _ in range(USUAL_CALLS - 1):
         waiting(torch.ones(2))
     with pytest.raises(InputError, match="cannot be recorded, since something in it waits"):
@@ -205,14 +206,14 @@ def test_a_rehearsal_refuses_what_waits(played: Played) -> None:
     def fail(x: Tensor) -> None:
         raise RuntimeError("shapes do not fit")
 
-    failing = Recorded(fail, lambda: None)
+    failing = CudaGraphStep(fail, lambda: None)
     for _ in range(USUAL_CALLS):
         with pytest.raises(RuntimeError, match="shapes do not fit"):
             failing(torch.ones(2))
 
 
 def test_a_rehearsal_refuses_random_numbers_on_the_host(played: Played) -> None:
-    drawing = Recorded(lambda x: torch.rand(()), lambda: None)
+    drawing = CudaGraphStep(lambda x: torch.rand(()), lambda: None)
     for _ in range(USUAL_CALLS - 1):
         drawing(torch.ones(2))
     with pytest.raises(InputError, match=r"random numbers on the host .*; use cuda_graph = false"):
@@ -225,7 +226,7 @@ def test_what_fails_while_recorded_is_refused(played: Played) -> None:
         if played.open is not None:
             raise RuntimeError("operation not permitted when stream is capturing")
 
-    failing = Recorded(fail, lambda: None)
+    failing = CudaGraphStep(fail, lambda: None)
     for _ in range(USUAL_CALLS):
         failing(torch.ones(2))
     with pytest.raises(InputError, match=r"cannot be part of a CUDA graph \(operation not permitted"):

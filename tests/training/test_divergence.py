@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from wsram_ppl.guides import Prior
-from wsram_ppl.objectives import ImportanceBound
-from wsram_ppl.training.divergence import find_cause, parameters
+from wsram_ppl.objectives import ImportanceBound, Prior
+from wsram_ppl.primitives.distributions import parameters
+from wsram_ppl.training.divergence import find_cause
 
 DATA = (torch.tensor([0.5, 1.5, -1.0]),)
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, get_args
 
 import pyro
 import pytest
@@ -28,14 +28,14 @@ from torch._subclasses.fake_tensor import (
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from wsram_ppl.config import Experiment, parse_spec
-from wsram_ppl.data import SampleDigits
+from wsram_ppl.config import Components, parse_config
+from wsram_ppl.data.digits.source import SampleDigits
 from wsram_ppl.distributed.processes import Processes
-from wsram_ppl.guides import InferenceNetwork, Prior
+from wsram_ppl.guides import InferenceNetwork
 from wsram_ppl.models import GlimpseClassifier
-from wsram_ppl.objectives import ImportanceBound, Objective, VariationalBound, WakeSleep
+from wsram_ppl.objectives import ImportanceBound, Objective, Prior, VariationalBound, WakeSleep
 from wsram_ppl.objectives.exploration import Exploration
-from wsram_ppl.objectives.wake_sleep import CONTROL_VARIATES
+from wsram_ppl.objectives.wake_sleep import ControlVariate
 from wsram_ppl.training.trainer import Trainer
 
 CUDA, CPU = torch.device("cuda", 0), torch.device("cpu")
@@ -87,7 +87,7 @@ def cases() -> Iterator[tuple[str, Callable[..., Objective], bool]]:
     yield "importance", ImportanceBound, True
     for baseline in ("none", "leave-one-out", "site"):
         yield f"variational-{baseline}", lambda b=baseline, **o: VariationalBound(b, **o), True
-    for choice in CONTROL_VARIATES:
+    for choice in get_args(ControlVariate):
         yield f"wake-sleep-{choice}", lambda c=choice, **o: WakeSleep(c, **o), True
     yield "sleep", lambda **o: WakeSleep(insomnia=0.5, **o), False
 
@@ -179,7 +179,7 @@ def test_a_whole_update_waits_for_no_value(
     """Batch, loss, backward, clipping and optimiser, as the training loop calls them."""
     # Fake parameters cannot change places with others; these are where they belong.
     monkeypatch.setattr(nn.Module, "to", lambda self, *args, **kwargs: self)
-    spec = parse_spec(
+    config = parse_config(
         {
             "data": {"source": "sample", "canvas": 64},
             "model": {"name": "glimpse-classifier", "hidden": 16, "patch": 8},
@@ -197,8 +197,8 @@ def test_a_whole_update_waits_for_no_value(
     )
     model, guide, _ = make_parts("inference", CPU)
     objective = WakeSleep(num_particles=3, vectorize_particles=True, max_plate_nesting=1)
-    parts = Experiment(model, guide, objective, SampleDigits(canvas=64), {})
-    trainer = Trainer(spec, parts, Processes.launch(spec.training))
+    parts = Components(model, guide, objective, SampleDigits(canvas=64), {})
+    trainer = Trainer(config, parts, Processes.launch(config.training))
     for _ in range(2):
         trainer.update()
     assert trainer.step == 2

@@ -15,22 +15,24 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
 
-from scripts.tiny_run import tiny_spec as make_spec
+from scripts.tiny_run import tiny_config as make_config
 from wsram_ppl import models
-from wsram_ppl.config import load_spec
+from wsram_ppl.config import load_config
 from wsram_ppl.config.schedules import Schedule
 from wsram_ppl.data.digits.source import PlacedDigits
 from wsram_ppl.distributed.devices import resolve_device, seed_for
 from wsram_ppl.errors import InputError, RunError
 from wsram_ppl.models.classifier_network import GlimpseNetwork, Policy
+from wsram_ppl.primitives.handlers import pyro_settings
+from wsram_ppl.runs import directory as runs
 from wsram_ppl.runs.checkpoints import load_checkpoint
 from wsram_ppl.runs.directory import RunDirectory
-from wsram_ppl.runs.directory import directory as runs
-from wsram_ppl.training.evaluation import evaluate, pyro_settings
-from wsram_ppl.training.loop import train, trainer
+from wsram_ppl.training import trainer
+from wsram_ppl.training.evaluation import evaluate
+from wsram_ppl.training.loop import train
 from wsram_ppl.training.trainer import Trainer
 
-STEPS = make_spec().training.steps
+STEPS = make_config().training.steps
 
 
 def weights(run: RunDirectory) -> dict[str, Tensor]:
@@ -57,7 +59,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunDirectory, di
     """One training that several tests look at, with everything measured on the way."""
     run = RunDirectory(tmp_path_factory.mktemp("runs") / "deep" / "run")
     often = ("training.eval_every=4", "training.checkpoint_every=3", "training.probe_every=4")
-    return run, train(make_spec(*often, "training.probe_repeats=2"), run)
+    return run, train(make_config(*often, "training.probe_repeats=2"), run)
 
 
 Finished = tuple[RunDirectory, dict[str, Any]]
@@ -71,10 +73,10 @@ def test_the_seed_fixes_every_bit_whatever_is_measured_on_the_way(
     """Logged and evaluated at other times, and never: the same weights."""
     reference = weights(finished[0])
     quiet = RunDirectory(tmp_path / "quiet")
-    train(make_spec("training.log_every=1000"), quiet)
+    train(make_config("training.log_every=1000"), quiet)
     assert same(reference, weights(quiet))
     other = RunDirectory(tmp_path / "other")
-    train(make_spec("training.seed=1"), other)
+    train(make_config("training.seed=1"), other)
     assert not same(reference, weights(other))
 
 
@@ -149,13 +151,13 @@ def test_the_summary(finished: Finished) -> None:
 
 def test_the_resolved_spec_is_written(finished: Finished) -> None:
     run, _ = finished
-    assert load_spec(run.path / "spec.toml") == run.spec()
-    assert run.spec().training.seed == 0
+    assert load_config(run.path / "config.toml") == run.config()
+    assert run.config().training.seed == 0
     names = {
         "last.safetensors",
         "previous.safetensors",
         "metrics.csv",
-        "spec.toml",
+        "config.toml",
         "summary.json",
         "tensorboard",
     }
@@ -165,8 +167,8 @@ def test_the_resolved_spec_is_written(finished: Finished) -> None:
 def test_a_loaded_checkpoint_evaluates_as_at_the_end_of_training(finished: Finished) -> None:
     run, summary = finished
     with pyro_settings(validate=False):
-        spec, parts, step = run.load()
-        torch.manual_seed(seed_for(spec.training.seed, trainer._EVALUATION, step))
+        config, parts, step = run.load()
+        torch.manual_seed(seed_for(config.training.seed, trainer._EVALUATION, step))
         batches = parts.data.evaluation_batches(256, 20)
         result = evaluate(parts.model, parts.guide, batches, samples=5, particles=3)
     assert result == {name: summary[name] for name in result}
@@ -199,7 +201,7 @@ def test_evaluation_in_eval_mode_and_back(finished: Finished) -> None:
 def test_progress_is_told_after_every_update(tmp_path: Path) -> None:
     told: list[tuple[int, bool]] = []
     train(
-        make_spec("training.steps=5", "training.log_every=2"),
+        make_config("training.steps=5", "training.log_every=2"),
         RunDirectory(tmp_path / "run"),
         lambda step, numbers: told.append((step, numbers is not None)),
     )
@@ -220,8 +222,8 @@ def test_schedules_start_and_end_where_they_should(
         seen.append((*rates, trainer.exploration.entropy, float(model.location_std)))
         return step(self, *args)
 
-    trainer = Trainer.start(make_spec("training.guide_learning_rate=0.5"))
-    model: Any = trainer.experiment.model
+    trainer = Trainer.start(make_config("training.guide_learning_rate=0.5"))
+    model: Any = trainer.components.model
     monkeypatch.setattr(torch.optim.Adam, "step", spy)
     while trainer.step < STEPS:
         trainer.update()
@@ -233,16 +235,16 @@ def test_schedules_start_and_end_where_they_should(
 
 
 def test_a_run_of_one_update(tmp_path: Path) -> None:
-    summary = train(make_spec("training.steps=1"), RunDirectory(tmp_path / "run"))
+    summary = train(make_config("training.steps=1"), RunDirectory(tmp_path / "run"))
     assert summary["updates"] == 1
 
 
 @pytest.mark.parametrize("frozen", ["model", "guide"])
 def test_model_and_guide_have_learning_rates_of_their_own(frozen: str) -> None:
     rates = {"model": "learning_rate", "guide": "guide_learning_rate"}
-    spec = make_spec("training.guide_learning_rate=0.01", f"training.{rates[frozen]}=0.0")
-    trainer = Trainer.start(spec)
-    parts = {"model": trainer.experiment.model, "guide": trainer.experiment.guide}
+    config = make_config("training.guide_learning_rate=0.01", f"training.{rates[frozen]}=0.0")
+    trainer = Trainer.start(config)
+    parts = {"model": trainer.components.model, "guide": trainer.components.guide}
     before = {k: [p.detach().clone() for p in part.parameters()] for k, part in parts.items()}
     trainer.update()
     for name, part in parts.items():
@@ -255,10 +257,10 @@ def test_model_and_guide_have_learning_rates_of_their_own(frozen: str) -> None:
 @pytest.mark.parametrize("clip", [0.01, 0.5, 0.0])
 def test_the_gradient_is_clipped_to_its_norm(clip: float) -> None:
     """With plain descent at rate 1 an update moves the weights by the gradient itself."""
-    spec = make_spec(
+    config = make_config(
         f"training.gradient_clip={clip}", "training.optimizer=sgd", "training.learning_rate=1.0"
     )
-    trainer = Trainer.start(spec)
+    trainer = Trainer.start(config)
     before = [p.detach().clone() for p in trainer.parameters]
     trainer.update()
     moved = torch.stack([(p - b).norm() for p, b in zip(trainer.parameters, before, strict=True)]).norm()
@@ -270,7 +272,7 @@ def test_the_gradient_is_clipped_to_its_norm(clip: float) -> None:
 
 def test_a_baselines_regression_is_clipped_apart() -> None:
     """However wrong a baseline is, the model's own step stays as long as it was."""
-    spec = make_spec(
+    config = make_config(
         "training.gradient_clip=0.01",
         "training.optimizer=sgd",
         "training.learning_rate=1.0",
@@ -278,8 +280,8 @@ def test_a_baselines_regression_is_clipped_apart() -> None:
         "objective.baseline=site",
     )
     for wrong in (0.0, 1000.0):
-        trainer = Trainer.start(spec)
-        parts: Any = trainer.experiment
+        trainer = Trainer.start(config)
+        parts: Any = trainer.components
         baselines = [*parts.model.baselines.parameters(), *parts.guide.baselines.parameters()]
         known = {id(p) for p in baselines}
         with torch.no_grad():
@@ -297,7 +299,7 @@ def test_a_baselines_regression_is_clipped_apart() -> None:
     [("adam", "64-true"), ("adam", "bf16-mixed"), ("adamw", "32-true"), ("sgd", "32-true")],
 )
 def test_optimisers_and_precisions(optimizer: str, precision: str, tmp_path: Path) -> None:
-    spec = make_spec(
+    config = make_config(
         f"training.optimizer={optimizer}",
         f"training.precision={precision}",
         "training.steps=2",
@@ -305,11 +307,11 @@ def test_optimisers_and_precisions(optimizer: str, precision: str, tmp_path: Pat
         "training.probe_repeats=2",
     )
     run = RunDirectory(tmp_path / "run")
-    summary = train(spec, run)
+    summary = train(config, run)
     assert math.isfinite(summary["log_likelihood"])
     double = precision == "64-true"
     trainer_dtype = torch.float64 if double else torch.float32
-    assert Trainer.start(spec).parameters[0].dtype == trainer_dtype
+    assert Trainer.start(config).parameters[0].dtype == trainer_dtype
     assert all(torch.isfinite(value).all() for value in weights(run).values())
 
 
@@ -318,9 +320,9 @@ def test_prefetching_changes_no_bit(tmp_path: Path, precision: str) -> None:
     found = []
     for prefetch in ("true", "false"):
         settings = [f"training.prefetch={prefetch}", f"training.precision={precision}"]
-        spec = make_spec(*settings, "training.probe_every=4")
+        config = make_config(*settings, "training.probe_every=4")
         run = RunDirectory(tmp_path / prefetch)
-        train(spec, run)
+        train(config, run)
         found.append(weights(run))
     assert all(value.equal(found[1][name]) for name, value in found[0].items())
 
@@ -331,16 +333,16 @@ def test_a_model_prepares_its_batches(tmp_path: Path, monkeypatch: pytest.Monkey
     for prepare in (models.GlimpseClassifier.prepare, None):
         monkeypatch.setattr(models.GlimpseClassifier, "prepare", prepare)
         run = RunDirectory(tmp_path / str(len(found)))
-        train(make_spec(), run)
+        train(make_config(), run)
         found.append(weights(run))
     assert all(value.equal(found[1][name]) for name, value in found[0].items())
 
 
 def test_matrix_products_are_as_precise_as_asked_for() -> None:
     try:
-        Trainer.start(make_spec("training.matmul_precision=medium"))
+        Trainer.start(make_config("training.matmul_precision=medium"))
         assert torch.get_float32_matmul_precision() == "medium"
-        Trainer.start(make_spec())
+        Trainer.start(make_config())
         assert torch.get_float32_matmul_precision() == "highest"
     finally:
         torch.set_float32_matmul_precision("highest")
@@ -348,7 +350,7 @@ def test_matrix_products_are_as_precise_as_asked_for() -> None:
 
 def test_threads_are_as_asked_for() -> None:
     try:
-        Trainer.start(make_spec("training.threads=2"))
+        Trainer.start(make_config("training.threads=2"))
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(1)
@@ -359,7 +361,7 @@ def test_threads_are_as_asked_for() -> None:
 
 def test_digits_are_learnt_in_seconds(tmp_path: Path) -> None:
     """From chance (90% error) to below 60% on 500 held-out digits, 22 standard errors from luck."""
-    spec = make_spec(
+    config = make_config(
         data={"canvas": 28, "scale": [1.0, 1.0]},
         model={"hidden": 48, "patch": 12, "scales": [2], "location_std": 0.15},
         objective={"control_variate": "self-normalized", "num_particles": 2},
@@ -372,8 +374,8 @@ def test_digits_are_learnt_in_seconds(tmp_path: Path) -> None:
         },
     )
     with pyro_settings(validate=False):
-        assert Trainer.start(spec).evaluate()["error"] > 0.8
-    summary = train(spec, RunDirectory(tmp_path / "run"))
+        assert Trainer.start(config).evaluate()["error"] > 0.8
+    summary = train(config, RunDirectory(tmp_path / "run"))
     assert summary["error"] < 0.6
     assert summary["log_likelihood"] > -math.log(10)
 
@@ -390,32 +392,32 @@ def test_a_directory_that_is_taken_is_refused(taken: str, tmp_path: Path) -> Non
         path.mkdir()
         (path / "thesis.tex").write_text("mine")
     with pytest.raises(InputError, match="exists and is not empty: choose another --out, or remove it"):
-        train(make_spec(), RunDirectory(path))
+        train(make_config(), RunDirectory(path))
     assert (path if taken == "file" else path / "thesis.tex").read_text() == "mine"
 
 
 def test_an_empty_directory_is_used(tmp_path: Path) -> None:
-    train(make_spec("training.steps=1"), RunDirectory(tmp_path))
+    train(make_config("training.steps=1"), RunDirectory(tmp_path))
     assert (tmp_path / "summary.json").exists()
 
 
 def test_a_directory_that_cannot_be_made_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(RunError, match=r"cannot create .*file/run: Not a directory"):
-        train(make_spec(), RunDirectory(tmp_path / "file" / "run"))
+        train(make_config(), RunDirectory(tmp_path / "file" / "run"))
 
 
 @pytest.mark.parametrize("validate", [False, True])
 @pytest.mark.parametrize("rate", ["1e10", "1e38"])
 def test_numbers_that_are_not_finite_stop_the_run(rate: str, validate: bool, tmp_path: Path) -> None:
-    spec = make_spec(
+    config = make_config(
         f"training.learning_rate={rate}",
         "training.gradient_clip=0",
         "training.log_every=2",
         f"training.validate={str(validate).lower()}",
     )
     with pytest.raises(RunError, match=r"update \d: .* not finite; lower the learning rate") as caught:
-        train(spec, RunDirectory(tmp_path / "run"))
+        train(config, RunDirectory(tmp_path / "run"))
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "run" / "last.safetensors").exists()
 
@@ -423,7 +425,7 @@ def test_numbers_that_are_not_finite_stop_the_run(rate: str, validate: bool, tmp
 def test_what_is_not_finite_is_named_and_dumped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The step, the site, a dump; the last good checkpoint stays, and its weights are good."""
     settings = ["checkpoint_every=2", "log_every=100", "prefetch=false"]
-    spec = make_spec(*(f"training.{setting}" for setting in settings))
+    config = make_config(*(f"training.{setting}" for setting in settings))
     run = RunDirectory(tmp_path / "run")
     batch, classify = PlacedDigits.training_batch, GlimpseNetwork.classify
     steps: list[int] = []
@@ -442,12 +444,13 @@ def test_what_is_not_finite_is_named_and_dumped(tmp_path: Path, monkeypatch: pyt
         r"learning rate \(weights, gradients and minibatch are in .*diverged.safetensors\)$"
     )
     with pytest.raises(RunError, match=message):
-        train(spec, run)
-    tensors, data = load_checkpoint(run.path / "diverged.safetensors")
+        train(config, run)
+    dump = load_checkpoint(run.path / "diverged.safetensors")
+    tensors, data = dump.tensors, dump.data
     assert data == {"step": 4, "what": "the parameter 'logits' of site 'label' in the model"}
     assert tensors["gradient.model.network.label.weight"].isnan().all()
     assert torch.equal(tensors["batch.0"], run.load()[1].data.training_batch(4, 8, 0)[0])
-    good, data = load_checkpoint(run.checkpoint)
+    good, data = (last := load_checkpoint(run.checkpoint)).tensors, last.data
     assert data["step"] == 4
     assert all(tensor.isfinite().all() for tensor in good.values())
 
@@ -474,11 +477,12 @@ def test_a_site_that_cannot_be_sampled_is_named_and_dumped(
         r"learning rate \(weights, gradients and minibatch are in .*diverged.safetensors\)$"
     )
     with pytest.raises(RunError, match=message):
-        train(make_spec(*choices), run)
-    tensors, data = load_checkpoint(run.path / "diverged.safetensors")
+        train(make_config(*choices), run)
+    dump = load_checkpoint(run.path / "diverged.safetensors")
+    tensors, data = dump.tensors, dump.data
     assert data == {"step": 1, "what": f"the parameter 'logits' of site 'scale_1' in the {whose}"}
     assert {"batch.0", "batch.1", "model.location_std"} <= tensors.keys()
-    assert load_checkpoint(run.checkpoint)[1]["step"] == 1
+    assert load_checkpoint(run.checkpoint).step == 1
 
 
 def test_a_full_disk_stops_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -487,7 +491,7 @@ def test_a_full_disk_stops_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(runs.MetricsLog, "write", full)
     with pytest.raises(RunError, match=r"cannot write to .*run: No space left on device"):
-        train(make_spec(), RunDirectory(tmp_path / "run"))
+        train(make_config(), RunDirectory(tmp_path / "run"))
 
 
 def test_a_models_own_error_is_told_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -496,7 +500,7 @@ def test_a_models_own_error_is_told_as_it_is(tmp_path: Path, monkeypatch: pytest
 
     monkeypatch.setattr(models.GlimpseClassifier, "forward", broken)
     with pytest.raises(RuntimeError, match=r"^shapes do not fit"):
-        train(make_spec(), RunDirectory(tmp_path / "run"))
+        train(make_config(), RunDirectory(tmp_path / "run"))
 
 
 @pytest.mark.parametrize("device", ["cuda", "cuda:7", "mps"])
@@ -505,9 +509,9 @@ def test_a_device_that_is_not_there_is_refused(
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
-    spec = make_spec(f"training.device={device}")
+    config = make_config(f"training.device={device}")
     with pytest.raises(InputError, match=f"device '{device}' is not there.*; use cpu"):
-        train(spec, RunDirectory(tmp_path / "run"))
+        train(config, RunDirectory(tmp_path / "run"))
     assert not (tmp_path / "run").exists()
 
 
@@ -544,21 +548,21 @@ def test_the_plain_networks_are_compiled(monkeypatch: pytest.MonkeyPatch) -> Non
     losses = []
     for compiling in ("false", "true"):
         with pyro_settings(validate=False):
-            trainer = Trainer.start(make_spec(f"training.compile={compiling}"))
+            trainer = Trainer.start(make_config(f"training.compile={compiling}"))
             trainer.update()
-            losses.append(trainer.experiment.objective.statistics["bound"])
+            losses.append(trainer.components.objective.statistics["bound"])
     assert {"GlimpseEncoder", "RecurrentLayer", "Policy", "ProposalNetwork"} <= set(compiled)
     torch.testing.assert_close(losses[0], losses[1])
 
 
 def test_nothing_to_compile_is_told() -> None:
-    spec = make_spec("training.compile=true", "model.name=test_training:Coin", "guide.name=prior")
+    config = make_config("training.compile=true", "model.name=test_training:Coin", "guide.name=prior")
     for key in ("hidden", "num_glimpses", "patch", "scales", "location_std"):
-        spec.model.options.pop(key, None)
+        config.model.options.pop(key, None)
     with pytest.raises(
         InputError, match=r"training.compile: neither model nor guide has a plain torch.nn"
     ):
-        Trainer.start(spec)
+        Trainer.start(config)
 
 
 class Coin(nn.Module):

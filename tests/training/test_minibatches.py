@@ -1,4 +1,4 @@
-"""Minibatches made ahead of their use."""
+"""Prefetcher made ahead of their use."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wsram_ppl.training.minibatches import Minibatches
+from wsram_ppl.training.minibatches import Prefetcher
 
 STEPS = 6
 
@@ -36,7 +36,7 @@ class Maker:
 
 @given(st.booleans(), st.lists(st.tuples(st.integers(0, STEPS - 1), st.booleans()), max_size=8))
 def test_any_order_of_steps_gives_each_its_own(ahead: bool, asked: list[tuple[int, bool]]) -> None:
-    minibatches = Minibatches(Maker(), STEPS, ahead=ahead)
+    minibatches = Prefetcher(Maker(), STEPS, ahead=ahead)
     for step, out_of_turn in asked:
         assert (minibatches.extra if out_of_turn else minibatches)(step) == 10 * step
 
@@ -44,7 +44,7 @@ def test_any_order_of_steps_gives_each_its_own(ahead: bool, asked: list[tuple[in
 @pytest.mark.parametrize("ahead", [True, False])
 def test_each_is_made_once_and_none_beyond_the_last(ahead: bool) -> None:
     maker = Maker()
-    minibatches = Minibatches(maker, STEPS, ahead=ahead)
+    minibatches = Prefetcher(maker, STEPS, ahead=ahead)
     for step in range(STEPS):
         minibatches(step)
         minibatches.extra(100)
@@ -55,7 +55,7 @@ def test_each_is_made_once_and_none_beyond_the_last(ahead: bool) -> None:
 
 def test_the_next_is_made_while_this_one_is_in_use() -> None:
     maker = Maker()
-    Minibatches(maker, STEPS, ahead=True)(0)
+    Prefetcher(maker, STEPS, ahead=True)(0)
     deadline = time.monotonic() + 10
     while maker.made != [0, 1] and time.monotonic() < deadline:
         time.sleep(0.001)
@@ -64,7 +64,7 @@ def test_the_next_is_made_while_this_one_is_in_use() -> None:
 
 @pytest.mark.parametrize("ahead", [True, False])
 def test_a_failure_comes_when_its_step_is_asked_for(ahead: bool) -> None:
-    minibatches = Minibatches(Maker(broken=2), STEPS, ahead=ahead)
+    minibatches = Prefetcher(Maker(broken=2), STEPS, ahead=ahead)
     assert [minibatches(step) for step in (0, 1)] == [0, 10]
     with pytest.raises(ValueError, match="no minibatch 2"):
         minibatches(2)

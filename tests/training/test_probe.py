@@ -9,13 +9,14 @@ import pytest
 import torch
 
 from tests.studies.tiny_study import BASE
-from wsram_ppl.config import Spec, load_spec
+from wsram_ppl.config import ExperimentConfig, load_config
 from wsram_ppl.distributed.devices import seed_for
 from wsram_ppl.errors import InputError
+from wsram_ppl.primitives.handlers import pyro_settings
 from wsram_ppl.runs.checkpoints import load_checkpoint
 from wsram_ppl.runs.directory import RunDirectory
-from wsram_ppl.training.evaluation import pyro_settings
 from wsram_ppl.training.loop import train
+from wsram_ppl.training.measurements import measure_variance
 from wsram_ppl.training.trainer import Trainer
 
 #: Objectives with state that a probe could disturb: running averages, coefficient networks.
@@ -27,9 +28,9 @@ VARIANTS = {
 }
 
 
-def spec_of(folder: Path, *overrides: str) -> Spec:
+def config_of(folder: Path, *overrides: str) -> ExperimentConfig:
     (folder / "base.toml").write_text(BASE)
-    return load_spec(folder / "base.toml", ["training.steps=6", *overrides])
+    return load_config(folder / "base.toml", ["training.steps=6", *overrides])
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -37,8 +38,8 @@ def test_a_probe_changes_nothing_of_the_training(tmp_path: Path, variant: str) -
     states, rows = [], []
     for every in (0, 2):
         run = RunDirectory(tmp_path / str(every))
-        train(spec_of(tmp_path, *VARIANTS[variant], f"training.probe_every={every}"), run)
-        states.append(load_checkpoint(run.checkpoint)[0])
+        train(config_of(tmp_path, *VARIANTS[variant], f"training.probe_every={every}"), run)
+        states.append(load_checkpoint(run.checkpoint).tensors)
         with open(run.path / "metrics.csv", newline="") as file:
             rows.append(list(csv.DictReader(file)))
     plain, probed = states
@@ -60,18 +61,20 @@ def test_a_probe_changes_nothing_of_the_training(tmp_path: Path, variant: str) -
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_the_variance_is_that_of_the_models_gradient(tmp_path: Path, variant: str) -> None:
     """Recomputed from the gradients themselves, of the mean loss, coefficient networks left out."""
-    spec = spec_of(tmp_path, *VARIANTS[variant], "training.probe_repeats=7", "exploration.entropy=0.1")
+    config = config_of(
+        tmp_path, *VARIANTS[variant], "training.probe_repeats=7", "exploration.entropy=0.1"
+    )
     with pyro_settings(validate=False):
-        trainer = Trainer.start(spec)
+        trainer = Trainer.start(config)
         for _ in range(3):
             trainer.update()
-        found = trainer.probe()
-        parts = trainer.experiment
-        size = spec.training.batch_size
-        batch = parts.data.training_batch(2**40, size, spec.training.seed)
+        found = measure_variance(trainer)
+        parts = trainer.components
+        size = config.training.batch_size
+        batch = parts.data.training_batch(2**40, size, config.training.seed)
         own = [p for name, p in parts.model.named_parameters() if not name.startswith("baselines.")]
         assert len(own) < len(list(parts.model.parameters()))
-        torch.manual_seed(seed_for(spec.training.seed, 4, 3))
+        torch.manual_seed(seed_for(config.training.seed, 4, 3))
         held = {name: value.clone() for name, value in parts.objective.state_dict().items()}
         gradients = []
         for _ in range(7):
@@ -92,8 +95,8 @@ def test_the_minibatch_hangs_on_the_seed_alone(tmp_path: Path, monkeypatch: pyte
     with pyro_settings(validate=False):
         for overrides in (VARIANTS["adaptive"], VARIANTS["VAR+c"], ["training.seed=1"]):
             settings = ("training.probe_repeats=2", "training.prefetch=false")
-            trainer = Trainer.start(spec_of(tmp_path, *overrides, *settings))
-            data = trainer.experiment.data
+            trainer = Trainer.start(config_of(tmp_path, *overrides, *settings))
+            data = trainer.components.data
             draw = data.training_batch
             batches: list[tuple[torch.Tensor, ...]] = []
 
@@ -102,9 +105,9 @@ def test_the_minibatch_hangs_on_the_seed_alone(tmp_path: Path, monkeypatch: pyte
                 return batches[-1]
 
             monkeypatch.setattr(data, "training_batch", spy)
-            trainer.probe()
+            measure_variance(trainer)
             trainer.update()
-            trainer.probe()
+            measure_variance(trainer)
             first, trained, again = batches
             assert torch.equal(first[0], again[0]) and not torch.equal(first[0], trained[0])
             asked.append(first[0])
@@ -116,14 +119,14 @@ def test_a_variance_needs_two_gradients(tmp_path: Path) -> None:
     with pytest.raises(
         InputError, match=r"training.probe_repeats = 1: should be greater than or equal to 2"
     ):
-        spec_of(tmp_path, "training.probe_repeats=1")
+        config_of(tmp_path, "training.probe_repeats=1")
     with pytest.raises(
         InputError, match=r"training.probe_every = -1: should be greater than or equal to 0"
     ):
-        spec_of(tmp_path, "training.probe_every=-1")
+        config_of(tmp_path, "training.probe_every=-1")
 
 
 def test_probes_do_not_make_another_run(tmp_path: Path) -> None:
     """Finished runs stay finished when a study asks for probes."""
-    plain, probed = spec_of(tmp_path), spec_of(tmp_path, "training.probe_every=2")
+    plain, probed = config_of(tmp_path), config_of(tmp_path, "training.probe_every=2")
     assert plain != probed and plain.fingerprint() == probed.fingerprint()

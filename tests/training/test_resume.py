@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 
 from scripts.survive_kills import SETTINGS, equal, train_and_kill
 from scripts.survive_kills import rows as metrics
-from tests.training.test_loop import make_spec
-from wsram_ppl.config import Spec
+from tests.training.test_loop import make_config
+from wsram_ppl.config import ExperimentConfig
 from wsram_ppl.errors import InputError, Interrupted, RunError
 from wsram_ppl.runs.checkpoints import load_checkpoint
 from wsram_ppl.runs.directory import RunDirectory
@@ -50,68 +50,71 @@ def stop_at(step: int):  # type: ignore[no-untyped-def]
 
 
 def assert_same_run(one: RunDirectory, other: RunDirectory) -> None:
-    (a, a_data), (b, b_data) = (load_checkpoint(run.checkpoint) for run in (one, other))
+    first, second = (load_checkpoint(run.checkpoint) for run in (one, other))
+    a, b = first.tensors, second.tensors
     assert a.keys() == b.keys()
     assert all(torch.equal(a[name], b[name]) for name in a)
     assert any(name.startswith("optimizer.") for name in a)
-    assert a_data["step"] == b_data["step"]
+    assert first.step == second.step
     assert metrics(one) == metrics(other)
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Spec, RunDirectory]:
-    spec, run = make_spec(*STATE), RunDirectory(tmp_path_factory.mktemp("whole") / "run")
-    train(spec, run)
-    return spec, run
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[ExperimentConfig, RunDirectory]:
+    config, run = make_config(*STATE), RunDirectory(tmp_path_factory.mktemp("whole") / "run")
+    train(config, run)
+    return config, run
 
 
 @settings(max_examples=8, deadline=None)
 @given(stops=st.lists(st.integers(1, 12), min_size=1, max_size=3))
 def test_stopped_anywhere_and_continued_is_bit_equal(
-    whole: tuple[Spec, RunDirectory], tmp_path_factory: pytest.TempPathFactory, stops: list[int]
+    whole: tuple[ExperimentConfig, RunDirectory],
+    tmp_path_factory: pytest.TempPathFactory,
+    stops: list[int],
 ) -> None:
     """Weights, momentum, running estimates and metrics rows; stopped once or several times."""
-    spec, reference = whole
+    config, reference = whole
     run = RunDirectory(tmp_path_factory.mktemp("stopped") / "run")
     for step in stops:
         try:
-            train(spec, run, stop_at(step))
+            train(config, run, stop_at(step))
         except Stopped:
             continue
-    train(spec, run)
+    train(config, run)
     assert_same_run(reference, run)
 
 
 def test_a_finished_run_is_left_as_it_is(
-    whole: tuple[Spec, RunDirectory], monkeypatch: pytest.MonkeyPatch
+    whole: tuple[ExperimentConfig, RunDirectory], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And neither data nor model are built to find that out."""
-    spec, run = whole
+    config, run = whole
     monkeypatch.setattr(Trainer, "start", None)
-    before = {path: path.stat().st_mtime_ns for path in run.path.iterdir() if path.name != "spec.toml"}
-    assert train(spec, run) == run.summary()
+    before = {path: path.stat().st_mtime_ns for path in run.path.iterdir() if path.name != "config.toml"}
+    assert train(config, run) == run.summary()
     assert {path: path.stat().st_mtime_ns for path in before} == before
 
 
-def test_another_spec_in_the_directory_is_refused(whole: tuple[Spec, RunDirectory]) -> None:
+def test_another_spec_in_the_directory_is_refused(whole: tuple[ExperimentConfig, RunDirectory]) -> None:
     _, run = whole
-    content = (run.path / "spec.toml").read_bytes()
+    content = (run.path / "config.toml").read_bytes()
     with pytest.raises(
         InputError, match=r"belongs to another run \(model.hidden 8, not 9\): choose another"
     ):
-        train(make_spec(*STATE, "model.hidden=9"), run)
-    assert (run.path / "spec.toml").read_bytes() == content
+        train(make_config(*STATE, "model.hidden=9"), run)
+    assert (run.path / "config.toml").read_bytes() == content
 
 
 @pytest.mark.parametrize("damage", ["truncated", "flipped", "pickle"])
 def test_a_damaged_checkpoint_falls_back_to_the_previous_one(
-    whole: tuple[Spec, RunDirectory], damage: str, tmp_path: Path
+    whole: tuple[ExperimentConfig, RunDirectory], damage: str, tmp_path: Path
 ) -> None:
     """The reason is told, and the run ends as it would have."""
-    spec, reference = whole
+    config, reference = whole
     run = RunDirectory(tmp_path / "run")
     with pytest.raises(Stopped):
-        train(spec, run, stop_at(8))
+        train(config, run, stop_at(8))
     content = bytearray(run.checkpoint.read_bytes())
     if damage == "truncated":
         content = content[: len(content) // 2]
@@ -123,41 +126,41 @@ def test_a_damaged_checkpoint_falls_back_to_the_previous_one(
     with pytest.warns(
         UserWarning, match=r"last.safetensors is .*; going on from .*previous.safetensors"
     ):
-        train(spec, run)
+        train(config, run)
     assert_same_run(reference, run)
 
 
 def test_no_whole_checkpoint_is_an_error_and_nothing_is_lost(tmp_path: Path) -> None:
-    spec, run = make_spec(*STATE), RunDirectory(tmp_path / "run")
+    config, run = make_config(*STATE), RunDirectory(tmp_path / "run")
     with pytest.raises(Stopped):
-        train(spec, run, stop_at(8))
+        train(config, run, stop_at(8))
     for path in run.path.glob("*.safetensors"):
         path.write_bytes(path.read_bytes()[:100])
     rows = metrics(run)
     with pytest.raises(
         InputError, match=r"last.safetensors is not a whole.*; .*previous.safetensors is not"
     ):
-        train(spec, run)
+        train(config, run)
     assert metrics(run) == rows
 
 
 def test_stopped_before_any_checkpoint_starts_again(
-    whole: tuple[Spec, RunDirectory], tmp_path: Path
+    whole: tuple[ExperimentConfig, RunDirectory], tmp_path: Path
 ) -> None:
-    spec, reference = whole
+    config, reference = whole
     run = RunDirectory(tmp_path / "run")
     with pytest.raises(Stopped):
-        train(spec, run, stop_at(2))
-    train(spec, run)
+        train(config, run, stop_at(2))
+    train(config, run)
     assert_same_run(reference, run)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_saves_and_stops(
-    whole: tuple[Spec, RunDirectory], number: signal.Signals, tmp_path: Path
+    whole: tuple[ExperimentConfig, RunDirectory], number: signal.Signals, tmp_path: Path
 ) -> None:
     """Between two checkpoints, too; afterwards the signal's handler is the one from before."""
-    spec, reference = whole
+    config, reference = whole
     run, before = RunDirectory(tmp_path / "run"), signal.getsignal(number)
 
     def progress(done: int, numbers: Mapping[str, float] | None) -> None:
@@ -167,21 +170,21 @@ def test_a_signal_saves_and_stops(
     with pytest.raises(
         Interrupted, match=rf"stopped by {number.name} after update 7, which is saved"
     ) as info:
-        train(spec, run, progress)
+        train(config, run, progress)
     assert info.value.exit_code == 128 + number
     assert signal.getsignal(number) is before
-    assert load_checkpoint(run.checkpoint)[1]["step"] == 7
-    train(spec, run)
+    assert load_checkpoint(run.checkpoint).step == 7
+    train(config, run)
     assert_same_run(reference, run)
 
 
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")  # of Python 3.12, about threads
 def test_killed_at_random_moments(tmp_path: Path) -> None:
     """kill -9 on real processes, several times in one run, as scripts/survive_kills.py does it."""
-    spec = make_spec(*SETTINGS, "training.steps=120", "training.eval_every=50")
+    config = make_config(*SETTINGS, "training.steps=120", "training.eval_every=50")
     reference, run = RunDirectory(tmp_path / "whole"), RunDirectory(tmp_path / "killed")
-    train(spec, reference)
-    kills = train_and_kill(spec, run, random.Random(0), kills=6, seconds=0.2)
+    train(config, reference)
+    kills = train_and_kill(config, run, random.Random(0), kills=6, seconds=0.2)
     assert kills == 6
     assert_same_run(reference, run)
     assert equal(reference, run)
@@ -202,21 +205,24 @@ def no_file_beyond(size: int) -> Iterator[None]:
 
 @pytest.mark.parametrize("size", [0, 100, 500, 1500, 4000, 20_000])
 def test_a_full_disk_stops_the_run_and_costs_nothing(
-    whole: tuple[Spec, RunDirectory], size: int, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    whole: tuple[ExperimentConfig, RunDirectory],
+    size: int,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
-    """Whichever file does not fit: spec, metrics, events, checkpoint. With room again it goes on."""
-    spec, reference = whole
+    """Whichever file does not fit: config, metrics, events, checkpoint. With room again it goes on."""
+    config, reference = whole
     run = RunDirectory(tmp_path / "run")
     with pytest.raises(Stopped):
-        train(spec, run, stop_at(8))
+        train(config, run, stop_at(8))
     saved = run.checkpoint.read_bytes()
     with (
         no_file_beyond(size),
         pytest.raises(RunError, match=r"^cannot write .*File too large$") as caught,
     ):
-        train(spec, run)
+        train(config, run)
     assert "\n" not in str(caught.value)
     assert "Traceback" not in capfd.readouterr().err
     assert run.checkpoint.read_bytes() == saved
-    train(spec, run)
+    train(config, run)
     assert_same_run(reference, run)

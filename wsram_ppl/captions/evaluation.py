@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from torch import nn
 
 from wsram_ppl.captions.bleu import Bleu, corpus_bleu
 from wsram_ppl.captions.decoding import Sentences, Speaker, beam_search, sample
-from wsram_ppl.data import DataSource
 from wsram_ppl.data.captions.batches import CaptionSource, Examples, HeldOut
 from wsram_ppl.errors import InputError
-from wsram_ppl.training.evaluation import evaluating
+from wsram_ppl.interfaces import DataSource, Speaks
+from wsram_ppl.primitives.handlers import evaluating
 
 
 class Decoding(NamedTuple):
@@ -31,9 +30,21 @@ class Decoding(NamedTuple):
     length_penalty: float = 0.7
 
 
-def can_speak(model: nn.Module, source: DataSource) -> bool:
-    """Whether a model writes captions (it has a method ``speaker``) and the source has pictures."""
-    return hasattr(model, "speaker") and isinstance(source, CaptionSource)
+class Counts(NamedTuple):
+    """How much is drawn for each datum of an evaluation.
+
+    Attributes:
+        samples: of the latent variables, behind a prediction.
+        particles: M of the bound.
+    """
+
+    samples: int
+    particles: int
+
+
+def default_counts(model: nn.Module, source: DataSource) -> Counts:
+    """What an evaluation draws unless told otherwise: less for captions, whose every word has a look."""
+    return Counts(10, 10) if _writes_captions(model, source) else Counts(20, 100)
 
 
 def describe(model: nn.Module, pictures: Examples, how: Decoding) -> Sentences:
@@ -42,11 +53,10 @@ def describe(model: nn.Module, pictures: Examples, how: Decoding) -> Sentences:
     Raises:
         InputError: the model has no method ``speaker``.
     """
-    speak: Any = getattr(model, "speaker", None)
-    if speak is None:
+    if not isinstance(model, Speaks):
         raise InputError(f"{type(model).__name__} has no method 'speaker' to write captions with")
     with evaluating(model):
-        speaker: Speaker = speak(how.paths or None)
+        speaker: Speaker = model.speaker(how.paths or None)
         if not how.beam:
             return sample(speaker, pictures.maps, longest=how.longest)
         return beam_search(
@@ -58,39 +68,28 @@ def describe(model: nn.Module, pictures: Examples, how: Decoding) -> Sentences:
         )
 
 
-class Caption(NamedTuple):
-    """What was said about a picture, beside what people said."""
-
-    name: str
-    text: str
-    references: list[str]
-
-
-def captions(
+def score_held_out(
     model: nn.Module,
-    source: CaptionSource,
+    source: DataSource,
     how: Decoding,
     *,
     split: HeldOut = "dev",
     examples: int | None = None,
     batch_size: int = 100,
-) -> Iterator[Caption]:
-    """A caption of each held-out picture (or of a fixed subset of ``examples``)."""
+) -> Bleu | None:
+    """Corpus BLEU with a caption for each held-out picture (or for the first ``examples``).
+
+    None for a model that writes no captions, or a source without pictures.
+    """
+    if not _writes_captions(model, source):
+        return None
+    assert isinstance(source, CaptionSource)
+    said: list[str] = []
+    references: list[list[str]] = []
     for part in source.examples(batch_size, examples, split):
-        sentences = describe(model, part, how)
-        for name, words, references in zip(
-            part.names, sentences.words.tolist(), part.references, strict=True
-        ):
-            yield Caption(name, source.vocabulary.decode(words), references)
-
-
-def score(found: list[Caption]) -> Bleu:
-    """Corpus BLEU of captions (both they and their references are normalised already)."""
-    return corpus_bleu(
-        [caption.text for caption in found],
-        [caption.references for caption in found],
-        tokenisation="captions",
-    )
+        said += map(source.vocabulary.decode, describe(model, part, how).words.tolist())
+        references += part.references
+    return corpus_bleu(said, references, tokenisation="captions")
 
 
 def split_of(source: DataSource, split: str | None) -> dict[str, Any]:
@@ -104,3 +103,7 @@ def split_of(source: DataSource, split: str | None) -> dict[str, Any]:
     if not isinstance(source, CaptionSource):
         raise InputError(f"{type(source).__name__} has one held-out set: leave out --split")
     return {"split": split}
+
+
+def _writes_captions(model: nn.Module, source: DataSource) -> bool:
+    return isinstance(model, Speaks) and isinstance(source, CaptionSource)

@@ -1,6 +1,6 @@
-"""Experiment specs: what to train, on what, how; read from TOML, checked, written and built.
+"""Experiment configs: what to train, on what, how; read from TOML, checked, written and built.
 
-A spec has six tables. Four choose a component by ``name`` (``source`` in ``[data]``), a registered
+A config has six tables. Four choose a component by ``name`` (``source`` in ``[data]``), a registered
 name or an import path ``package.module:Name``, with the component's own options beside it::
 
     [model]
@@ -15,27 +15,27 @@ model. A float option of a model or guide may be a schedule (:class:`~wsram_ppl.
 if the component keeps the number in a 0-dim buffer of the same name: the constructor then gets the
 first value, and the training loop writes the later ones into the buffer.
 
-``[exploration]`` and ``[training]`` are :class:`Exploration` and :class:`Training`.
+``[exploration]`` and ``[training]`` are :class:`ExplorationSettings` and :class:`TrainingSettings`.
 """
 
-from wsram_ppl.config.build import Experiment, build
+from wsram_ppl.config.build import Components, build
 from wsram_ppl.config.checking import check_table
 from wsram_ppl.config.options import Component
 from wsram_ppl.config.overrides import read_value
-from wsram_ppl.config.parsing import Spec, load_spec, parse_spec, read_toml
-from wsram_ppl.config.settings import IMMATERIAL, Exploration, Training
+from wsram_ppl.config.parsing import ExperimentConfig, load_config, parse_config, read_toml
+from wsram_ppl.config.settings import IMMATERIAL, ExplorationSettings, TrainingSettings
 
 __all__ = [
     "IMMATERIAL",
     "Component",
-    "Experiment",
-    "Exploration",
-    "Spec",
-    "Training",
+    "Components",
+    "ExperimentConfig",
+    "ExplorationSettings",
+    "TrainingSettings",
     "build",
     "check_table",
-    "load_spec",
-    "parse_spec",
+    "load_config",
+    "parse_config",
     "read_toml",
     "read_value",
 ]

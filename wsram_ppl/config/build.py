@@ -1,4 +1,4 @@
-"""From a checked spec to the components themselves."""
+"""From a checked config to the components themselves."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from wsram_ppl.config.options import SCHEDULED, Component, component_class, constructor_options
-from wsram_ppl.config.parsing import Spec
+from wsram_ppl.config.parsing import ExperimentConfig
 from wsram_ppl.config.schedules import Schedule
-from wsram_ppl.data import DataSource
+from wsram_ppl.interfaces import DataSource
 from wsram_ppl.errors import InputError, RunError, one_line
 from wsram_ppl.objectives import Objective
 
 
 @dataclass
-class Experiment:
-    """The built components of a spec.
+class Components:
+    """The built components of a config.
 
     Attributes:
         scheduled: for each option of the model or guide that changes during the run, its schedule;
@@ -32,24 +32,24 @@ class Experiment:
     scheduled: dict[tuple[Literal["model", "guide"], str], Schedule]
 
 
-def build(spec: Spec) -> Experiment:
+def build(config: ExperimentConfig) -> Components:
     """Constructs the components; seed torch before, since the parameters are drawn here.
 
     A data source may have an attribute ``model_options``: what its data imply for a model, by the name
     of the option, like the number of words. A model that has the option gets the value, unless the
-    spec sets it.
+    config sets it.
 
     Raises:
         InputError: a component does not accept its options, is not of the right kind, or cannot be
             scheduled as asked.
         RunError: a component failed otherwise.
     """
-    data = _construct("data", spec.data)
-    model = _construct("model", spec.model, implied=getattr(data, "model_options", {}))
-    guide = _construct("guide", spec.guide, model)
-    objective = _construct("objective", spec.objective)
+    data = _construct("data", config.data)
+    model = _construct("model", config.model, implied=getattr(data, "model_options", {}))
+    guide = _construct("guide", config.guide, model)
+    objective = _construct("objective", config.objective)
     scheduled: dict[tuple[Literal["model", "guide"], str], Schedule] = {}
-    for section, component, module in ("model", spec.model, model), ("guide", spec.guide, guide):
+    for section, component, module in ("model", config.model, model), ("guide", config.guide, guide):
         for option, schedule in _schedules(section, component).items():
             buffer = dict(module.named_buffers(remove_duplicate=False)).get(option)
             if not isinstance(buffer, Tensor) or buffer.ndim or not buffer.is_floating_point():
@@ -58,7 +58,7 @@ def build(spec: Spec) -> Experiment:
                     "in a 0-dim buffer of that name; give a number"
                 )
             scheduled["model" if section == "model" else "guide", option] = schedule
-    return Experiment(model, guide, objective, data, scheduled)
+    return Components(model, guide, objective, data, scheduled)
 
 
 def _construct(

@@ -120,7 +120,7 @@ def show_value(value: Any) -> str:
 
 
 def plain_tables(value: Any, key: str, depth: int = 0) -> Any:
-    """A copy of a value that holds nothing but what a spec can; InputError where it cannot."""
+    """A copy of a value that holds nothing but what a config can; InputError where it cannot."""
     if depth > _DEEPEST:
         raise InputError(f"{key}: nested too deeply")
     if isinstance(value, Schedule):

@@ -25,7 +25,7 @@ from wsram_ppl.config.checking import (
     unknown_key,
 )
 from wsram_ppl.config.schedules import Schedule
-from wsram_ppl.data import DataSource
+from wsram_ppl.interfaces import DataSource
 from wsram_ppl.errors import InputError, one_line
 from wsram_ppl.objectives import Objective
 from wsram_ppl.registry import Registry
@@ -223,7 +223,7 @@ def constructor_options(section: str, cls: type[Any]) -> _Options:
             continue
         if parameter.kind is inspect.Parameter.POSITIONAL_ONLY or (parameter.name == name_key(section)):
             if parameter.default is inspect.Parameter.empty:
-                raise InputError(f"{what}: a spec cannot set its parameter {parameter.name!r}")
+                raise InputError(f"{what}: a config cannot set its parameter {parameter.name!r}")
             continue
         known[parameter.name] = _option(section, cls, parameter)
     any_other = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters)

@@ -1,4 +1,4 @@
-"""The spec as a whole: read, check, write, tell apart."""
+"""The config as a whole: read, check, write, tell apart."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from wsram_ppl.config.checking import (
 )
 from wsram_ppl.config.options import COMPONENTS, Component, read_component
 from wsram_ppl.config.overrides import apply_overrides
-from wsram_ppl.config.settings import IMMATERIAL, Exploration, Training
+from wsram_ppl.config.settings import IMMATERIAL, ExplorationSettings, TrainingSettings
 from wsram_ppl.errors import InputError
 from wsram_ppl.files import read_text
 
@@ -30,24 +30,24 @@ _SECTIONS: Final = (*COMPONENTS, "exploration", "training")
 
 
 @dataclass(frozen=True)
-class Spec:
+class ExperimentConfig:
     """A whole experiment, checked; every option has its value.
 
     Attributes:
-        notes: lines for the user on what was left out of the file (see :func:`parse_spec`); not
-            part of the spec's identity.
+        notes: lines for the user on what was left out of the file (see :func:`parse_config`); not
+            part of the config's identity.
     """
 
     data: Component
     model: Component
     guide: Component
     objective: Component
-    exploration: Exploration
-    training: Training
+    exploration: ExplorationSettings
+    training: TrainingSettings
     notes: tuple[str, ...] = field(default=(), compare=False)
 
     def tables(self) -> dict[str, dict[str, Any]]:
-        """The spec as the tables of a TOML file; :func:`parse_spec` reads them to an equal spec."""
+        """The config as the tables of a TOML file; :func:`parse_config` reads them to an equal config."""
         tables: dict[str, dict[str, Any]] = {}
         for section in COMPONENTS:
             component: Component = getattr(self, section)
@@ -58,7 +58,7 @@ class Spec:
         return tables
 
     def to_toml(self) -> str:
-        """The text of a TOML file with every option, from which an equal spec is read."""
+        """The text of a TOML file with every option, from which an equal config is read."""
         return tomli_w.dumps(self.tables())
 
     def fingerprint(self) -> str:
@@ -79,13 +79,13 @@ class Spec:
             }
         return hashlib.sha256(json.dumps(tables, sort_keys=True).encode()).hexdigest()
 
-    def difference(self, other: Spec, ignored: Sequence[str] = IMMATERIAL) -> str:
-        """The keys in which the specs differ, with both values, in one line; "" without any.
+    def difference(self, other: ExperimentConfig, ignored: Sequence[str] = IMMATERIAL) -> str:
+        """The keys in which the configs differ, with both values, in one line; "" without any.
 
         Args:
             ignored: keys of ``[training]`` to leave out, by default those that the fingerprint does.
         """
-        here, there = (_flat(spec.tables()) for spec in (self, other))
+        here, there = (_flat(config.tables()) for config in (self, other))
         skipped = {f"training.{key}" for key in ignored}
         keys = [key for key in {**here, **there} if here.get(key) != there.get(key)]
         lines = [
@@ -106,16 +106,16 @@ def _flat(tables: Mapping[str, Any], above: str = "") -> dict[str, Any]:
     return flat
 
 
-def load_spec(
+def load_config(
     path: str | PathLike[str], overrides: Sequence[str] = (), **shorthands: str | int | None
-) -> Spec:
-    """Reads a spec from a TOML file; see :func:`parse_spec` for the rest.
+) -> ExperimentConfig:
+    """Reads a config from a TOML file; see :func:`parse_config` for the rest.
 
     Raises:
         InputError: also for a file that is not there, cannot be read or is not TOML (the message
             names the line).
     """
-    return parse_spec(read_toml(path), overrides, **shorthands)
+    return parse_config(read_toml(path), overrides, **shorthands)
 
 
 def read_toml(path: str | PathLike[str]) -> dict[str, Any]:
@@ -134,10 +134,10 @@ def read_toml(path: str | PathLike[str]) -> dict[str, Any]:
         raise InputError(f"{path}: not valid TOML: {where}") from None
 
 
-def parse_spec(
+def parse_config(
     tables: Mapping[str, Any], overrides: Sequence[str] = (), **shorthands: str | int | None
-) -> Spec:
-    """Checks the tables of a spec and fills in every default.
+) -> ExperimentConfig:
+    """Checks the tables of a config and fills in every default.
 
     If an override or a shorthand chooses another component than the file does, the file's options
     that the new one does not have are left out, and ``notes`` says which. What overrides set is
@@ -153,10 +153,10 @@ def parse_spec(
         InputError: anything unknown, missing or out of range; all that is wrong, in one line.
         TypeError: a shorthand that does not exist.
     """
-    plain = plain_tables(tables, "the spec")
+    plain = plain_tables(tables, "the config")
     names = {section: component_name(section, plain.get(section)) for section in COMPONENTS}
     explicit = apply_overrides(plain, overrides, shorthands)
-    plain = plain_tables(plain, "the spec")
+    plain = plain_tables(plain, "the config")
 
     problems = [unknown_key("", key, _SECTIONS) for key in plain if key not in _SECTIONS]
     notes: list[str] = []
@@ -170,10 +170,10 @@ def parse_spec(
                 set_by_hand = {path[1] for path in explicit if path[0] == section and path[1:]}
                 parts[section] = read_component(section, table, names[section], set_by_hand, notes)
             else:
-                settings = Exploration if section == "exploration" else Training
+                settings = ExplorationSettings if section == "exploration" else TrainingSettings
                 parts[section] = check_table(settings, section, table)
         except InputError as error:
             problems.append(str(error))
     if problems:
         raise InputError(" ".join("; ".join(problems).split()))
-    return Spec(**parts, notes=tuple(notes))
+    return ExperimentConfig(**parts, notes=tuple(notes))

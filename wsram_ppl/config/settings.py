@@ -1,4 +1,4 @@
-"""The fixed tables of a spec: ``[exploration]`` and ``[training]``."""
+"""The fixed tables of a config: ``[exploration]`` and ``[training]``."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def check_device(value: str) -> str:
     return value
 
 
-class Exploration(BaseModel):
+class ExplorationSettings(BaseModel):
     """Heuristics that keep the proposal from collapsing (paper, section 4.5); all off by default.
 
     Attributes:
@@ -69,7 +69,7 @@ class Exploration(BaseModel):
     coverage: NonNegativeSchedule = Schedule.fixed(0.0)
 
 
-class Training(BaseModel):
+class TrainingSettings(BaseModel):
     """How a run is trained, measured and saved.
 
     Attributes:

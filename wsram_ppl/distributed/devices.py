@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+from enum import IntEnum
+
 import numpy as np
 import torch
 
 from wsram_ppl.config.settings import check_device
 from wsram_ppl.errors import InputError
+
+__all__ = ["Stream", "resolve_device", "seed_for"]
+
+
+class Stream(IntEnum):
+    """What random numbers of a run are for; each has its own at every step."""
+
+    PARAMETERS, SAMPLES, LOGGING, EVALUATION, PROBE = range(5)
 
 
 def seed_for(seed: int, stream: int, step: int = 0, *process: int) -> int:
@@ -20,7 +30,7 @@ def seed_for(seed: int, stream: int, step: int = 0, *process: int) -> int:
 
 
 def resolve_device(name: str) -> torch.device:
-    """The torch device of a spec's ``training.device``.
+    """The torch device of a config's ``training.device``.
 
     Raises:
         InputError: it is not there, or no such device is supported.

@@ -1,14 +1,9 @@
 """The processes of a run: started by Lightning Fabric or by ``torchrun``, ended together.
 
-Each process works on its share of every minibatch (:mod:`wsram_ppl.distributed.sharding`), and the gradients are
-summed (:mod:`wsram_ppl.collectives`). The first process decides, reads and writes.
-
-Fabric chooses devices, starts the processes and connects them; it does not wrap the model in
-``DistributedDataParallel``. That class averages, where the loss is a sum over data; it must be told, or
-search at every update, which parameters an update leaves without a gradient (a site that the program did
-not reach), and then makes their gradients zero, where Adam would have left these parameters alone; and
-what it hides behind the backward pass, the transfer of large gradients, these small models do not have.
-One flat buffer, summed after the backward pass, is exact, and one collective per update.
+Each process works on its rows of every minibatch (:mod:`wsram_ppl.distributed.sharding`), and gradients
+are summed (:mod:`wsram_ppl.collectives`). The first process decides, reads and writes. Fabric chooses
+devices, starts the processes and connects them; the model is not wrapped: one flat buffer, summed after
+the backward pass, is exact also where an update leaves parameters without a gradient.
 """
 
 from __future__ import annotations
@@ -32,10 +27,10 @@ from lightning_fabric.strategies.ddp import DDPStrategy
 from torch import nn
 
 from wsram_ppl import collectives
-from wsram_ppl.config import Training
+from wsram_ppl.config import TrainingSettings
 from wsram_ppl.distributed.devices import resolve_device
-from wsram_ppl.distributed.sharding import Share
-from wsram_ppl.errors import Diverged, Elsewhere, InputError, RunError, exit_code
+from wsram_ppl.distributed.sharding import BatchShard
+from wsram_ppl.errors import Diverged, InputError, RunError, WorkerExit, exit_code
 
 _T = TypeVar("_T")
 
@@ -64,20 +59,20 @@ class Processes:
 
     Args:
         fabric: devices and precision.
-        share: what this process does of each minibatch.
+        shard: what this process does of each minibatch.
     """
 
     fabric: Fabric
-    share: Share
+    shard: BatchShard
 
     @classmethod
-    def launch(cls, training: Training) -> Processes:
+    def launch(cls, training: TrainingSettings) -> Processes:
         """Starts the other processes, unless that was done from outside, and waits for them.
 
         They run the same command as this one.
 
         Raises:
-            InputError: they cannot be started as the spec asks.
+            InputError: they cannot be started as the config asks.
             RunError: they did not come.
         """
         device = resolve_device(training.device)
@@ -89,7 +84,7 @@ class Processes:
                 devices=[device.index or 0] if device.type == "cuda" else 1,
                 precision=training.precision,
             )
-            return cls(fabric, Share(0, 1, fabric.device))
+            return cls(fabric, BatchShard(0, 1, fabric.device))
         fabric = Fabric(
             accelerator=device.type,
             strategy=_OnePerDevice(timeout=_PATIENCE),
@@ -111,11 +106,11 @@ class Processes:
                 # Fabric's own watch, which would kill this process without a word.
                 thread._finished = True  # type: ignore[attr-defined]
         _Watch(workers).start()
-        return cls(fabric, Share(fabric.global_rank, fabric.world_size, fabric.device))
+        return cls(fabric, BatchShard(fabric.global_rank, fabric.world_size, fabric.device))
 
     @property
     def first(self) -> bool:
-        return self.share.rank == 0
+        return self.shard.rank == 0
 
     def decide(self, work: Callable[[], _T]) -> _T:
         """What the first process finds or does, for all; an error there is an error everywhere."""
@@ -139,7 +134,7 @@ class Processes:
         Returns:
             In the first process the error to be told; in the others one that tells nothing.
         """
-        if self.share.count == 1:
+        if self.shard.count == 1:
             return error
         own = None if isinstance(error, collectives.PeerFailed) else error
         try:
@@ -155,14 +150,14 @@ class Processes:
         rank = min(causes or failed)
         if not self.first:
             # To Fabric a worker that ends with another code than 0 has died, which is another story.
-            return Elsewhere(exit_code(failed[rank]) if _from_outside() else 0)
+            return WorkerExit(exit_code(failed[rank]) if _from_outside() else 0)
         if rank == 0 or len(causes) == len(told):
             return failed[rank]
         return _prefixed(failed[rank], f"process {rank} of {len(told)}: ")
 
     def close(self) -> None:
         """Lets go of the other processes, which have come to the end too."""
-        if self.share.count > 1:
+        if self.shard.count > 1:
             collectives.use_host_group(None)
             dist.destroy_process_group()
 
@@ -171,7 +166,7 @@ def _from_outside() -> bool:
     return dist.is_available() and dist.is_torchelastic_launched()
 
 
-def check_processes(training: Training, device: torch.device) -> None:
+def check_processes(training: TrainingSettings, device: torch.device) -> None:
     """Whether so many processes can be started here.
 
     Raises:

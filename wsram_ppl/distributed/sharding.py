@@ -8,53 +8,16 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
-from pyro.distributions.torch_distribution import ExpandedDistribution, MaskedDistribution
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor
 
 from wsram_ppl.errors import InputError
-from wsram_ppl.primitives.distributions import ELEMENTWISE, given_parameters
+from wsram_ppl.primitives.distributions import NoRule, select_rows
 from wsram_ppl.primitives.handlers import PARTICLE_PLATE
 
 
-class NoRule(Exception):
-    """A distribution whose draws cannot be those of a single process."""
-
-
-def stretched(fn: Any, dim: int, rows: Tensor) -> Any:
-    """The distribution with the given rows, in order, along a (negative) batch dimension.
-
-    Raises:
-        NoRule: for this kind of distribution.
-    """
-    if isinstance(fn, torch.distributions.Independent):
-        inner = fn.reinterpreted_batch_ndims
-        return stretched(fn.base_dist, dim - inner, rows).to_event(inner)
-    if isinstance(fn, ExpandedDistribution):
-        shape = list(fn.batch_shape)
-        own = list(fn.base_dist.batch_shape)
-        if len(own) >= -dim and own[dim] == shape[dim]:
-            shape[dim] = len(rows)
-            return stretched(fn.base_dist, dim, rows).expand(torch.Size(shape))
-        shape[dim] = len(rows)
-        return fn.base_dist.expand(torch.Size(shape))
-    if isinstance(fn, MaskedDistribution):
-        return stretched(fn.base_dist, dim, rows)  # a mask leaves samples as they are
-    if isinstance(fn, torch.distributions.OneHotCategorical):
-        return type(fn)(logits=fn.logits.index_select(dim - 1, rows), validate_args=False)
-    # Their samplers take as many random numbers whatever the parameters are, so that the numbers of
-    # other rows can be drawn without knowing these rows. (A Gamma's rejection sampler does not.)
-    if type(fn) not in ELEMENTWISE:
-        raise NoRule(type(fn).__name__)
-    parameters = {
-        name: value.index_select(dim - fn.arg_constraints[name].event_dim, rows)
-        for name, value in given_parameters(fn).items()
-    }
-    return type(fn)(**parameters, validate_args=False)
-
-
-class Share:
+class BatchShard:
     """Which rows of each minibatch belong to this process, and the random numbers for them.
 
     A sample site's random numbers are drawn for all rows of the minibatch, from a stream that is the
@@ -150,23 +113,23 @@ class _RowsOfAll(Messenger):
     plates have broadcast them.
     """
 
-    def __init__(self, share: Share, size: int) -> None:
+    def __init__(self, shard: BatchShard, size: int) -> None:
         super().__init__()
-        self.share, self.size = share, size
-        rows = share.rows(size)
+        self.shard, self.size = shard, size
+        rows = shard.rows(size)
         self.start, self.length = rows.start, rows.stop - rows.start
         # Row g of all stands for row g - start of this share; what the other rows hold is immaterial.
-        self.all = (torch.arange(size, device=share.device) - self.start).remainder(max(self.length, 1))
+        self.all = (torch.arange(size, device=shard.device) - self.start).remainder(max(self.length, 1))
 
     def _pyro_sample(self, msg: dict[str, Any]) -> None:
         fn = msg["fn"]
         if isinstance(fn, _Subsample) or (msg["infer"] or {}).get("_deterministic"):
             return
-        dim = self.share.data_plate(msg, self.length)
+        dim = self.shard.data_plate(msg, self.length)
         if msg["is_observed"] or msg["value"] is not None:
             return
         try:
-            wide = stretched(fn, dim, self.all)
+            wide = select_rows(fn, dim, self.all)
         except NoRule as kind:
             warnings.warn(
                 f"each process draws site '{msg['name']}' from a stream of its own (there is no rule to "
@@ -174,7 +137,7 @@ class _RowsOfAll(Messenger):
                 stacklevel=2,
             )
             return
-        with self.share.site_stream():
+        with self.shard.site_stream():
             value = wide(*msg["args"], **msg["kwargs"])
         msg["value"] = value.narrow(dim - fn.event_dim, self.start, self.length).contiguous()
 

@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 from wsram_ppl.captions.decoding import Looks, Sentences
 from wsram_ppl.data.captions.batches import CaptionSource
 from wsram_ppl.data.captions.vocabulary import END
-from wsram_ppl.drawing.glimpses import COLOURS, INK, PAPER, grid
+from wsram_ppl.drawing.pages import COLOURS, INK, PAPER, grid
 from wsram_ppl.errors import InputError, RunError
 
 __all__ = ["draw_caption", "draw_captions"]

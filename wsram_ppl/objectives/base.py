@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -15,37 +16,14 @@ from pyro.poutine.trace_struct import Trace
 from torch import Tensor, nn
 
 from wsram_ppl.objectives import estimators
-from wsram_ppl.objectives.particles import Particles, combine, read_draw
+from wsram_ppl.objectives.particles import Particles
+from wsram_ppl.objectives.prior import is_prior
 from wsram_ppl.objectives.running import RunningMeans
-from wsram_ppl.primitives.handlers import AllParticles, ConstantSamples, Propose, Reuse
+from wsram_ppl.objectives.sites import Program, values_of
+from wsram_ppl.objectives.traces import combine, read_draw
+from wsram_ppl.primitives.handlers import DetachSamples, Memoize, ParticlePlate, Substitute
 
-Program = Callable[..., Any]
-
-
-def is_prior(guide: Program, model: Program) -> bool:
-    """Whether the guide declares (``is_prior = True``) that it is the model's own prior.
-
-    Then every log-density of the guide is the model's, as a function of the same parameters.
-
-    Raises:
-        ValueError: it is the prior of another model.
-    """
-    if not getattr(guide, "is_prior", False):
-        return False
-    if getattr(guide, "model", None) is not model:
-        raise ValueError("the guide is the prior of another model: make it from the model in use")
-    return True
-
-
-def values_of(trace: Trace) -> dict[str, Any]:
-    """The value of every latent site and plate subsample of a trace, to be proposed to a model."""
-    return {
-        name: site["value"]
-        for name, site in trace.nodes.items()
-        if site["type"] == "sample"
-        and not site["is_observed"]
-        and not (site["infer"] or {}).get("_deterministic")  # unconditioned, it looks latent
-    }
+__all__ = ["Objective", "ObjectiveModule", "Regularizer"]
 
 
 class Regularizer(Protocol):
@@ -74,6 +52,7 @@ class ObjectiveModule(ELBOModule):
         self.elbo.load_state_dict(state)
 
 
+@dataclass(kw_only=True, eq=False)
 class Objective(ELBO):
     """A bound on log p(y | I) and an estimator of its gradient, for any Pyro model and guide.
 
@@ -82,43 +61,43 @@ class Objective(ELBO):
     enclose every sample site of model and guide (one weight for the whole trace where there is no
     such plate). All samples are constants: no pathwise gradients.
 
+    To write your own, implement only :meth:`bound` and :meth:`surrogate`. Options are fields of a
+    dataclass, as here.
+
     Args:
-        num_particles: M, samples of the guide per datum.
+        num_particles: M, samples of the guide per datum, at least 1.
         max_plate_nesting: how many batch dimensions the plates of model and guide use; guessed by
             running both once (without touching the random state) when not given.
         vectorize_particles: draw all particles in one run, as a plate left of all others. Otherwise
             one after the other, which also allows runs of different structure.
-        strict_enumeration_warning, retain_graph: as in Pyro's ``ELBO``.
-        regularizer: exploration terms and a tempered proposal (:mod:`wsram_ppl.objectives.exploration`).
+        retain_graph: as in Pyro's ``ELBO``.
+        regularizer: exploration terms and a tempered proposal
+            (:class:`~wsram_ppl.objectives.exploration.Exploration`).
 
     Attributes:
         statistics: of the last evaluation, constants on the device of the data: ``bound`` (mean per
-            datum) and ``ess`` (mean effective sample size, in [1, M]).
+            datum, in nats) and ``ess`` (mean effective sample size, in [1, M]).
 
     Raises:
         ValueError: in use, for what has no meaning here (enumerated sites, scales on inner plates,
             sites that only one of guide and model samples); the message says what to do.
     """
 
-    def __init__(
-        self,
-        num_particles: int = 1,
-        max_plate_nesting: int | float = float("inf"),
-        vectorize_particles: bool = False,
-        strict_enumeration_warning: bool = True,
-        retain_graph: bool | None = None,
-        regularizer: Regularizer | None = None,
-    ) -> None:
-        if num_particles < 1:
-            raise ValueError(f"num_particles must be at least 1, not {num_particles}")
+    num_particles: int = 5
+    max_plate_nesting: int | float = float("inf")
+    vectorize_particles: bool = False
+    retain_graph: bool | None = None
+    regularizer: Regularizer | None = None
+
+    def __post_init__(self) -> None:
+        if self.num_particles < 1:
+            raise ValueError(f"num_particles must be at least 1, not {self.num_particles}")
         super().__init__(  # type: ignore[no-untyped-call]
-            num_particles=num_particles,
-            max_plate_nesting=max_plate_nesting,
-            vectorize_particles=vectorize_particles,
-            strict_enumeration_warning=strict_enumeration_warning,
-            retain_graph=retain_graph,
+            num_particles=self.num_particles,
+            max_plate_nesting=self.max_plate_nesting,
+            vectorize_particles=self.vectorize_particles,
+            retain_graph=self.retain_graph,
         )
-        self.regularizer = regularizer
         self.running = RunningMeans()
         self.statistics: dict[str, Tensor] = {}
 
@@ -224,21 +203,21 @@ class Objective(ELBO):
         """The program inside the particle plate."""
         if self.num_particles == 1:
             return program
-        return AllParticles(self.num_particles, -int(self.max_plate_nesting))(program)
+        return ParticlePlate(self.num_particles, -int(self.max_plate_nesting))(program)
 
     def _get_trace(self, model: Program, guide: Program, args: Any, kwargs: Any) -> tuple[Trace, Trace]:
-        with ConstantSamples(), Reuse():
+        with DetachSamples(), Memoize():
             proposal = self.regularizer.proposal() if self.regularizer else nullcontext()
             with proposal:
                 guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
-            with Propose(values_of(guide_trace)):
+            with Substitute(values_of(guide_trace)):
                 model_trace = poutine.trace(model).get_trace(*args, **kwargs)
         return model_trace, guide_trace
 
     def _get_prior_trace(
         self, model: Program, guide: Program, args: Any, kwargs: Any
     ) -> tuple[Trace, Trace]:
-        with ConstantSamples(), Reuse():
+        with DetachSamples(), Memoize():
             model_trace = poutine.trace(model).get_trace(*args, **kwargs)
         guide_trace = Trace()
         for name, site in model_trace.nodes.items():

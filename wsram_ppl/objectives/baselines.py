@@ -13,7 +13,9 @@ from typing import Any
 
 import torch
 from pyro.distributions.util import detach
-from torch import Tensor
+from torch import Tensor, nn
+
+__all__ = ["Baseline", "baseline_parameters"]
 
 
 @dataclass(frozen=True)
@@ -82,3 +84,13 @@ class Baseline:
                 "size 1 off the network's output"
             ) from None
         return arrange(value)
+
+
+def baseline_parameters(module: object) -> list[nn.Parameter]:
+    """The parameters of the networks that a model or guide declares as baselines.
+
+    They are those of a submodule ``baselines``, which is where both optimisation and measurement look
+    for what is fitted by a regression of its own.
+    """
+    networks = getattr(module, "baselines", None)
+    return list(networks.parameters()) if isinstance(networks, nn.Module) else []

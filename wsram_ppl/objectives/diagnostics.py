@@ -7,13 +7,18 @@ import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
 
 from wsram_ppl import collectives
-from wsram_ppl.objectives import ImportanceBound, Objective, estimators
+from wsram_ppl.objectives import estimators
+from wsram_ppl.objectives.base import Objective
+from wsram_ppl.objectives.baselines import baseline_parameters
+from wsram_ppl.objectives.importance import ImportanceBound
+from wsram_ppl.objectives.variational import VariationalBaseline, VariationalBound
+from wsram_ppl.objectives.wake_sleep import ControlVariate, WakeSleep
 
 
 @dataclass(frozen=True)
@@ -160,8 +165,7 @@ def fit_coefficients(
     Args:
         batches: one update each.
     """
-    modules = (getattr(part, "baselines", None) for part in (model, guide))
-    networks = [p for module in modules if isinstance(module, nn.Module) for p in module.parameters()]
+    networks = [*baseline_parameters(model), *baseline_parameters(guide)]
     optimizer = torch.optim.Adam(networks, lr=learning_rate) if networks else None
     for batch in batches:
         loss = objective.differentiable_loss(model, guide, *batch)
@@ -172,6 +176,28 @@ def fit_coefficients(
             optimizer.step()
     for parameter in networks:
         parameter.grad = None
+
+
+def all_estimators(num_particles: int, max_plate_nesting: int | float) -> dict[str, Objective]:
+    """Every objective with every choice of control variate or baseline, by name.
+
+    Args:
+        num_particles: of each, at least 2.
+        max_plate_nesting: see :class:`~wsram_ppl.objectives.base.Objective`.
+    """
+    common: dict[str, Any] = {
+        "num_particles": num_particles,
+        "vectorize_particles": True,
+        "max_plate_nesting": max_plate_nesting,
+    }
+    found: dict[str, Objective] = {
+        f"variational, {name}": VariationalBound(name, **common)
+        for name in get_args(VariationalBaseline)
+    }
+    found["importance (VIMCO)"] = ImportanceBound(**common)
+    for name in get_args(ControlVariate):
+        found[f"wake-sleep, {name}"] = WakeSleep(name, **common)
+    return found
 
 
 @dataclass(frozen=True)
@@ -238,9 +264,7 @@ def parameter_groups(model: nn.Module, guide: nn.Module) -> dict[str, list[nn.Pa
     groups: dict[str, list[nn.Parameter]] = {}
     seen: set[int] = set()
     for name, module in (("model", model), ("guide", guide)):
-        baselines = getattr(module, "baselines", None)
-        if isinstance(baselines, nn.Module):
-            seen.update(id(p) for p in baselines.parameters())
+        seen.update(id(p) for p in baseline_parameters(module))
         own = [p for p in module.parameters() if id(p) not in seen]
         seen.update(id(p) for p in own)
         if own:

@@ -21,18 +21,25 @@ from typing import Any
 
 import pyro.distributions as dist
 import torch
-from pyro.distributions.torch_distribution import ExpandedDistribution, MaskedDistribution
+from pyro.distributions.torch_distribution import MaskedDistribution
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
 from wsram_ppl import collectives
-from wsram_ppl.objectives.particles import Draw, Particles
+from wsram_ppl.objectives.particles import Particles, TraceDraw
 from wsram_ppl.objectives.sites import Site, evaluate, random_sites
-from wsram_ppl.training.cuda_graph import in_place
+from wsram_ppl.primitives.distributions import innermost, rewrapped, unwrapped
+
+__all__ = ["GRID", "Exploration", "Temper", "in_place", "tempered"]
 
 #: Cells per dimension in which the marginal of a location in [-1, 1]^d is compared with uniform.
 GRID = 8
+
+
+def in_place(held: float | Tensor, value: float) -> float | Tensor:
+    """``value``, in the place of what is held if that is a tensor, where a recording looks for it."""
+    return held.fill_(value) if isinstance(held, Tensor) else value
 
 
 class Exploration:
@@ -113,24 +120,22 @@ def tempered(fn: Any, temperature: float | Tensor, site: str) -> Any:
     Raises:
         NotImplementedError: no rule for this distribution.
     """
-    if isinstance(fn, torch.distributions.Independent):
-        return tempered(fn.base_dist, temperature, site).to_event(fn.reinterpreted_batch_ndims)
-    if isinstance(fn, ExpandedDistribution):
-        return tempered(fn.base_dist, temperature, site).expand(fn.batch_shape)
-    if isinstance(fn, MaskedDistribution):
-        return tempered(fn.base_dist, temperature, site).mask(fn._mask)
-    if isinstance(fn, torch.distributions.Normal):
-        return dist.Normal(fn.loc, fn.scale * temperature**0.5)
-    if isinstance(fn, torch.distributions.Categorical):
-        return dist.Categorical(logits=fn.logits / temperature)
-    if isinstance(fn, torch.distributions.OneHotCategorical):
-        return dist.OneHotCategorical(logits=fn.logits / temperature)
-    if isinstance(fn, torch.distributions.Bernoulli):
-        return dist.Bernoulli(logits=fn.logits / temperature)
-    raise NotImplementedError(
-        f"exploration.temperature has no rule for the {type(fn).__name__} of site '{site}': use 1, or "
-        "a Normal, Categorical, OneHotCategorical or Bernoulli"
-    )
+
+    def flattened(base: Any) -> Any:
+        if isinstance(base, torch.distributions.Normal):
+            return dist.Normal(base.loc, base.scale * temperature**0.5)
+        if isinstance(base, torch.distributions.Categorical):
+            return dist.Categorical(logits=base.logits / temperature)
+        if isinstance(base, torch.distributions.OneHotCategorical):
+            return dist.OneHotCategorical(logits=base.logits / temperature)
+        if isinstance(base, torch.distributions.Bernoulli):
+            return dist.Bernoulli(logits=base.logits / temperature)
+        raise NotImplementedError(
+            f"exploration.temperature has no rule for the {type(base).__name__} of site '{site}': use 1, "
+            "or a Normal, Categorical, OneHotCategorical or Bernoulli"
+        )
+
+    return rewrapped(fn, flattened)
 
 
 def _entropy_of(site: Site) -> Tensor:
@@ -144,7 +149,7 @@ def _entropy_of(site: Site) -> Tensor:
     return found
 
 
-def _entropy(trace: Trace, draw: Draw) -> Tensor:
+def _entropy(trace: Trace, draw: TraceDraw) -> Tensor:
     """Entropy of the latent sites' distributions, summed over sites, particles and data."""
     total = torch.zeros_like(draw.log_prior[0]).sum()
     latent = [site for site in random_sites(trace).values() if not site["is_observed"]]
@@ -186,33 +191,38 @@ def _distance_from_uniform(particles: Particles) -> Tensor:
 
 def _cell_probabilities(fn: Any, site: str) -> Tensor:
     """``[*batch, cells]``: the probability of each choice; for a location, of each grid cell."""
-    if isinstance(fn, ExpandedDistribution):
-        probs: Tensor = _cell_probabilities(fn.base_dist, site)
-        return probs.expand(*fn.batch_shape, probs.shape[-1])
     if isinstance(fn, MaskedDistribution):
         return _where(fn._mask, _cell_probabilities(fn.base_dist, site))
-    if isinstance(fn, (torch.distributions.Categorical, torch.distributions.OneHotCategorical)):
-        probs = fn.probs
-        return probs
-    if isinstance(fn, torch.distributions.Bernoulli):
-        return torch.stack([1 - fn.probs, fn.probs], -1)
-    if (
-        isinstance(fn, torch.distributions.Independent)
-        and isinstance(fn.base_dist, torch.distributions.Normal)
-        and fn.reinterpreted_batch_ndims == 1
+    base = innermost(fn)
+    plain = fn.event_dim == base.event_dim
+    probs: Tensor | None = None
+    if any(isinstance(each, MaskedDistribution) for each in unwrapped(fn)):
+        pass  # inside of an event a mask has no rows to leave out
+    elif plain and isinstance(
+        base, (torch.distributions.Categorical, torch.distributions.OneHotCategorical)
     ):
-        normal = fn.base_dist
-        edges = torch.linspace(-1, 1, GRID + 1, device=normal.loc.device, dtype=normal.loc.dtype)
-        below = torch.special.ndtr((edges - normal.loc.unsqueeze(-1)) / normal.scale.unsqueeze(-1))
-        along = below.diff(dim=-1)  # [*batch, dimensions, GRID]
-        cells: Tensor = along[..., 0, :]
-        for d in range(1, along.shape[-2]):
-            cells = (cells.unsqueeze(-1) * along[..., d, :].unsqueeze(-2)).flatten(-2)
-        return cells
-    raise NotImplementedError(
-        f"exploration.coverage has no rule for the {type(fn).__name__} of site '{site}': use 0, or a "
-        "Categorical, OneHotCategorical, Bernoulli, or Normal(...).to_event(1) in [-1, 1]^d"
-    )
+        probs = base.probs
+    elif plain and isinstance(base, torch.distributions.Bernoulli):
+        probs = torch.stack([1 - base.probs, base.probs], -1)
+    elif fn.event_dim == 1 and isinstance(base, torch.distributions.Normal):
+        probs = _grid_probabilities(base)
+    if probs is None:
+        raise NotImplementedError(
+            f"exploration.coverage has no rule for the {type(fn).__name__} of site '{site}': use 0, or "
+            "a Categorical, OneHotCategorical, Bernoulli, or Normal(...).to_event(1) in [-1, 1]^d"
+        )
+    return probs.expand(*fn.batch_shape, probs.shape[-1])
+
+
+def _grid_probabilities(normal: Any) -> Tensor:
+    """``[*batch, d] -> [*batch, GRID ** d]``: of each cell of [-1, 1]^d."""
+    edges = torch.linspace(-1, 1, GRID + 1, device=normal.loc.device, dtype=normal.loc.dtype)
+    below = torch.special.ndtr((edges - normal.loc.unsqueeze(-1)) / normal.scale.unsqueeze(-1))
+    along = below.diff(dim=-1)  # [*batch, dimensions, GRID]
+    cells: Tensor = along[..., 0, :]
+    for d in range(1, along.shape[-2]):
+        cells = (cells.unsqueeze(-1) * along[..., d, :].unsqueeze(-2)).flatten(-2)
+    return cells
 
 
 def _where(mask: Any, probs: Tensor) -> Tensor:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
+
 from torch import Tensor
 
 from wsram_ppl.objectives import estimators
-from wsram_ppl.objectives.base import Objective, Regularizer
+from wsram_ppl.objectives.base import Objective
 from wsram_ppl.objectives.estimators import weighted
 from wsram_ppl.objectives.particles import Particles
 
+__all__ = ["ImportanceBound"]
 
+
+@dataclass(eq=False)
 class ImportanceBound(Objective):
     r"""Importance bound L_M = E[log mean_m w~_m] with its exact gradient (VIMCO for the guide).
 
@@ -22,8 +27,8 @@ class ImportanceBound(Objective):
 
     Args:
         num_particles: M. With 1 this is the variational bound, with log w~ itself as the signal.
-        max_plate_nesting, vectorize_particles, strict_enumeration_warning, retain_graph, regularizer:
-            see :class:`~wsram_ppl.objectives.base.Objective`.
+        max_plate_nesting, vectorize_particles, retain_graph, regularizer: see
+            :class:`~wsram_ppl.objectives.base.Objective`.
 
     Example::
 
@@ -31,23 +36,7 @@ class ImportanceBound(Objective):
         loss(images, labels).backward()
     """
 
-    def __init__(
-        self,
-        num_particles: int = 5,
-        max_plate_nesting: int | float = float("inf"),
-        vectorize_particles: bool = False,
-        strict_enumeration_warning: bool = True,
-        retain_graph: bool | None = None,
-        regularizer: Regularizer | None = None,
-    ) -> None:
-        super().__init__(
-            num_particles,
-            max_plate_nesting,
-            vectorize_particles,
-            strict_enumeration_warning,
-            retain_graph,
-            regularizer,
-        )
+    num_particles: int = field(default=5, kw_only=False)
 
     def bound(self, log_weights: Tensor) -> Tensor:
         return estimators.multi_sample_bound(log_weights)

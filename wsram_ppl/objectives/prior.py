@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from pyro import poutine
 from pyro.poutine.runtime import Message
 from torch import nn
+
+from wsram_ppl.objectives.sites import Program
 
 
 def _observed(site: Message[..., Any]) -> bool:
@@ -30,14 +31,29 @@ class Prior(nn.Module):
 
     is_prior = True
 
-    def __init__(self, model: Callable[..., Any]) -> None:
+    def __init__(self, model: Program) -> None:
         super().__init__()
         self._model = (model,)  # in a tuple, lest nn.Module registers it
 
     @property
-    def model(self) -> Callable[..., Any]:
+    def model(self) -> Program:
         return self._model[0]
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         with poutine.block(hide_fn=_observed):
             return self.model(*args, **kwargs)
+
+
+def is_prior(guide: Program, model: Program) -> bool:
+    """Whether the guide declares (``is_prior = True``) that it is the model's own prior.
+
+    Then every log-density of the guide is the model's, as a function of the same parameters.
+
+    Raises:
+        ValueError: it is the prior of another model.
+    """
+    if not getattr(guide, "is_prior", False):
+        return False
+    if getattr(guide, "model", None) is not model:
+        raise ValueError("the guide is the prior of another model: make it from the model in use")
+    return True

@@ -9,6 +9,8 @@ from torch import Tensor
 
 from wsram_ppl import collectives
 
+__all__ = ["MinibatchMeans", "RunningMeans", "RunningRatio"]
+
 _DECAY = "decay of "
 
 
@@ -73,3 +75,45 @@ class RunningMeans:
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Replaces the means with those of ``state``."""
         self._means = {name: mean.clone() for name, mean in state.items()}
+
+
+class MinibatchMeans:
+    """Values of one minibatch, by name: averaged over its draws, then mixed in all at once.
+
+    Several processes then exchange one message.
+    """
+
+    def __init__(self) -> None:
+        self._seen: dict[str, list[Tensor]] = {}
+
+    def add(self, name: str, value: Tensor) -> None:
+        """Adds the mean of ``value``, a constant."""
+        self._seen.setdefault(name, []).append(value.mean().detach())
+
+    def commit(self, running: RunningMeans, decay: float | Mapping[str, float]) -> None:
+        """Updates the running means; see :meth:`RunningMeans.update`."""
+        running.update({n: torch.stack(seen).mean() for n, seen in self._seen.items()}, decay)
+
+
+class RunningRatio:
+    """c = E[x r] / E[r^2], the coefficient that minimises E[(x - c r)^2], over earlier minibatches.
+
+    Args:
+        running: where the two means are kept.
+        name: what their names begin with.
+    """
+
+    def __init__(self, running: RunningMeans, name: str) -> None:
+        self._running = running
+        self._names = f"{name}/numerator", f"{name}/denominator"
+
+    def value(self, like: Tensor) -> Tensor:
+        """c, a scalar in the type of ``like``; 0 before the first minibatch."""
+        zero = like.new_zeros(())
+        numerator, denominator = (self._running.get(name, zero) for name in self._names)
+        return torch.where(denominator > 0, numerator / denominator, zero)
+
+    def observe(self, x: Tensor, r: Tensor, means: MinibatchMeans) -> None:
+        """Adds a minibatch's values to what is mixed in at its end."""
+        for name, value in zip(self._names, (x * r, r.square()), strict=True):
+            means.add(name, value)

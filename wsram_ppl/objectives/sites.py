@@ -12,6 +12,7 @@ from torch import Tensor
 
 from wsram_ppl.primitives.distributions import kind, stack
 
+Program = Callable[..., Any]
 Site = Mapping[str, Any]
 
 #: Elements of a distribution's parameter up to which its operations take longer to start than to run.
@@ -26,6 +27,17 @@ def random_sites(trace: Trace) -> dict[str, Site]:
         if site["type"] == "sample"
         and not isinstance(site["fn"], _Subsample)
         and not (site["infer"] or {}).get("_deterministic")
+    }
+
+
+def values_of(trace: Trace) -> dict[str, Any]:
+    """The value of every latent site and plate subsample of a trace, to be proposed to a model."""
+    return {
+        name: site["value"]
+        for name, site in trace.nodes.items()
+        if site["type"] == "sample"
+        and not site["is_observed"]
+        and not (site["infer"] or {}).get("_deterministic")  # unconditioned, it looks latent
     }
 
 

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from dataclasses import KW_ONLY, dataclass
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 from wsram_ppl.objectives import estimators
-from wsram_ppl.objectives.base import Objective, Regularizer
+from wsram_ppl.objectives.base import Objective
+from wsram_ppl.objectives.baselines import Baseline
 from wsram_ppl.objectives.estimators import weighted
-from wsram_ppl.objectives.particles import Draw, Latent, Particles
+from wsram_ppl.objectives.particles import Latent, Particles, TraceDraw
+from wsram_ppl.objectives.running import MinibatchMeans
+
+__all__ = ["VariationalBaseline", "VariationalBound", "downstream_signals"]
+
+#: What may be subtracted from the learning signal.
+VariationalBaseline = Literal["none", "leave-one-out", "site"]
 
 #: Why a baseline is valid: it may use anything that is known before a_n is drawn.
 _TOO_LATE = (
@@ -19,6 +27,7 @@ _TOO_LATE = (
 )
 
 
+@dataclass(eq=False)
 class VariationalBound(Objective):
     r"""Variational bound F = E_q[log w~] by score functions (VAR; NVIL for the guide).
 
@@ -37,8 +46,8 @@ class VariationalBound(Objective):
             ``"site"``: per site, what Pyro's ``infer={"baseline": {...}}`` declares on it (nothing
             where nothing is declared), fitted by least squares within this objective; and the signal of
             a site leaves out every term that is known before the site is drawn.
-        num_particles, max_plate_nesting, vectorize_particles, strict_enumeration_warning,
-            retain_graph, regularizer: see :class:`~wsram_ppl.objectives.base.Objective`.
+        num_particles, max_plate_nesting, vectorize_particles, retain_graph, regularizer: see
+            :class:`~wsram_ppl.objectives.base.Objective`.
 
     Raises:
         ValueError: an unknown baseline; leave-one-out with a single particle.
@@ -48,29 +57,18 @@ class VariationalBound(Objective):
         svi = SVI(model, guide, Adam({"lr": 1e-3}), VariationalBound("leave-one-out", num_particles=5))
     """
 
-    def __init__(
-        self,
-        baseline: Literal["none", "leave-one-out", "site"] = "none",
-        num_particles: int = 1,
-        max_plate_nesting: int | float = float("inf"),
-        vectorize_particles: bool = False,
-        strict_enumeration_warning: bool = True,
-        retain_graph: bool | None = None,
-        regularizer: Regularizer | None = None,
-    ) -> None:
-        if baseline not in ("none", "leave-one-out", "site"):
-            raise ValueError(f"unknown baseline '{baseline}': choose 'none', 'leave-one-out' or 'site'")
-        if baseline == "leave-one-out" and num_particles < 2:
+    baseline: VariationalBaseline = "none"
+    _: KW_ONLY
+    num_particles: int = 1
+
+    def __post_init__(self) -> None:
+        if self.baseline not in get_args(VariationalBaseline):
+            raise ValueError(
+                f"unknown baseline '{self.baseline}': choose 'none', 'leave-one-out' or 'site'"
+            )
+        if self.baseline == "leave-one-out" and self.num_particles < 2:
             raise ValueError("baseline 'leave-one-out' needs num_particles of at least 2")
-        super().__init__(
-            num_particles,
-            max_plate_nesting,
-            vectorize_particles,
-            strict_enumeration_warning,
-            retain_graph,
-            regularizer,
-        )
-        self.baseline = baseline
+        super().__post_init__()
 
     def bound(self, log_weights: Tensor) -> Tensor:
         return estimators.variational_bound(log_weights)
@@ -90,56 +88,42 @@ class VariationalBound(Objective):
         return (direct + score) / particles.num_particles
 
     def _score_per_site(self, particles: Particles) -> Tensor:
-        total, averages = particles.log_weights.new_zeros(()), _Averages()
+        total, means = particles.log_weights.new_zeros(()), MinibatchMeans()
+        decays: dict[str, float] = {}
         for draw in particles.draws:
             signals = downstream_signals(draw)
             for site in draw.latents:
-                signal = signals[site.proposal.frontier].unsqueeze(-1)
-                baseline, loss = self._baseline(site, draw, signal, averages)
-                total = total + weighted(signal - baseline, site.proposal.elements) - loss
-        averages.commit(self)
+                signal = signals[site.proposal.last_dependency].unsqueeze(-1)
+                declared = _declared(site)
+                if declared is None:
+                    total = total + weighted(signal, site.proposal.elements)
+                    continue
+                baseline = signal.new_zeros(())
+                if declared.use_decaying_avg_baseline:
+                    name = f"baseline/{site.name}"
+                    baseline = self.running.get(name, baseline)
+                    means.add(name, signal)
+                    decays[name] = declared.baseline_beta
+                predicted = declared.predict(site.proposal.log_prob.shape, draw.layout.arrange)
+                if predicted is not None:
+                    baseline = baseline + predicted
+                    error = (signal - baseline).expand(site.proposal.elements.shape)
+                    total = total - estimators.squared_error(error, site.proposal.mask)
+                total = total + weighted(signal - baseline, site.proposal.elements)
+        means.commit(self.running, decays)
         return total
 
-    def _baseline(
-        self, site: Latent, draw: Draw, signal: Tensor, averages: _Averages
-    ) -> tuple[Tensor, Tensor]:
-        """The prediction of ``signal`` ``[particle, *datum, 1]`` and its squared error, summed."""
-        zero = signal.new_zeros(())
-        declared = site.proposal_baseline
-        if declared is None:
-            declared = site.prior_baseline
-            if declared is not None and site.parents >= site.proposal.frontier:
-                raise ValueError(_TOO_LATE.format(site.name))
-        if declared is None:
-            return zero, zero
-        baseline, loss = zero, zero
-        if declared.use_decaying_avg_baseline:
-            name = f"baseline/{site.name}"
-            baseline = self.running.get(name, zero)
-            averages.add(name, signal.mean(), declared.baseline_beta)
-        predicted = declared.predict(site.proposal.log_prob.shape, draw.layout.arrange)
-        if predicted is not None:
-            baseline = baseline + predicted
-            error = (signal - baseline).expand(site.proposal.elements.shape)
-            loss = estimators.squared_error(error, site.proposal.mask)
-        return baseline, loss
+
+def _declared(site: Latent) -> Baseline | None:
+    """The baseline of a site: the guide's, or the model's where that is known soon enough."""
+    if site.proposal_baseline is not None or site.prior_baseline is None:
+        return site.proposal_baseline
+    if site.last_parent >= site.proposal.last_dependency:
+        raise ValueError(_TOO_LATE.format(site.name))
+    return site.prior_baseline
 
 
-class _Averages:
-    """Collects the signals of one minibatch, to be averaged over its draws and mixed in once."""
-
-    def __init__(self) -> None:
-        self._seen: dict[str, tuple[list[Tensor], float]] = {}
-
-    def add(self, name: str, value: Tensor, decay: float) -> None:
-        self._seen.setdefault(name, ([], decay))[0].append(value)
-
-    def commit(self, objective: Objective) -> None:
-        means = {name: torch.stack(values).mean() for name, (values, _) in self._seen.items()}
-        objective.running.update(means, {name: decay for name, (_, decay) in self._seen.items()})
-
-
-def downstream_signals(draw: Draw) -> list[Tensor]:
+def downstream_signals(draw: TraceDraw) -> list[Tensor]:
     """For each latent in the guide's order, the part of log w~ that it can still influence.
 
     A term is left out of the signal of site n when everything that it may depend on is drawn before
@@ -147,11 +131,11 @@ def downstream_signals(draw: Draw) -> list[Tensor]:
     """
     buckets: list[list[Tensor]] = [[] for _ in draw.latents]
     for site in draw.latents:
-        buckets[site.prior.frontier].append(site.prior.total.detach())
-        buckets[site.proposal.frontier].append(-site.proposal.total.detach())
+        buckets[site.prior.last_dependency].append(site.prior.total.detach())
+        buckets[site.proposal.last_dependency].append(-site.proposal.total.detach())
     for term in draw.observations:
-        if term.frontier >= 0:  # otherwise it depends on no latent at all
-            buckets[term.frontier].append(term.total.detach())
+        if term.last_dependency >= 0:  # otherwise it depends on no latent at all
+            buckets[term.last_dependency].append(term.total.detach())
     signals, later = [], torch.zeros_like(draw.log_prior)
     for bucket in reversed(buckets):
         later = sum(bucket, start=later)

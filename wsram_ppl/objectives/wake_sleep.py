@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from typing import Any, Literal
+from dataclasses import KW_ONLY, dataclass
+from typing import Any, Literal, get_args
 
 import torch
 from pyro import poutine
@@ -11,16 +12,22 @@ from pyro.distributions import Unit
 from torch import Tensor
 
 from wsram_ppl.objectives import estimators
-from wsram_ppl.objectives.base import Objective, Program, Regularizer, is_prior, values_of
+from wsram_ppl.objectives.base import Objective
 from wsram_ppl.objectives.baselines import Baseline
 from wsram_ppl.objectives.estimators import weighted
-from wsram_ppl.objectives.particles import Draw, Layout, Particles, Term
-from wsram_ppl.objectives.sites import evaluate, log_density, random_sites
-from wsram_ppl.primitives.handlers import ConstantSamples, Propose
+from wsram_ppl.objectives.particles import Particles, TraceDraw
+from wsram_ppl.objectives.plates import PlateLayout, Term
+from wsram_ppl.objectives.prior import is_prior
+from wsram_ppl.objectives.running import MinibatchMeans, RunningRatio
+from wsram_ppl.objectives.sites import Program, evaluate, log_density, random_sites, values_of
+from wsram_ppl.primitives.handlers import DetachSamples, Substitute
 
-CONTROL_VARIATES = ("none", "self-normalized", "unnormalized", "adaptive", "learned")
+__all__ = ["ControlVariate", "WakeSleep", "partial_log_ratios"]
+
+ControlVariate = Literal["none", "self-normalized", "unnormalized", "adaptive", "learned"]
 
 
+@dataclass(eq=False)
 class WakeSleep(Objective):
     r"""Reweighted wake-sleep with control variates, bound L_M (WS-RAM; sleep-q by ``insomnia``).
 
@@ -58,8 +65,8 @@ class WakeSleep(Objective):
             :class:`pyro.infer.ReweightedWakeSleep`.
         num_particles: M, at least 2; also the number of fantasies per datum.
         decay: of the running averages behind ``"adaptive"`` and ``"learned"``.
-        max_plate_nesting, vectorize_particles, strict_enumeration_warning, retain_graph, regularizer:
-            see :class:`~wsram_ppl.objectives.base.Objective`.
+        max_plate_nesting, vectorize_particles, retain_graph, regularizer: see
+            :class:`~wsram_ppl.objectives.base.Objective`.
 
     Raises:
         ValueError: an unknown control variate, ``insomnia`` or ``decay`` out of range, fewer than 2
@@ -67,45 +74,28 @@ class WakeSleep(Objective):
             or with a model that has factors.
     """
 
-    def __init__(
-        self,
-        control_variate: Literal[
-            "none", "self-normalized", "unnormalized", "adaptive", "learned"
-        ] = "self-normalized",
-        insomnia: float = 1.0,
-        num_particles: int = 5,
-        decay: float = 0.99,
-        max_plate_nesting: int | float = float("inf"),
-        vectorize_particles: bool = False,
-        strict_enumeration_warning: bool = True,
-        retain_graph: bool | None = None,
-        regularizer: Regularizer | None = None,
-    ) -> None:
-        if control_variate not in CONTROL_VARIATES:
+    control_variate: ControlVariate = "self-normalized"
+    _: KW_ONLY
+    insomnia: float = 1.0
+    num_particles: int = 5
+    decay: float = 0.99
+
+    def __post_init__(self) -> None:
+        if self.control_variate not in get_args(ControlVariate):
             raise ValueError(
-                f"unknown control_variate '{control_variate}': choose one of "
-                + ", ".join(repr(name) for name in CONTROL_VARIATES)
+                f"unknown control_variate '{self.control_variate}': choose one of "
+                + ", ".join(repr(name) for name in get_args(ControlVariate))
             )
-        if not 0.0 <= insomnia <= 1.0:
-            raise ValueError(f"insomnia must lie in [0, 1], not {insomnia}")
-        if not 0.0 <= decay < 1.0:
-            raise ValueError(f"decay must lie in [0, 1), not {decay}")
-        if num_particles < 2:
+        if not 0.0 <= self.insomnia <= 1.0:
+            raise ValueError(f"insomnia must lie in [0, 1], not {self.insomnia}")
+        if not 0.0 <= self.decay < 1.0:
+            raise ValueError(f"decay must lie in [0, 1), not {self.decay}")
+        if self.num_particles < 2:
             raise ValueError(
                 "WakeSleep needs num_particles of at least 2: the normalised weight of a single "
                 "particle is always 1"
             )
-        super().__init__(
-            num_particles,
-            max_plate_nesting,
-            vectorize_particles,
-            strict_enumeration_warning,
-            retain_graph,
-            regularizer,
-        )
-        self.control_variate = control_variate
-        self.insomnia = insomnia
-        self.decay = decay
+        super().__post_init__()
 
     def bound(self, log_weights: Tensor) -> Tensor:
         return estimators.multi_sample_bound(log_weights)
@@ -131,16 +121,16 @@ class WakeSleep(Objective):
         scaled = estimators.ratio(log_ratio) / particles.num_particles
         if self.control_variate == "unnormalized":
             return weights - scaled
-        constant = _RunningConstant(self, "c")
-        constant.observe(weights, scaled)
+        constant, means = RunningRatio(self.running, "c"), MinibatchMeans()
+        constant.observe(weights, scaled, means)
         coefficient = weights - constant.value(weights) * scaled
-        _commit(self, [constant])
+        means.commit(self.running, self.decay)
         return coefficient
 
     def _learned(self, particles: Particles, weights: Tensor) -> Tensor:
         """Every term of log p(a) and log q(a) with its own control variate (see the class)."""
         m = particles.num_particles
-        constants: dict[str, _RunningConstant] = {}
+        means = MinibatchMeans()
         total, one = weights.new_zeros(()), weights.new_ones(())
         wake_q = not particles.shares_parameters and self.insomnia > 0.0
         for draw, rows in particles.rows():
@@ -148,15 +138,15 @@ class WakeSleep(Objective):
             target = (m * weights[rows]).unsqueeze(-1)
             log_ratios = partial_log_ratios(draw)
             for site in draw.latents:
-                r = estimators.ratio(log_ratios[site.closure]).unsqueeze(-1)
-                constant = constants.setdefault(site.name, _RunningConstant(self, f"c/{site.name}"))
-                constant.observe(target, r)
+                r = estimators.ratio(log_ratios[site.prefix_size]).unsqueeze(-1)
+                constant = RunningRatio(self.running, f"c/{site.name}")
+                constant.observe(target, r, means)
                 c = _plus_network(constant.value(target), site.prior_baseline, site.prior, draw)
                 total = total + _controlled(target, c, r, site.prior)
                 if wake_q:
                     c = _plus_network(one, site.proposal_baseline, site.proposal, draw)
                     total = total + self.insomnia * _controlled(target, c, one, site.proposal)
-        _commit(self, list(constants.values()))
+        means.commit(self.running, self.decay)
         return total / m
 
     # Sleep: the guide learns from the model's fantasies.
@@ -191,7 +181,7 @@ class WakeSleep(Objective):
         self, model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Tensor:
         """log q(a | y, I) at fantasies (a, y) ~ p(a, y | I), summed over particles and data."""
-        with torch.no_grad(), ConstantSamples():
+        with torch.no_grad(), DetachSamples():
             dream = poutine.trace(poutine.uncondition(model)).get_trace(*args, **kwargs)
         values, observations = values_of(dream), {}
         for name, site in random_sites(dream).items():
@@ -202,12 +192,14 @@ class WakeSleep(Objective):
                         "cannot be sampled: use insomnia=1.0, or a sample site instead"
                     )
                 observations[name] = values.pop(name)
-        with Propose(values, whose="guide"):
+        with Substitute(values, whose="guide"):
             trace = poutine.trace(guide).get_trace(*args, **{**kwargs, "observations": observations})
         sites = random_sites(trace)
-        layout = Layout.of(list(sites.values()))
+        layout = PlateLayout.of(list(sites.values()))
         evaluated = evaluate(sites.values(), log_density)
-        terms = [Term.of(s, evaluated[id(s)], layout, frontier=-1).total.sum() for s in sites.values()]
+        terms = [
+            Term.of(s, evaluated[id(s)], layout, last_dependency=-1).total.sum() for s in sites.values()
+        ]
         return torch.stack(terms).sum()
 
 
@@ -217,7 +209,7 @@ def _takes_observations(guide: Program) -> bool:
     return any(p.name == "observations" or p.kind is p.VAR_KEYWORD for p in parameters)
 
 
-def partial_log_ratios(draw: Draw) -> list[Tensor]:
+def partial_log_ratios(draw: TraceDraw) -> list[Tensor]:
     """log r_{1:k} = sum of the first k latents' log p - log q, for k = 0, 1, ..., in the model's order.
 
     Constants, ``[particle, *datum]``.
@@ -228,7 +220,7 @@ def partial_log_ratios(draw: Draw) -> list[Tensor]:
     return ratios
 
 
-def _plus_network(constant: Tensor, baseline: Baseline | None, term: Term, draw: Draw) -> Tensor:
+def _plus_network(constant: Tensor, baseline: Baseline | None, term: Term, draw: TraceDraw) -> Tensor:
     """constant + the network declared on the site, if any."""
     if baseline is None:
         return constant
@@ -243,32 +235,3 @@ def _controlled(target: Tensor, c: Tensor, r: Tensor, term: Term) -> Tensor:
     if residual.requires_grad:  # there is a network to fit
         controlled = controlled - estimators.squared_error(residual, term.mask)
     return controlled
-
-
-class _RunningConstant:
-    """c = E[w r] / E[r^2] over earlier minibatches; 0 (no control variate) before the first."""
-
-    def __init__(self, objective: WakeSleep, name: str) -> None:
-        self._objective = objective
-        self._names = (f"{name}/numerator", f"{name}/denominator")
-        self._seen: tuple[list[Tensor], list[Tensor]] = ([], [])
-
-    def value(self, like: Tensor) -> Tensor:
-        zero = like.new_zeros(())
-        numerator, denominator = (self._objective.running.get(n, zero) for n in self._names)
-        return torch.where(denominator > 0, numerator / denominator, zero)
-
-    def observe(self, weights: Tensor, r: Tensor) -> None:
-        self._seen[0].append((weights * r).mean().detach())
-        self._seen[1].append(r.square().mean().detach())
-
-    def means(self) -> dict[str, Tensor]:
-        """Of the minibatch, by name."""
-        means = [torch.stack(seen).mean() for seen in self._seen]
-        return dict(zip(self._names, means, strict=True))
-
-
-def _commit(objective: WakeSleep, constants: list[_RunningConstant]) -> None:
-    """Mixes the minibatch's means in, all at once: several processes then exchange one message."""
-    means = {name: mean for constant in constants for name, mean in constant.means().items()}
-    objective.running.update(means, objective.decay)

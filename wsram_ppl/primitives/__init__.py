@@ -1,0 +1,1 @@
+"""What Pyro programs are written with: effect handlers, distributions, layers, glimpses."""

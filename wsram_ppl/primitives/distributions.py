@@ -3,15 +3,29 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Any
 
 import pyro.distributions as dist
 import torch
+from pyro.distributions.torch_distribution import ExpandedDistribution, MaskedDistribution
 from torch import Tensor
+from torch.distributions import Independent
 from torch.distributions.utils import lazy_property
 
-__all__ = ["ELEMENTWISE", "Categorical", "given_parameters", "kind", "stack"]
+__all__ = [
+    "ELEMENTWISE",
+    "Categorical",
+    "NoRule",
+    "given_parameters",
+    "innermost",
+    "kind",
+    "parameters",
+    "rewrapped",
+    "select_rows",
+    "stack",
+    "unwrapped",
+]
 
 
 class Categorical(dist.Categorical):
@@ -76,6 +90,82 @@ ELEMENTWISE = frozenset(
 )
 
 
+class NoRule(Exception):
+    """A kind of distribution whose rows cannot be chosen; the text is its name."""
+
+
+def unwrapped(fn: Any) -> Iterator[Any]:
+    """A distribution and what it wraps (``to_event``, ``expand``, ``mask``), from outside to inside."""
+    yield fn
+    while isinstance(fn, (Independent, ExpandedDistribution, MaskedDistribution)):
+        fn = fn.base_dist
+        yield fn
+
+
+def innermost(fn: Any) -> Any:
+    """The distribution inside every ``to_event``, ``expand`` and ``mask``."""
+    *_, found = unwrapped(fn)
+    return found
+
+
+def rewrapped(fn: Any, change: Callable[[Any], Any]) -> Any:
+    """``change`` of the innermost distribution, wrapped as it was."""
+    if isinstance(fn, Independent):
+        return rewrapped(fn.base_dist, change).to_event(fn.reinterpreted_batch_ndims)
+    if isinstance(fn, ExpandedDistribution):
+        return rewrapped(fn.base_dist, change).expand(fn.batch_shape)
+    if isinstance(fn, MaskedDistribution):
+        return rewrapped(fn.base_dist, change).mask(fn._mask)
+    return change(fn)
+
+
+def parameters(fn: Any) -> Iterator[tuple[str, Tensor]]:
+    """The tensors that a distribution holds, by name, derived ones too."""
+    fn = innermost(fn)
+    if isinstance(fn, torch.distributions.OneHotCategorical):
+        fn = fn._categorical
+    for name in getattr(fn, "arg_constraints", {}):
+        value = vars(fn).get(name)
+        if isinstance(value, Tensor):
+            yield name, value
+
+
+def select_rows(fn: Any, dim: int, rows: Tensor) -> Any:
+    """The distribution with the given rows, in order, along a batch dimension; a mask is left out.
+
+    Args:
+        dim: negative.
+        rows: ``[n]``, int64.
+
+    Raises:
+        NoRule: for this kind of distribution.
+    """
+    if isinstance(fn, Independent):
+        inner = fn.reinterpreted_batch_ndims
+        return select_rows(fn.base_dist, dim - inner, rows).to_event(inner)
+    if isinstance(fn, MaskedDistribution):
+        return select_rows(fn.base_dist, dim, rows)
+    if isinstance(fn, ExpandedDistribution):
+        base = fn.base_dist
+        own = list(base.batch_shape)
+        if len(own) >= -dim and own[dim] == fn.batch_shape[dim]:
+            base = select_rows(base, dim, rows)
+        shape = list(fn.batch_shape)
+        shape[dim] = len(rows)
+        return base.expand(torch.Size(shape))
+    if isinstance(fn, torch.distributions.OneHotCategorical):
+        return type(fn)(logits=fn.logits.index_select(dim - 1, rows), validate_args=False)
+    # Their samplers take as many random numbers whatever the parameters are. (A Gamma's rejection
+    # sampler does not.)
+    if type(fn) not in ELEMENTWISE:
+        raise NoRule(type(fn).__name__)
+    chosen = {
+        name: value.index_select(dim - fn.arg_constraints[name].event_dim, rows)
+        for name, value in given_parameters(fn).items()
+    }
+    return type(fn)(**chosen, validate_args=False)
+
+
 def given_parameters(fn: Any) -> dict[str, Tensor]:
     """The parameters that one of the :data:`ELEMENTWISE` distributions was made of, by name."""
     given = {name: fn.__dict__[name] for name in fn.arg_constraints if name in fn.__dict__}
@@ -90,7 +180,7 @@ def kind(fn: Any, largest: float = math.inf) -> Hashable | None:
     Args:
         largest: number of elements of a parameter; one with more is joined with no other.
     """
-    if isinstance(fn, dist.Independent):
+    if isinstance(fn, Independent):
         base = kind(fn.base_dist, largest)
         return base and (fn.reinterpreted_batch_ndims, base)
     if type(fn) not in ELEMENTWISE or fn._validate_args:
@@ -104,7 +194,7 @@ def kind(fn: Any, largest: float = math.inf) -> Hashable | None:
 def stack(fns: Sequence[Any]) -> Any:
     """One distribution of batch shape ``[n, *batch]`` for n of one :func:`kind`."""
     first = fns[0]
-    if isinstance(first, dist.Independent):
+    if isinstance(first, Independent):
         joined = stack([fn.base_dist for fn in fns])
         return joined.to_event(first.reinterpreted_batch_ndims)
     given = [given_parameters(fn) for fn in fns]

@@ -3,16 +3,30 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, ParamSpec, TypeVar
 
+import pyro
 import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from pyro.poutine.indep_messenger import CondIndepStackFrame
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.runtime import _DIM_ALLOCATOR, _PYRO_STACK
 from pyro.poutine.subsample_messenger import _Subsample
-from torch import Tensor
+from torch import Tensor, nn
+
+__all__ = [
+    "PARTICLE_PLATE",
+    "DetachSamples",
+    "Memoize",
+    "Mode",
+    "ParticlePlate",
+    "Substitute",
+    "evaluating",
+    "memoize",
+    "pyro_settings",
+]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -22,12 +36,11 @@ R = TypeVar("R")
 PARTICLE_PLATE = "num_particles_vectorized"
 
 
-class AllParticles(Messenger):
+class ParticlePlate(Messenger):
     """Draws all particles at once: the plate that Pyro's ``ELBO`` puts left of all others.
 
     To a program, its distributions and its trace it is ``pyro.plate(PARTICLE_PLATE, size, dim=dim)``,
-    less the plate's own site. That one prepares for subsampling and expands every distribution, also
-    those that hold all particles already, which together is two percent of an update.
+    less the plate's own site and the expansion of distributions that hold all particles already.
 
     Args:
         size: M, the number of particles.
@@ -41,7 +54,7 @@ class AllParticles(Messenger):
         super().__init__()
         self.frame = CondIndepStackFrame(PARTICLE_PLATE, dim, size, counter=0, full_size=size)
 
-    def __enter__(self) -> AllParticles:
+    def __enter__(self) -> ParticlePlate:
         # So that no plate of the program takes the dimension.
         _DIM_ALLOCATOR.allocate(PARTICLE_PLATE, self.frame.dim)
         super().__enter__()
@@ -68,7 +81,7 @@ class AllParticles(Messenger):
             )
 
 
-class ConstantSamples(Messenger):
+class DetachSamples(Messenger):
     """Makes every latent value a constant *while the program runs*.
 
     The program and its trace both see the detached value, so a recurrent guide with reparameterised
@@ -81,10 +94,10 @@ class ConstantSamples(Messenger):
     def _pyro_post_sample(self, msg: dict[str, Any]) -> None:
         value = msg["value"]
         if not msg["is_observed"] and isinstance(value, Tensor) and value.requires_grad:
-            msg["value"] = value.detach()  # a constant stays the same object, as Reuse wants
+            msg["value"] = value.detach()  # a constant stays the same object, as Memoize wants
 
 
-class Propose(Messenger):
+class Substitute(Messenger):
     """Runs a program on given latent values, keeping the program's own ``infer`` declarations.
 
     (:func:`pyro.poutine.replay` overwrites ``infer`` with that of the replayed trace, and samples
@@ -121,25 +134,6 @@ class Propose(Messenger):
             )
 
 
-class ForceSamples(Messenger):
-    """Gives chosen latent sites chosen values, wherever else they would have been sampled.
-
-    Enter it around an objective to evaluate the objective on particles of your own: for exact
-    enumeration in tests, or to compare estimators on common draws. A value that is a callable is
-    called with the site's distribution.
-    """
-
-    def __init__(self, values: Mapping[str, Tensor | Callable[[Any], Tensor]]) -> None:
-        super().__init__()
-        self.values = values
-
-    def _pyro_sample(self, msg: dict[str, Any]) -> None:
-        if msg["name"] in self.values and msg["value"] is None and not msg["is_observed"]:
-            value = self.values[msg["name"]]
-            msg["value"] = value(msg["fn"]) if callable(value) else value
-            msg["done"] = True
-
-
 class Mode(Messenger):
     """Gives every latent site its distribution's mode instead of a sample.
 
@@ -154,7 +148,7 @@ class Mode(Messenger):
         msg["done"] = True
 
 
-class Reuse(Messenger):
+class Memoize(Messenger):
     """Computes each :func:`shared` call once while entered.
 
     Guide and model of a recurrent attention model run the same recurrence on the same glimpses.
@@ -168,7 +162,7 @@ class Reuse(Messenger):
         super().__init__()
         self._results: dict[tuple[Any, ...], Any] = {}
 
-    def __enter__(self) -> Reuse:
+    def __enter__(self) -> Memoize:
         self._results = {}
         super().__enter__()
         return self
@@ -189,18 +183,42 @@ class Reuse(Messenger):
         return result
 
 
-def shared(fn: Callable[P, R]) -> Callable[P, R]:
+def memoize(fn: Callable[P, R]) -> Callable[P, R]:
     """Marks a deterministic function (or method) that guide and model both call.
 
-    Without :class:`Reuse` entered it is the plain function. Only the innermost ``Reuse`` has a say: a
+    Without :class:`Memoize` entered it is the plain function. Only the innermost ``Memoize`` has a say: a
     message through the whole stack of handlers would cost more than many a layer.
     """
 
     @functools.wraps(fn)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
         for handler in reversed(_PYRO_STACK):
-            if isinstance(handler, Reuse):
+            if isinstance(handler, Memoize):
                 return handler.call(fn, args, kwargs)
         return fn(*args, **kwargs)
 
     return call
+
+
+@contextmanager
+def pyro_settings(*, validate: bool) -> Iterator[None]:
+    """Parameters belong to their modules; distributions are checked only if asked for.
+
+    Checks wait for the device, and a module's parameters in Pyro's global store would be shared with
+    every other module that has parameters of the same names.
+    """
+    with pyro.settings.context(module_local_params=True), pyro.validation_enabled(validate):
+        yield
+
+
+@contextmanager
+def evaluating(*modules: nn.Module) -> Iterator[None]:
+    """Modules are in evaluation mode (no dropout) while entered, and then as they were."""
+    modes = [module.training for module in modules]
+    for module in modules:
+        module.eval()
+    try:
+        yield
+    finally:
+        for module, mode in zip(modules, modes, strict=True):
+            module.train(mode)

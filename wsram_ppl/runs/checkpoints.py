@@ -1,23 +1,153 @@
-"""Checkpoints: tensors and plain data in one checked file, written whole or not at all."""
+"""Checkpoints: all that a run goes on from, in one checked file, written whole or not at all."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
-from torch import Tensor
+from torch import Tensor, nn
+from torch.optim import Optimizer
 
+from wsram_ppl import __version__
+from wsram_ppl.config import Components
 from wsram_ppl.errors import InputError
 from wsram_ppl.files import write_atomically
 
-#: What the header says of a file that this module wrote.
-FORMAT = "wsram_ppl checkpoint 1"
+__all__ = ["Checkpoint", "TrainingState", "load_checkpoint", "save_checkpoint"]
+
+#: What the header says of a file that this module wrote, and of one that an earlier version wrote.
+FORMAT, _EARLIER = "wsram_ppl checkpoint 2", {"wsram_ppl checkpoint 1": "0.1"}
+
+
+@dataclass(frozen=True)
+class TrainingState:
+    """What a run's weights and optimiser are called in a checkpoint.
+
+    ``model.NAME`` and ``guide.NAME`` are parameters and buffers, ``objective.NAME`` running estimates,
+    ``optimizer.INDEX.NAME`` what the optimiser holds for a parameter. Random streams have no state: they
+    are seeded by the number of the update.
+
+    Args:
+        components: model, guide and objective.
+        optimizer: None where only the weights are of interest.
+    """
+
+    components: Components
+    optimizer: Optimizer | None = None
+
+    def weights(self) -> dict[str, Tensor]:
+        """Parameters and buffers of model and guide."""
+        parts = (("model", self.components.model), ("guide", self.components.guide))
+        return {f"{part}.{k}": v for part, module in parts for k, v in module.state_dict().items()}
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All of it."""
+        found = self.weights()
+        found |= {f"objective.{k}": v for k, v in self.components.objective.state_dict().items()}
+        if self.optimizer is not None:
+            for index, state in self.optimizer.state_dict()["state"].items():
+                found |= {f"optimizer.{index}.{k}": v for k, v in state.items() if v is not None}
+        return found
+
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        """Puts everything back.
+
+        Raises:
+            InputError: names or shapes do not fit.
+        """
+        _load_module(self.components.model, "model", tensors)
+        _load_module(self.components.guide, "guide", tensors)
+        self.components.objective.load_state_dict(_part("objective", tensors))
+        if self.optimizer is not None:
+            state: dict[int, dict[str, Tensor]] = {}
+            for name, tensor in _part("optimizer", tensors).items():
+                index, key = name.split(".", 1)
+                state.setdefault(int(index), {})[key] = tensor
+            groups = self.optimizer.state_dict()["param_groups"]
+            self.optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint as it was read.
+
+    Args:
+        path: its file.
+        tensors: by the names of :class:`TrainingState`.
+        data: ``step``, ``seconds`` and other plain data.
+        refused: newer checkpoints that were passed over, with the reason.
+    """
+
+    path: Path
+    tensors: dict[str, Tensor]
+    data: dict[str, Any]
+    refused: tuple[str, ...] = ()
+
+    @property
+    def step(self) -> int:
+        """How many updates are behind it."""
+        return int(self.data["step"])
+
+
+def save_checkpoint(path: Path, tensors: Mapping[str, Tensor], data: Mapping[str, Any]) -> None:
+    """Writes tensors and JSON data, with a checksum over both.
+
+    Raises:
+        RunError: the file cannot be written; an earlier file of that name is intact.
+    """
+    text = json.dumps(data, sort_keys=True)
+    metadata = {
+        "format": FORMAT,
+        "version": __version__,
+        "data": text,
+        "sha256": _digest(tensors, text),
+    }
+    flat = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    write_atomically(path, save(flat, metadata))
+
+
+def load_checkpoint(path: Path) -> Checkpoint:
+    """Reads what :func:`save_checkpoint` wrote; never runs code from the file.
+
+    Raises:
+        InputError: not there, not a checkpoint, of another version, cut short, or altered (the checksum
+            differs).
+    """
+    if not path.is_file():
+        raise InputError(f"there is no checkpoint {path}")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            _check_format(path, metadata)
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{path} is not a whole checkpoint: {' '.join(str(error).split())}") from error
+    text = metadata.get("data", "")
+    if _digest(tensors, text) != metadata.get("sha256"):
+        raise InputError(f"{path} is damaged: its checksum does not match")
+    return Checkpoint(path, tensors, json.loads(text))
+
+
+def _check_format(path: Path, metadata: Mapping[str, str]) -> None:
+    found = metadata.get("format", "")
+    if found == FORMAT:
+        return
+    version = _EARLIER.get(found) or metadata.get("version")
+    if version is None or not found.startswith("wsram_ppl checkpoint"):
+        raise InputError(f"{path} is not a checkpoint of this library")
+    raise InputError(
+        f"{path} was written by wsram_ppl {version}, whose checkpoints {__version__} does not read: use "
+        "that version, or train anew"
+    )
 
 
 def _digest(tensors: Mapping[str, Tensor], data: str) -> str:
@@ -30,38 +160,16 @@ def _digest(tensors: Mapping[str, Tensor], data: str) -> str:
     return digest.hexdigest()
 
 
-def save_checkpoint(path: Path, tensors: Mapping[str, Tensor], data: Mapping[str, Any]) -> None:
-    """Writes tensors and JSON data, with a checksum over both.
-
-    Raises:
-        RunError: the file cannot be written; an earlier file of that name is intact.
-    """
-    text = json.dumps(data, sort_keys=True)
-    metadata = {"format": FORMAT, "data": text, "sha256": _digest(tensors, text)}
-    flat = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    write_atomically(path, save(flat, metadata))
+def _part(part: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of a part, by their names in it."""
+    prefix = f"{part}."
+    return {name[len(prefix) :]: t for name, t in tensors.items() if name.startswith(prefix)}
 
 
-def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Reads what :func:`save_checkpoint` wrote; never runs code from the file.
-
-    Raises:
-        InputError: not there, not a checkpoint, cut short, or altered (the checksum differs).
-    """
-    if not path.is_file():
-        raise InputError(f"there is no checkpoint {path}")
+def _load_module(module: nn.Module, part: str, tensors: Mapping[str, Tensor]) -> None:
     try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            if metadata.get("format") != FORMAT:
-                raise InputError(f"{path} is not a checkpoint of this library")
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"{path} is not a whole checkpoint: {' '.join(str(error).split())}") from error
-    text = metadata.get("data", "")
-    if _digest(tensors, text) != metadata.get("sha256"):
-        raise InputError(f"{path} is damaged: its checksum does not match")
-    data: dict[str, Any] = json.loads(text)
-    return tensors, data
+        module.load_state_dict(_part(part, tensors))
+    except RuntimeError as error:
+        raise InputError(
+            f"the checkpoint does not fit the {part}: {' '.join(str(error).split())}"
+        ) from error

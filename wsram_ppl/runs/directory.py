@@ -1,28 +1,27 @@
-"""A run's directory: the resolved spec, metrics, TensorBoard events, checkpoints and the summary."""
+"""A run's directory: the resolved config, metrics, TensorBoard events, checkpoints and the summary."""
 
 from __future__ import annotations
 
-import csv
-import io
 import json
-import math
 import os
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from wsram_ppl.config import Experiment, Spec, build, load_spec
-from wsram_ppl.data import DataSource
-from wsram_ppl.errors import InputError, RunError, one_line
+from wsram_ppl import __version__
+from wsram_ppl.config import Components, ExperimentConfig, build, load_config
+from wsram_ppl.errors import InputError, RunError
 from wsram_ppl.files import make_folder, write_atomically
-from wsram_ppl.runs.checkpoints import load_checkpoint, save_checkpoint
+from wsram_ppl.interfaces import DataSource, KeepsRecord
+from wsram_ppl.runs.checkpoints import Checkpoint, TrainingState, load_checkpoint, save_checkpoint
 
-SPEC, METRICS, SUMMARY, DATA = "spec.toml", "metrics.csv", "summary.json", "data.json"
+CONFIG, METRICS, SUMMARY, DATA = "config.toml", "metrics.csv", "summary.json", "data.json"
 CHECKPOINT, PREVIOUS = "last.safetensors", "previous.safetensors"
+_WRITTEN_BY, _EARLIER_CONFIG = "# wsram_ppl ", "spec.toml"
 
 
 class RunDirectory:
@@ -42,17 +41,17 @@ class RunDirectory:
     def checkpoint(self) -> Path:
         return self.path / CHECKPOINT
 
-    def finished(self, spec: Spec) -> dict[str, Any] | None:
+    def finished(self, config: ExperimentConfig) -> dict[str, Any] | None:
         """The summary, if the directory holds this run and it has come to its end; writes nothing.
 
         Raises:
             InputError: the directory holds something else.
         """
-        if not self._holds(spec):
+        if not self._holds(config):
             return None
         return self.summary()
 
-    def _holds(self, spec: Spec) -> bool:
+    def _holds(self, config: ExperimentConfig) -> bool:
         """Whether an earlier part of the same run is there.
 
         Raises:
@@ -61,14 +60,15 @@ class RunDirectory:
         """
         try:
             if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
-                if not (self.path / SPEC).is_file():
+                self._check_version()
+                if not (self.path / CONFIG).is_file():
                     raise InputError(
                         f"{self.path} exists and is not empty: choose another --out, or remove it"
                     )
-                found = self.spec()
-                if found.fingerprint() != spec.fingerprint():
+                found = self.config()
+                if found.fingerprint() != config.fingerprint():
                     raise InputError(
-                        f"{self.path} belongs to another run ({found.difference(spec)}): choose "
+                        f"{self.path} belongs to another run ({found.difference(config)}): choose "
                         "another --out, or remove it"
                     )
                 return True
@@ -76,16 +76,17 @@ class RunDirectory:
             raise RunError(f"cannot read {self.path}: {error.strerror}") from error
         return False
 
-    def claim(self, spec: Spec) -> None:
-        """Makes the directory, or finds in it an earlier part of the same run, and writes the spec.
+    def claim(self, config: ExperimentConfig) -> None:
+        """Makes the directory, or finds in it an earlier part of the same run, and writes the config.
 
         Raises:
             InputError: the directory holds something else.
             RunError: it cannot be made.
         """
-        self._holds(spec)
+        self._holds(config)
         make_folder(self.path)
-        write_atomically(self.path / SPEC, spec.to_toml().encode())
+        text = f"{_WRITTEN_BY}{__version__}\n{config.to_toml()}"
+        write_atomically(self.path / CONFIG, text.encode())
 
     def keep_data(self, data: DataSource) -> None:
         """Writes what a data source asks to be kept with a run: its ``record``, if it has one.
@@ -95,9 +96,9 @@ class RunDirectory:
         Raises:
             InputError: an earlier part of the run had other data.
         """
-        record = getattr(data, "record", None)
-        if record is not None and not (self.path / DATA).exists():
-            write_atomically(self.path / DATA, (json.dumps(record, indent=1) + "\n").encode())
+        if isinstance(data, KeepsRecord) and not (self.path / DATA).exists():
+            text = json.dumps(data.record, indent=1) + "\n"
+            write_atomically(self.path / DATA, text.encode())
         self.check_data(data)
 
     def check_data(self, data: DataSource) -> None:
@@ -113,7 +114,7 @@ class RunDirectory:
             kept: dict[str, Any] = json.loads(path.read_bytes())
         except (OSError, ValueError) as error:
             raise InputError(f"cannot read {path}: {error}") from error
-        now = json.loads(json.dumps(getattr(data, "record", {})))
+        now = json.loads(json.dumps(data.record if isinstance(data, KeepsRecord) else {}))
         changed = [key for key in {**kept, **now} if kept.get(key) != now.get(key)]
         if changed:
             raise InputError(
@@ -150,170 +151,74 @@ class RunDirectory:
         except OSError as error:
             raise RunError(f"cannot write {self.checkpoint}: {error.strerror}") from error
 
-    def saved(self, spec: Spec) -> Saved | None:
+    def saved(self, config: ExperimentConfig) -> Checkpoint | None:
         """The newest whole checkpoint of the run; None if none was ever written.
 
         Raises:
-            InputError: there are checkpoints, but not one is whole and of this spec.
+            InputError: there are checkpoints, but not one is whole and of this config.
         """
         refused = []
         for path in (self.checkpoint, self.path / PREVIOUS):
             if not path.exists():
                 continue
             try:
-                tensors, data = load_checkpoint(path)
-                if data.get("fingerprint") != spec.fingerprint():
-                    raise InputError(f"{path} belongs to another spec than {self.path / SPEC}")
+                found = load_checkpoint(path)
+                if found.data.get("fingerprint") != config.fingerprint():
+                    raise InputError(f"{path} belongs to another config than {self.path / CONFIG}")
             except InputError as error:
                 refused.append(str(error))
             else:
-                return Saved(path, tensors, data, tuple(refused))
+                return replace(found, refused=tuple(refused))
         if refused:
             raise InputError("; ".join(refused))
         return None
 
-    def spec(self) -> Spec:
-        """The resolved spec of the run.
+    def config(self) -> ExperimentConfig:
+        """The resolved config of the run.
 
         Raises:
-            InputError: this is not a run's directory, or its spec is not valid.
+            InputError: this is not a run's directory, or its config is not valid.
         """
-        if not (self.path / SPEC).is_file():
-            raise InputError(f"{self.path} is not a run: it has no {SPEC}")
+        path = self.path / CONFIG
+        self._check_version()
+        if not path.is_file():
+            raise InputError(f"{self.path} is not a run: it has no {CONFIG}")
         try:
-            return load_spec(self.path / SPEC)
+            return load_config(path)
         except InputError as error:
-            raise InputError(f"the spec of the run {self.path}: {error}") from error
+            writer = path.read_text(encoding="utf-8", errors="replace").partition("\n")[0]
+            version = writer.removeprefix(_WRITTEN_BY) if writer.startswith(_WRITTEN_BY) else __version__
+            by = "" if version == __version__ else f", written by wsram_ppl {version}"
+            raise InputError(f"the config of the run {self.path}{by}: {error}") from error
+
+    def _check_version(self) -> None:
+        if (self.path / _EARLIER_CONFIG).is_file() and not (self.path / CONFIG).exists():
+            raise InputError(
+                f"{self.path} was written by wsram_ppl 0.1, whose runs {__version__} does not read: use "
+                "that version, or train anew in another directory"
+            )
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         write_atomically(self.path / SUMMARY, (json.dumps(summary, indent=2) + "\n").encode())
 
-    def load(self, device: torch.device | str = "cpu") -> tuple[Spec, Experiment, int]:
+    def load(self, device: torch.device | str = "cpu") -> tuple[ExperimentConfig, Components, int]:
         """Builds the run's components with the weights of its last checkpoint.
 
         Returns:
-            The spec, the components on the device, and the number of updates behind the weights.
+            The config, the components on the device, and the number of updates behind the weights.
 
         Raises:
-            InputError: not a run, a checkpoint that is missing, damaged, or of another spec, or the data
-                have changed.
+            InputError: not a run; a checkpoint that is missing, damaged or of another config; changed
+                data.
         """
-        spec = self.spec()
-        saved = self.saved(spec)
+        config = self.config()
+        saved = self.saved(config)
         if saved is None:
             raise InputError(f"there is no checkpoint {self.checkpoint}: the run has not come that far")
-        experiment = build(spec)
-        self.check_data(experiment.data)
-        saved.restore(experiment)
-        experiment.model.to(device)
-        experiment.guide.to(device)
-        experiment.data.to(torch.device(device))
-        return spec, experiment, saved.step
-
-
-@dataclass(frozen=True)
-class Saved:
-    """A checkpoint as it was read.
-
-    Args:
-        path: its file.
-        tensors: weights, optimiser and running estimates, by prefixed name.
-        data: ``step`` and other plain data.
-        refused: newer checkpoints that were passed over, with the reason.
-    """
-
-    path: Path
-    tensors: dict[str, Tensor]
-    data: dict[str, Any]
-    refused: tuple[str, ...]
-
-    @property
-    def step(self) -> int:
-        return int(self.data["step"])
-
-    def restore(self, experiment: Experiment) -> None:
-        """Loads the weights and the objective's running estimates.
-
-        Raises:
-            InputError: names or shapes do not fit.
-        """
-        load_tensors(experiment.model, self.tensors, "model.")
-        load_tensors(experiment.guide, self.tensors, "guide.")
-        experiment.objective.load_state_dict(strip(self.tensors, "objective."))
-
-
-def strip(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """The tensors whose name starts with the prefix, without it."""
-    return {name[len(prefix) :]: t for name, t in tensors.items() if name.startswith(prefix)}
-
-
-def load_tensors(module: nn.Module, tensors: Mapping[str, Tensor], prefix: str) -> None:
-    """Loads a module's weights from a checkpoint's tensors.
-
-    Raises:
-        InputError: names or shapes do not fit the module.
-    """
-    try:
-        module.load_state_dict(strip(tensors, prefix))
-    except RuntimeError as error:
-        raise InputError(
-            f"the checkpoint does not fit the {prefix.rstrip('.')}: {' '.join(str(error).split())}"
-        ) from error
-
-
-class MetricsLog:
-    """Rows of ``metrics.csv``, and the same numbers as TensorBoard events.
-
-    One row per measurement: ``step``, ``split`` (``train`` on the current minibatch, ``eval`` on
-    held-out data), then the columns given.
-
-    Args:
-        run: where to write.
-        columns: names of the numbers that a row may have; a row leaves the others empty.
-        after: the number of updates behind the checkpoint that the run goes on from: rows up to
-            there are kept, later ones (which will come again) are dropped.
-    """
-
-    def __init__(self, run: RunDirectory, columns: Iterable[str], after: int = 0) -> None:
-        from wsram_ppl.runs.events import EventLog  # needs tensorboard, which reading a run does not
-
-        path = run.path / METRICS
-        header, rows = _rows_until(path, after) if after else ([], [])
-        self._columns = list(dict.fromkeys([*header, "step", "split", *columns]))
-        text = io.StringIO(newline="")
-        writer = csv.DictWriter(text, self._columns)
-        writer.writeheader()
-        writer.writerows(rows)
-        write_atomically(path, text.getvalue().encode())
-        self._file = open(path, "a", newline="", encoding="utf-8")  # noqa: SIM115
-        self._rows = csv.DictWriter(self._file, self._columns)
-        self._events = EventLog(run.path / "tensorboard", after)
-
-    def write(self, step: int, split: str, values: Mapping[str, float]) -> None:
-        """Adds a row; numbers are written with six significant digits."""
-        row = {name: f"{value:.6g}" for name, value in values.items() if name in self._columns}
-        self._rows.writerow({"step": step, "split": split, **row})
-        self._file.flush()
-        finite = {name: value for name, value in values.items() if math.isfinite(value)}
-        self._events.add(step, {f"{split}/{name}": value for name, value in finite.items()})
-
-    def close(self) -> None:
-        self._file.close()
-        self._events.close()
-
-
-def _rows_until(path: Path, step: int) -> tuple[list[str], list[dict[str, str]]]:
-    """The columns of ``metrics.csv`` and its whole rows up to an update."""
-    try:
-        with open(path, newline="", encoding="utf-8") as file:
-            reader = csv.DictReader(file)
-            rows = [row for row in reader if None not in row.values() and int(row["step"]) <= step]
-            if any(None in row for row in rows):
-                raise ValueError("a row is longer than the header")
-            return list(reader.fieldnames or []), rows
-    except FileNotFoundError:
-        return [], []
-    except (OSError, ValueError, KeyError, csv.Error) as error:
-        raise InputError(
-            f"{path} is damaged ({one_line(error)}): remove it to go on without its rows"
-        ) from error
+        components = build(config)
+        self.check_data(components.data)
+        TrainingState(components).load(saved.tensors)
+        components.model.to(device)
+        components.guide.to(device)
+        components.data.to(torch.device(device))
+        return config, components, saved.step

@@ -4,8 +4,8 @@ The folder of a study holds::
 
     runs/VARIANT/seed-N/            run directories (:mod:`wsram_ppl.runs.directory`)
     search/VARIANT/CANDIDATE/       those of the search's trials
-    specs/, logs/                   what each run was started from and what it printed, by the same names
-    interrupted/                    runs that were not finished, put aside for those of another spec
+    configs/, logs/                   what each run was started from and what it printed, by the same names
+    interrupted/                    runs that were not finished, put aside for those of another config
     calls.json                      when and how the study was worked on
 """
 
@@ -24,17 +24,17 @@ from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from wsram_ppl.config import Spec
+from wsram_ppl.config import ExperimentConfig
 from wsram_ppl.errors import InputError, Interrupted, RunError
 from wsram_ppl.files import make_folder, write_atomically
-from wsram_ppl.runs.directory import SPEC, SUMMARY, RunDirectory
+from wsram_ppl.runs.directory import CONFIG, SUMMARY, RunDirectory
 from wsram_ppl.studies.definition import Candidate, Search, Study, Variant
 from wsram_ppl.studies.executors import Job, Watcher, last_line, run_jobs
 from wsram_ppl.studies.results import read_summary
 
 __all__ = ["Call", "Comparison", "Trial", "VariantRun", "compare"]
 
-#: Makes the command that trains the spec in the first path into the second.
+#: Makes the command that trains the config in the first path into the second.
 TrainCommand = Callable[[Path, Path], Sequence[str]]
 
 
@@ -44,7 +44,7 @@ class VariantRun:
 
     Attributes:
         place: its name and, under the study's folder, its path: ``runs/VARIANT/seed-N``.
-        spec: what to train; None where the search found nothing to train with.
+        config: what to train; None where the search found nothing to train with.
         failure: why there is no result; None: finished, or not run yet.
         finished: whether there is a result.
         command: that trained it, or would.
@@ -52,7 +52,7 @@ class VariantRun:
 
     variant: Variant
     place: str
-    spec: Spec | None
+    config: ExperimentConfig | None
     failure: str | None = None
     finished: bool = False
     command: str = ""
@@ -130,7 +130,7 @@ def compare(
         call: the command line, for the record.
 
     Raises:
-        InputError: a finished run of another spec is in the way, or something that is no run.
+        InputError: a finished run of another config is in the way, or something that is no run.
         Interrupted: by a signal; calling again goes on.
         RunError: the folder cannot be written, or another process is at work in it.
     """
@@ -190,7 +190,7 @@ class _Work:
             for seed in study.seeds:
                 run = VariantRun(variant, f"runs/{variant.name}/seed-{seed}", None)
                 if study.search is None or candidate is not None:
-                    run.spec = study.spec(variant, seed, candidate)
+                    run.config = study.config(variant, seed, candidate)
                 elif self.lock is not None:
                     run.failure = "no candidate of its search could be trained"
                 runs.append(run)
@@ -221,11 +221,11 @@ class _Work:
         """Runs those that are missing; notes on each whether it is finished, or why not."""
         missing = []
         for run in runs:
-            if run.spec is None:
+            if run.config is None:
                 continue
-            for note in run.spec.notes:
+            for note in run.config.notes:
                 self.note(f"{run.variant.name}: {note}")
-            run.finished = self.is_finished(run, run.spec)
+            run.finished = self.is_finished(run, run.config)
             run.command = self.command_of(run)
             if not run.finished:
                 missing.append(run)
@@ -236,7 +236,7 @@ class _Work:
             return
         if not missing:
             return
-        jobs = [self.prepare(run, run.spec) for run in missing if run.spec is not None]
+        jobs = [self.prepare(run, run.config) for run in missing if run.config is not None]
         self.started = True
         try:
             failures = run_jobs(jobs, self.jobs, self.watcher, [self.lock] if self.lock >= 0 else [])
@@ -258,58 +258,58 @@ class _Work:
             self.notes.append(text)
             self.watcher.noted(text)
 
-    def spec_file(self, run: VariantRun) -> Path:
-        return self.folder / "specs" / f"{run.place}.toml"
+    def config_file(self, run: VariantRun) -> Path:
+        return self.folder / "configs" / f"{run.place}.toml"
 
     def log_file(self, run: VariantRun) -> Path:
         return self.folder / "logs" / f"{run.place}.log"
 
     def command_of(self, run: VariantRun) -> str:
-        """The command that trained a finished run, which stands above its spec, or would train it."""
-        file = self.spec_file(run)
+        """The command that trained a finished run, which stands above its config, or would train it."""
+        file = self.config_file(run)
         if run.finished and file.is_file():
             first = file.read_text(encoding="utf-8").partition("\n")[0]
             if first.startswith("# "):
                 return first.removeprefix("# ")
         return shlex.join(self.command(file, self.folder / run.place))
 
-    def prepare(self, run: VariantRun, spec: Spec) -> Job:
+    def prepare(self, run: VariantRun, config: ExperimentConfig) -> Job:
         path = self.folder / run.place
-        if (path / SPEC).is_file():
+        if (path / CONFIG).is_file():
             # An earlier part of the same run: what trains goes on from its last checkpoint.
-            if RunDirectory(path).spec().fingerprint() == spec.fingerprint():
+            if RunDirectory(path).config().fingerprint() == config.fingerprint():
                 self.note(f"{run.place} was not finished: it goes on from its last checkpoint")
             else:
                 aside = self.folder / "interrupted" / run.place
-                self.note(f"{run.place} was not finished, of another spec: it is now in {aside}")
+                self.note(f"{run.place} was not finished, of another config: it is now in {aside}")
                 _move(path, aside)
-        file = self.spec_file(run)
+        file = self.config_file(run)
         make_folder(file.parent)
-        write_atomically(file, f"# {run.command}\n\n{spec.to_toml()}".encode())
+        write_atomically(file, f"# {run.command}\n\n{config.to_toml()}".encode())
         command = self.command(file, path)
-        return Job(run.place, command, path, self.log_file(run), spec.training.steps)
+        return Job(run.place, command, path, self.log_file(run), config.training.steps)
 
-    def is_finished(self, run: VariantRun, spec: Spec) -> bool:
-        """Whether its directory holds the result of this very spec.
+    def is_finished(self, run: VariantRun, config: ExperimentConfig) -> bool:
+        """Whether its directory holds the result of this very config.
 
         Raises:
-            InputError: the result of another spec, or something else.
+            InputError: the result of another config, or something else.
         """
         path = self.folder / run.place
         if not path.exists() or (path.is_dir() and not any(path.iterdir())):
             return False
-        if not (path / SPEC).is_file():
+        if not (path / CONFIG).is_file():
             raise InputError(f"{path} is in the way: it is no run; move it, or choose another --out")
         if not (path / SUMMARY).is_file():
             return False
         read_summary(path)
-        found = RunDirectory(path).spec()
-        if found.fingerprint() != spec.fingerprint():
+        found = RunDirectory(path).config()
+        if found.fingerprint() != config.fingerprint():
             raise InputError(
-                f"{path} is a finished run of another spec ({found.difference(spec)}): "
+                f"{path} is a finished run of another config ({found.difference(config)}): "
                 "choose another --out, or remove it"
             )
-        others = found.difference(spec, ignored=("device", "threads"))
+        others = found.difference(config, ignored=("device", "threads"))
         if others:
             self.note(f"{run.place} is kept, though it was run with {others}")
         return True

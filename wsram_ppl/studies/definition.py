@@ -38,7 +38,7 @@ from typing import Annotated, Any, Final, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveInt
 
-from wsram_ppl.config import Spec, check_table, parse_spec, read_toml, read_value
+from wsram_ppl.config import ExperimentConfig, check_table, parse_config, read_toml, read_value
 from wsram_ppl.errors import InputError
 
 __all__ = ["FIGURES", "Candidate", "Search", "Study", "Variant", "load_study"]
@@ -200,7 +200,9 @@ class Study:
     common: _Overrides
     overrides: tuple[str, ...]
 
-    def spec(self, variant: Variant, seed: int, candidate: Candidate | None = None) -> Spec:
+    def config(
+        self, variant: Variant, seed: int, candidate: Candidate | None = None
+    ) -> ExperimentConfig:
         """The experiment of one run.
 
         Raises:
@@ -208,16 +210,18 @@ class Study:
         """
         return self._spec(variant, candidate, self.steps, seed)
 
-    def trial(self, variant: Variant, candidate: Candidate) -> Spec:
+    def trial(self, variant: Variant, candidate: Candidate) -> ExperimentConfig:
         """The experiment of one trial of the search.
 
         Raises:
-            InputError: as :meth:`spec`.
+            InputError: as :meth:`config`.
         """
         assert self.search is not None
         return self._spec(variant, candidate, self.search.steps, self.search.seed)
 
-    def _spec(self, variant: Variant, candidate: Candidate | None, steps: int, seed: int) -> Spec:
+    def _spec(
+        self, variant: Variant, candidate: Candidate | None, steps: int, seed: int
+    ) -> ExperimentConfig:
         layers = [self.common.tables(), variant.tables()]
         if candidate is not None:
             layers.append(candidate.tables())
@@ -228,7 +232,7 @@ class Study:
         # As overrides, so that the base's options of a component that is exchanged are left out.
         paths = {(section, key): None for layer in layers for section in layer for key in layer[section]}
         chosen = [f"{section}.{key}={_inline(merged[section][key])}" for section, key in paths]
-        return parse_spec(self.base, [*chosen, *self.overrides])
+        return parse_config(self.base, [*chosen, *self.overrides])
 
 
 def load_study(path: str | PathLike[str], overrides: Sequence[str] = ()) -> Study:
@@ -248,7 +252,7 @@ def load_study(path: str | PathLike[str], overrides: Sequence[str] = ()) -> Stud
     file = check_table(_File, "", tables)
     base = read_toml(path.parent / file.base)
     try:
-        parse_spec(base)
+        parse_config(base)
     except InputError as error:
         raise InputError(f"base {file.base!r}: {error}") from error
     common = _layer(_Overrides, "set", file.set)
@@ -279,7 +283,7 @@ def _check_specs(study: Study) -> None:
     for variant in study.variants:
         try:
             if study.search is None:
-                study.spec(variant, study.seeds[0])
+                study.config(variant, study.seeds[0])
             for candidate in study.search.candidates if study.search else ():
                 study.trial(variant, candidate)
         except InputError as error:

@@ -158,7 +158,7 @@ _LINES: Final[dict[str, _Kind]] = {
         "total variance of the gradient (nats²)",
         "Variance, summed over the model's parameters (the guide's and the coefficient networks' left "
         "out), of the gradient of the mean loss per example, exploration terms included, over repeated "
-        "draws of particles (probe_repeats in the spec) on one fixed minibatch. It is not trained "
+        "draws of particles (probe_repeats in the config) on one fixed minibatch. It is not trained "
         "on and, for one seed, the same in all variants. The weights are those of the run at that "
         "update: every variant is measured along its own path",
         False,

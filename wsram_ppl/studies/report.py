@@ -36,7 +36,7 @@ from wsram_ppl.studies.results import (
     table_csv,
     table_markdown,
 )
-from wsram_ppl.training.evaluation import pyro_settings
+from wsram_ppl.primitives.handlers import pyro_settings
 
 __all__ = ["Written", "environment", "write_report"]
 
@@ -210,7 +210,7 @@ def _page(
         wall_seconds=sum(call.seconds for call in comparison.calls),
         duration=_duration,
         commands=[run.command for run in (*comparison.trials, *comparison.runs) if run.command],
-        specs=_specs(comparison),
+        configs=_specs(comparison),
         study_text=_study_text(comparison),
     )
 
@@ -231,12 +231,12 @@ def _failure(comparison: Comparison, run: VariantRun) -> dict[str, Any]:
 
 
 def _specs(comparison: Comparison) -> list[tuple[str, str]]:
-    """The whole spec of each variant's first run."""
+    """The whole config of each variant's first run."""
     found = []
     for variant in comparison.study.variants:
-        spec = next((run.spec for run in comparison.of(variant) if run.spec is not None), None)
-        if spec is not None:
-            found.append((variant.title, spec.to_toml()))
+        config = next((run.config for run in comparison.of(variant) if run.config is not None), None)
+        if config is not None:
+            found.append((variant.title, config.to_toml()))
     return found
 
 

@@ -12,7 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from wsram_ppl.config import TrainingSettings
 from wsram_ppl.errors import InputError
+
+__all__ = ["USUAL_CALLS", "CudaGraphStep", "check_recordable"]
 
 T = TypeVar("T")
 
@@ -30,7 +33,7 @@ class _Recording(Generic[T]):
     result: T
 
 
-class Recorded(Generic[T]):
+class CudaGraphStep(Generic[T]):
     """A function of tensors that is computed on a GPU as a CUDA graph.
 
     For each shape of arguments, the first calls run as usual, the next is recorded, and from then on
@@ -113,9 +116,21 @@ class Recorded(Generic[T]):
         return _Recording(graph, places, result)
 
 
-def in_place(held: float | Tensor, value: float) -> float | Tensor:
-    """``value``, in the place of what is held if that is a tensor, where a recording looks for it."""
-    return held.fill_(value) if isinstance(held, Tensor) else value
+def check_recordable(training: TrainingSettings, device: torch.device, processes: int) -> None:
+    """Whether an update can be recorded, as far as that can be told without running it.
+
+    Raises:
+        InputError: it cannot.
+    """
+    obstacle = ""
+    if device.type != "cuda":
+        obstacle = f"device '{device.type}' records nothing; use device = 'cuda'"
+    elif processes > 1:
+        obstacle = "what processes tell each other cannot be recorded; use devices = 1"
+    elif training.compile or training.validate_sites:
+        obstacle = "no compiled or validated update can be recorded; set compile and validate false"
+    if obstacle:
+        raise InputError(f"training.cuda_graph: {obstacle}, or cuda_graph = false")
 
 
 def _refusal(what: str, error: Exception) -> InputError:

@@ -2,36 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from typing import Any
 
 import pyro
 import torch
-from pyro.distributions.torch_distribution import ExpandedDistribution, MaskedDistribution
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor, nn
 
+from wsram_ppl.config import Components
+from wsram_ppl.errors import Diverged
 from wsram_ppl.objectives import Objective
-from wsram_ppl.objectives.base import is_prior
+from wsram_ppl.objectives.prior import is_prior
 from wsram_ppl.objectives.sites import random_sites
+from wsram_ppl.primitives.distributions import parameters
+from wsram_ppl.runs.checkpoints import TrainingState
+
+__all__ = ["diverged", "find_cause"]
 
 
 class _Found(Exception):
     """The site and the quantity."""
-
-
-def parameters(fn: Any) -> Iterator[tuple[str, Tensor]]:
-    """The tensors that a distribution was made of, by name."""
-    if isinstance(fn, (torch.distributions.Independent, ExpandedDistribution, MaskedDistribution)):
-        yield from parameters(fn.base_dist)
-        return
-    if isinstance(fn, torch.distributions.OneHotCategorical):
-        fn = fn._categorical
-    for name in getattr(fn, "arg_constraints", {}):
-        value = vars(fn).get(name)
-        if isinstance(value, Tensor):
-            yield name, value
 
 
 def _is_bad(name: str, value: Tensor) -> bool:
@@ -87,3 +79,42 @@ def find_cause(
                 if site["fn"].log_prob(site["value"]).isnan().any():
                     return f"the log-density of site '{name}' in the {whose}"
     return None
+
+
+def diverged(
+    components: Components,
+    batch: tuple[Tensor, ...],
+    *,
+    step: int,
+    update: int,
+    measured: Sequence[str] = (),
+) -> Diverged:
+    """Says what is not finite, with all that it may depend on.
+
+    Runs the program once more, with the random numbers as they are seeded.
+
+    Args:
+        batch: the minibatch of the update.
+        step: updates done.
+        update: the number of the update that went wrong, for the message.
+        measured: what else has been found not to be finite.
+    """
+    model, guide = components.model, components.guide
+    tensors = TrainingState(components).weights()
+    tensors |= {f"batch.{index}": part for index, part in enumerate(batch)}
+    for whose, module in (("model", model), ("guide", guide)):
+        for name, parameter in module.named_parameters():
+            if parameter.grad is not None:
+                tensors[f"gradient.{whose}.{name}"] = parameter.grad
+    bad = [name for name, value in tensors.items() if not value.isfinite().all()]
+    weights = [f"weight {name}" for name in bad if name.startswith(("model.", "guide."))]
+    data = [f"part {name[6:]} of the minibatch" for name in bad if name.startswith("batch.")]
+    gradients = [name.replace(".", " of ", 1) for name in bad if name.startswith("gradient.")]
+    cause = find_cause(components.objective, model, guide, batch)
+    # In the order of cause and effect; where a site is at fault, so may be a weight before it.
+    causes = [*data, *weights[:1], *([cause] if cause else [])]
+    found = causes or measured or gradients[:1] or ["the gradient's norm"]
+    what, verb = " and ".join(found), "is" if len(found) == 1 else "are"
+    advice = "look at the data" if data else "lower the learning rate"
+    message = f"update {update}: {what} {verb} not finite; {advice}"
+    return Diverged(message, tensors, {"step": step, "what": what}, bool(causes))

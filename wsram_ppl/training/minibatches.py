@@ -1,26 +1,103 @@
-"""Minibatches, the next one prepared while one trains."""
+"""The minibatches of a run, the next one made while one trains."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from typing import Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
+from torch import Tensor
+
+from wsram_ppl.config import Components, TrainingSettings
+from wsram_ppl.distributed.sharding import BatchShard
+from wsram_ppl.errors import InputError
+from wsram_ppl.interfaces import prepared, training_rows
+
+__all__ = ["Minibatch", "Minibatches", "Prefetcher", "cast"]
 
 T = TypeVar("T")
 
 
-class Minibatches(Generic[T]):
-    """The minibatches of a run, made one after the other, ahead of their use if so wanted.
+class Minibatch(NamedTuple):
+    """What an update works on.
+
+    Attributes:
+        batch: of the data source.
+        prepared: the same as model and guide get it (:class:`wsram_ppl.interfaces.Prepares`); the batch
+            itself where the update does that too.
+    """
+
+    batch: tuple[Tensor, ...]
+    prepared: tuple[Any, ...]
+
+
+class Minibatches:
+    """One process's rows of the minibatches of a run.
+
+    Args:
+        components: the data source, and the model, which may prepare its batches.
+        training: size, seed and precision; whether the next one is made ahead.
+        shard: which rows are this process's.
+    """
+
+    def __init__(self, components: Components, training: TrainingSettings, shard: BatchShard) -> None:
+        self._components, self._training, self._shard = components, training, shard
+        self._ahead = Prefetcher(self._make, training.steps, ahead=training.prefetch)
+
+    def __call__(self, step: int) -> Minibatch:
+        """That of an update; the next one's is begun."""
+        return self._ahead(step)
+
+    def extra(self, step: int) -> Minibatch:
+        """One out of turn."""
+        return self._ahead.extra(step)
+
+    def settle(self) -> None:
+        """Waits until nothing is being made."""
+        self._ahead.settle()
+
+    def check(self, step: int, name: str) -> None:
+        """Makes sure that a minibatch of this size can be had.
+
+        Args:
+            name: of the data source, for the message.
+
+        Raises:
+            InputError: it cannot, or it holds what is not a number.
+        """
+        for index, part in enumerate(self.extra(step).batch):
+            if not part.isfinite().all():
+                raise InputError(f"data {name!r}: part {index} of the first minibatch is not finite")
+
+    @torch.no_grad()
+    def _make(self, step: int) -> Minibatch:
+        training, components = self._training, self._components
+        size = training.batch_size
+        rows = self._shard.rows(size)
+        batch = training_rows(components.data, step, size, training.seed, rows)
+        batch = cast(batch, training.precision)
+        # An update that is recorded prepares its batch itself.
+        return Minibatch(batch, batch if training.cuda_graph else prepared(components.model, batch))
+
+
+def cast(batch: tuple[Tensor, ...], precision: str) -> tuple[Tensor, ...]:
+    """The batch in double precision where the model is."""
+    if precision != "64-true":
+        return batch
+    return tuple(x.double() if x.is_floating_point() else x for x in batch)
+
+
+class Prefetcher(Generic[T]):
+    """What is made step by step, one step ahead of its use if so wanted.
 
     Torch lets go of Python's lock while it computes, so a thread is enough to keep a second core at
     work; on an accelerator its kernels join the same queue. What is made does not depend on when.
 
     Args:
-        make: the minibatch of a step; a pure function of it, apart from caches. It is called once at
+        make: what belongs to a step; a pure function of it, apart from caches. It is called once at
             a time.
-        steps: of the run; no minibatch from here on is made ahead.
+        steps: of the run; nothing from here on is made ahead.
         ahead: make the next one in a thread while the last one is in use.
     """
 
@@ -35,7 +112,7 @@ class Minibatches(Generic[T]):
         )
 
     def __call__(self, step: int) -> T:
-        """The minibatch of ``step``; that of the next step is started on.
+        """What belongs to ``step``; that of the next step is started on.
 
         Raises:
             Exception: whatever ``make`` raised for this step.
@@ -55,7 +132,7 @@ class Minibatches(Generic[T]):
             wait([self._next[1]])
 
     def extra(self, step: int) -> T:
-        """A minibatch out of turn."""
+        """What belongs to a step, out of turn."""
         if self._thread is None:
             return self._make(step)
         return self._thread.submit(self._make, step).result()

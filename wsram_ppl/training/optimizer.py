@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from wsram_ppl.config import Training
+from wsram_ppl.config import TrainingSettings
 from wsram_ppl.errors import InputError
 from wsram_ppl.objectives.diagnostics import parameter_groups
 
 
 def make_optimizer(
-    training: Training, model: nn.Module, guide: nn.Module, device: torch.device
+    training: TrainingSettings, model: nn.Module, guide: nn.Module, device: torch.device
 ) -> Optimizer:
     """The optimiser, with the model's parameters and the guide's own in two groups.
 

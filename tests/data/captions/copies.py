@@ -7,13 +7,18 @@ import json
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
-SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
+from wsram_ppl.data.captions.backbones import FeatureRequest
+
+SHARED = Path(__file__).resolve().parents[4] / "shared" / "data"
 #: A small net of timm's, made for tests.
 NET = "test_efficientnet"
+#: Of the pictures that it is given.
+SIZE = 64
 
 LAYOUTS = ("illinois", "karpathy", "kaggle")
 CAPTION_FILES = {
@@ -106,3 +111,21 @@ def add_photos(folder: Path, wanted: Sequence[str], size: int = 64) -> None:
         rng = np.random.default_rng(n)
         coarse = Image.fromarray(rng.integers(0, 256, (4, 5, 3), np.uint8))
         coarse.resize((size + n % 7, size), Image.Resampling.BICUBIC).save(folder / name, quality=85)
+
+
+def feature_request(weights: Path, /, **changes: Any) -> FeatureRequest:
+    """For maps of two layers of the small net."""
+    options: dict[str, Any] = {
+        "backbone": NET,
+        "layers": (2, 3),
+        "image_size": SIZE,
+        "mean": [127.0],
+        "std": [128.0],
+        "weights": weights,
+    }
+    return FeatureRequest.make(**{**options, **changes})
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    """The content of each file."""
+    return {path.name: path.read_bytes() for path in folder.iterdir()}

@@ -16,12 +16,13 @@ from click.testing import CliRunner, Result
 
 import cli
 from tests.data.captions.copies import NET, SHARED, add_photos, some_captions, some_splits, write
-from wsram_ppl.config import build, load_spec
+from wsram_ppl.config import build, load_config
 from wsram_ppl.config.catalogue import DATA_SOURCES
-from wsram_ppl.data import DataSource
-from wsram_ppl.data.captions import CaptionSource, FlickrCaptions, normalize
-from wsram_ppl.data.captions.vocabulary import END, START, UNKNOWN
+from wsram_ppl.data.captions.batches import CaptionSource
+from wsram_ppl.data.captions.flickr8k import FlickrCaptions
+from wsram_ppl.data.captions.vocabulary import END, START, UNKNOWN, normalize
 from wsram_ppl.errors import InputError
+from wsram_ppl.interfaces import DataSource
 
 #: The second caption of each photo is like no other, by words that occur in many.
 CAPTIONS = {
@@ -221,7 +222,7 @@ def test_a_split_without_photos(copy: dict[str, Any], tmp_path: Path, weights: P
 
 # ---------------------------------------------------------------- in an experiment
 
-SPEC = """
+CONFIG = """
 [data]
 source = "flickr8k"
 {data}
@@ -236,10 +237,10 @@ name = "wake-sleep"
 """
 
 
-def spec(folder: Path, given: dict[str, Any]) -> Path:
+def config(folder: Path, given: dict[str, Any]) -> Path:
     lines = [f"{key} = {value!r}" for key, value in given.items()]
     path = folder / "photos.toml"
-    path.write_text(SPEC.format(data="\n".join(lines)))
+    path.write_text(CONFIG.format(data="\n".join(lines)))
     return path
 
 
@@ -248,7 +249,7 @@ def features(*arguments: str | Path) -> Result:
 
 
 def test_features_then_the_source_of_a_spec(tmp_path: Path, copy: dict[str, Any]) -> None:
-    path = spec(tmp_path, {**copy, "cache": str(tmp_path / "cache")})
+    path = config(tmp_path, {**copy, "cache": str(tmp_path / "cache")})
     result = CliRunner().invoke(cli.main, ["train", str(path), "--out", str(tmp_path / "run")])
     assert result.exit_code == 2
     assert "there are no features of these 40 photos" in result.output
@@ -269,7 +270,7 @@ def test_features_then_the_source_of_a_spec(tmp_path: Path, copy: dict[str, Any]
     assert "computed before" in features(path).stdout
     assert "computed before" not in features(path, "--set", "data.layers=[1]").stdout
 
-    built = build(load_spec(path)).data
+    built = build(load_config(path)).data
     assert isinstance(built, FlickrCaptions)
     assert torch.equal(
         built.training_batch(0, 4, 0)[2], FlickrCaptions(**copy).training_batch(0, 4, 0)[2]
@@ -291,7 +292,7 @@ def test_features_then_the_source_of_a_spec(tmp_path: Path, copy: dict[str, Any]
 def test_wrong_input_to_features(
     copy: dict[str, Any], tmp_path: Path, override: str, message: str
 ) -> None:
-    result = features(spec(tmp_path, copy), "--set", override)
+    result = features(config(tmp_path, copy), "--set", override)
     assert result.exit_code == 2 and message in result.output
     assert len([line for line in result.stderr.splitlines() if line.startswith("error")]) == 1
     assert os.listdir(tmp_path) == ["photos.toml"]

@@ -25,7 +25,7 @@ from wsram_ppl.data.digits.files import Digits, read_archive, read_mnist, read_s
 from wsram_ppl.errors import InputError
 
 PROJECT = Path(__file__).resolve().parents[1]
-SAMPLE = PROJECT / "wsram_ppl" / "data" / "digits.npz"
+SAMPLE = PROJECT / "wsram_ppl" / "data" / "digits" / "digits.npz"
 SCRIPT = PROJECT / "scripts" / "build_sample.py"
 MNIST = PROJECT.parent / "shared" / "data" / "mnist"
 

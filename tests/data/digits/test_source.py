@@ -17,11 +17,11 @@ from torch import Tensor
 from torch._subclasses import FakeTensorMode
 
 from wsram_ppl.config.catalogue import DATA_SOURCES
-from wsram_ppl.data import DataSource, MNISTDigits, SampleDigits
 from wsram_ppl.data.digits.files import Digits
 from wsram_ppl.data.digits.placement import draw_placements, place
-from wsram_ppl.data.digits.source import PlacedDigits
+from wsram_ppl.data.digits.source import MNISTDigits, PlacedDigits, SampleDigits
 from wsram_ppl.errors import InputError
+from wsram_ppl.interfaces import DataSource
 
 MNIST = Path(__file__).resolve().parents[2] / "shared" / "data" / "mnist"
 FEW = settings(max_examples=40, deadline=None)

@@ -1,6 +1,7 @@
 """Photos (or scenes) and sentences about them: data for models that write captions.
 
-Importing this package registers the data sources ``scenes`` and ``flickr8k``.
+The sources are :class:`~wsram_ppl.data.captions.scenes.SceneCaptions` and
+:class:`~wsram_ppl.data.captions.flickr8k.FlickrCaptions`.
 
 **The batch.** A caption's batch is ``(words, mask, *maps)``, so that a model's program is
 ``def forward(self, words, mask, *maps)`` for any number of layers:
@@ -18,24 +19,3 @@ Importing this package registers the data sources ``scenes`` and ``flickr8k``.
 
 The datum is a caption: a photo with five captions is five data. T differs from batch to batch.
 """
-
-from wsram_ppl.captions.bleu import Bleu, corpus_bleu
-from wsram_ppl.data.captions.batches import CaptionSource, Examples
-from wsram_ppl.data.captions.flickr8k import FlickrCaptions
-from wsram_ppl.data.captions.flickr8k_layouts import Flickr8k, Photo, read_flickr8k
-from wsram_ppl.data.captions.scenes import SceneCaptions
-from wsram_ppl.data.captions.vocabulary import Vocabulary, normalize
-
-__all__ = [
-    "Bleu",
-    "CaptionSource",
-    "Examples",
-    "Flickr8k",
-    "FlickrCaptions",
-    "Photo",
-    "SceneCaptions",
-    "Vocabulary",
-    "corpus_bleu",
-    "normalize",
-    "read_flickr8k",
-]

@@ -10,10 +10,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from wsram_ppl.data import DataSource
 from wsram_ppl.data.captions.vocabulary import END, Vocabulary
 from wsram_ppl.data.epochs import Epochs, Rows, check_batch, generator
 from wsram_ppl.errors import InputError
+from wsram_ppl.interfaces import DataSource
 
 __all__ = [
     "CaptionBatch",
@@ -25,8 +25,6 @@ __all__ = [
     "Rows",
     "check_split",
     "moved",
-    "options_of",
-    "record_of",
 ]
 
 #: (words [B, T + 1], mask [B, T + 1], *maps); see :mod:`wsram_ppl.data.captions`.
@@ -51,23 +49,26 @@ class Examples(NamedTuple):
 
 @runtime_checkable
 class CaptionSource(DataSource, Protocol):
-    """A data source of captions.
+    """A data source of captions. What follows from the attributes comes with deriving from it.
 
     Attributes:
         vocabulary: the words of the batches.
         layer_shapes: (channels, height, width) of each layer's map.
-        model_options: what these say to a model (:func:`options_of`).
-        record: what is kept with a run (:func:`record_of`).
     """
 
     vocabulary: Vocabulary
     layer_shapes: tuple[tuple[int, int, int], ...]
 
     @property
-    def model_options(self) -> dict[str, Any]: ...
+    def model_options(self) -> dict[str, Any]:
+        """The options of a model that follow: number of words, and channels of each layer."""
+        channels = tuple(channels for channels, _, _ in self.layer_shapes)
+        return {"vocabulary": len(self.vocabulary), "channels": channels}
 
     @property
-    def record(self) -> dict[str, Any]: ...
+    def record(self) -> dict[str, Any]:
+        """What is kept with a run: the words by number, and the shapes of the maps."""
+        return {**self.vocabulary.to_data(), "layer_shapes": [list(s) for s in self.layer_shapes]}
 
     def examples(
         self, size: int, limit: int | None = None, split: HeldOut = "dev"
@@ -82,17 +83,6 @@ class CaptionSource(DataSource, Protocol):
     def pictures(self, names: Sequence[str]) -> list[npt.NDArray[np.uint8]]:
         """The pictures themselves, each [height, width, 3], for drawing."""
         ...
-
-
-def options_of(source: CaptionSource) -> dict[str, Any]:
-    """The options of a model that follow from the data: number of words, and channels of each layer."""
-    channels = tuple(channels for channels, _, _ in source.layer_shapes)
-    return {"vocabulary": len(source.vocabulary), "channels": channels}
-
-
-def record_of(source: CaptionSource) -> dict[str, Any]:
-    """What a run keeps: the words by number, and the shapes of the maps."""
-    return {**source.vocabulary.to_data(), "layer_shapes": [list(s) for s in source.layer_shapes]}
 
 
 def check_split(name: str) -> None:

@@ -17,6 +17,7 @@ from torch import Tensor
 from wsram_ppl.data.captions.backbones import Backbone, FeatureRequest
 from wsram_ppl.data.captions.batches import (
     CaptionBatch,
+    CaptionSource,
     EncodedCaptions,
     Examples,
     HeldOut,
@@ -24,17 +25,9 @@ from wsram_ppl.data.captions.batches import (
     Rows,
     check_split,
     moved,
-    options_of,
-    record_of,
 )
-from wsram_ppl.data.captions.feature_store import (
-    FeatureStore,
-    Progress,
-    Unreadable,
-    extract,
-    read_picture,
-    store_folder,
-)
+from wsram_ppl.data.captions.feature_extraction import Progress, Unreadable, extract, read_picture
+from wsram_ppl.data.captions.feature_store import FeatureStore, store_folder
 from wsram_ppl.data.captions.flickr8k_layouts import Flickr8k, Layout, Photo, read_flickr8k
 from wsram_ppl.data.captions.vocabulary import Vocabulary, normalize
 from wsram_ppl.data.epochs import check_held_out, generator
@@ -61,15 +54,15 @@ class _Split(NamedTuple):
     rows: Rows
 
 
-class FlickrCaptions:
+class FlickrCaptions(CaptionSource):
     """Flickr8k: photos with five captions each, as maps of a pretrained conv net.
 
-    The features are computed once, by ``python cli.py features`` (:meth:`prepare`), and read from disk
+    The features are computed once, by ``wsram features`` (:meth:`compute_features`), and read from disk
     here. See :mod:`wsram_ppl.data.captions` for the batch. Photos that cannot be read are left out.
 
     Training: every epoch is a fresh shuffle of all captions of the train split, in batches of about
-    equal length (:class:`~wsram_ppl.data.captions.batches.LengthBuckets`). Evaluation: each caption of the
-    dev split is a datum.
+    equal length (:class:`~wsram_ppl.data.captions.batches.LengthBuckets`). Evaluation: each caption of
+    the dev split is a datum.
 
     Args:
         root: the folder of Flickr8k, in any layout (:mod:`wsram_ppl.data.captions.flickr8k_layouts`).
@@ -88,7 +81,6 @@ class FlickrCaptions:
         vocabulary: of the training captions.
         layer_shapes: (channels, height, width) of each layer.
         notices: a line for each problem met in the data, and for each choice made.
-        counts: how often each was met, by name.
 
     Raises:
         InputError: the data are not there or not usable, their features are not computed, or an option
@@ -117,9 +109,6 @@ class FlickrCaptions:
         folder = store_folder(Path(os.path.expanduser(cache)), self._request, paths)
         self._store = FeatureStore.open(folder, paths)
         self.notices = (*data.notices, *self._store.notices())
-        self.counts = {**data.counts}
-        if self._store.unreadable:
-            self.counts["unreadable_photos"] = len(self._store.unreadable)
         for line in self.notices:
             _log.info(line)
         photos = [photo for photo in data.photos if photo.name in self._store.rows]
@@ -135,35 +124,31 @@ class FlickrCaptions:
         self._backbone: Backbone | None = None
 
     @classmethod
-    def prepare(
+    def compute_features(
         cls,
         options: Mapping[str, Any],
         *,
         device: torch.device | str = "cpu",
-        progress: Progress | None = None,
+        progress: Progress = lambda done, total: None,
     ) -> tuple[FeatureStore, tuple[str, ...]]:
         """Computes the features that a source with these options reads.
 
         Args:
-            options: of the constructor; those that are left out have their defaults there.
+            options: of the constructor; those that are left out have their defaults.
+            progress: called before each chunk, and at the end, with the photos done and their total.
 
         Returns:
             The store, and a line for each problem met in the data.
 
         Raises:
-            InputError, RunError: as the constructor and :func:`~wsram_ppl.captions.features.extract`.
+            InputError, RunError: as the constructor and
+                :func:`~wsram_ppl.data.captions.feature_extraction.extract`.
         """
         given = {**(cls.__init__.__kwdefaults__ or {}), **options}
         data = read_flickr8k(given["root"], layout=given["layout"], split_seed=given["split_seed"])
         weights = _path(given["weights"])
-        request = FeatureRequest.make(
-            given["backbone"],
-            given["layers"],
-            given["image_size"],
-            given["mean"],
-            given["std"],
-            weights,
-        )
+        settings = {name: given[name] for name in ("backbone", "layers", "image_size", "mean", "std")}
+        request = FeatureRequest.make(**settings, weights=weights)
         store = extract(
             request,
             _used(data),
@@ -173,14 +158,6 @@ class FlickrCaptions:
             progress=progress,
         )
         return store, (*data.notices, *store.notices())
-
-    @property
-    def model_options(self) -> dict[str, Any]:
-        return options_of(self)
-
-    @property
-    def record(self) -> dict[str, Any]:
-        return record_of(self)
 
     def training_batch(self, step: int, size: int, seed: int) -> CaptionBatch:
         """The batch of update ``step``: ``size`` captions; a pure function of its arguments.

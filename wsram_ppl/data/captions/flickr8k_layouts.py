@@ -77,18 +77,12 @@ class Flickr8k:
     Attributes:
         photos: every captioned photo whose file is there, by name.
         layout: the layout that was read.
-        counts: how often each problem was met, by name; only those that were.
-        notices: one line for each problem, and for each choice made on the user's behalf.
+        notices: a line for each problem, with its count, and for each choice made for the user.
     """
 
     photos: tuple[Photo, ...]
     layout: str
-    counts: Mapping[str, int]
     notices: tuple[str, ...]
-
-    def split(self, name: Split) -> list[Photo]:
-        """The photos of a split, by name."""
-        return [photo for photo in self.photos if photo.split == name]
 
 
 def read_flickr8k(
@@ -120,27 +114,22 @@ def read_flickr8k(
     else:
         captions = _read_lines_of_captions(path, chosen, notes)
         table = _Table(captions, _read_splits(files, captions, split_seed, path, notes))
-    return Flickr8k(_join(folder, table, notes), chosen, dict(notes.counts), tuple(notes.lines))
+    return Flickr8k(_join(folder, table, notes), chosen, tuple(notes.lines))
 
 
 # ---------------------------------------------------------------- what is collected on the way
 
 
 class _Notes:
-    """Problems met so far: a count by name, and a line for each."""
+    """A line for each problem met so far, and for each choice made."""
 
     def __init__(self) -> None:
-        self.counts: dict[str, int] = {}
         self.lines: list[str] = []
 
-    def count(self, problem: str, number: int, text: str) -> None:
-        """Counts a problem; the text (with ``{n}`` for the number) is told if there were any."""
-        if number:
-            self.counts[problem] = self.counts.get(problem, 0) + number
-            self.tell(text.replace("{n}", f"{number:,}"))
-
-    def tell(self, text: str) -> None:
-        self.lines.append(" ".join(text.split()))
+    def tell(self, text: str, count: int = 1) -> None:
+        """Adds the text as a line, unless it is of a problem that was met 0 times."""
+        if count:
+            self.lines.append(" ".join(text.split()))
 
 
 class _Table(NamedTuple):
@@ -264,7 +253,7 @@ def _read_text(path: Path, notes: _Notes) -> str:
         text = content.decode("utf-8-sig")
     except ValueError:
         text = content.decode("latin-1")
-        notes.count("not_utf8", 1, f"{path.name} is not UTF-8: read as Latin-1")
+        notes.tell(f"{path.name} is not UTF-8: read as Latin-1")
     return text
 
 
@@ -272,7 +261,7 @@ def _lines(path: Path, notes: _Notes) -> Iterator[tuple[int, str]]:
     """The numbered lines that are not empty."""
     text = _read_text(path, notes)
     ends = text.count("\r\n")
-    notes.count("crlf", ends, f"{path.name}: {{n}} lines end in CR LF (Windows); read like any other")
+    notes.tell(f"{path.name}: {ends:,} lines end in CR LF (Windows); read like any other", ends)
     for number, line in enumerate(re.split(r"\r\n|\n|\r", text), start=1):
         if line.strip():
             yield number, line
@@ -302,19 +291,17 @@ def _read_lines_of_captions(path: Path, layout: str, notes: _Notes) -> dict[str,
     if not captions:
         raise InputError(f"{path} holds no captions: a line should be {example}")
     if bad:
-        text = f"{path.name}: {{n}} lines are not {example} (the first: line {bad[0]}): left out"
-        notes.count("malformed", len(bad), text)
+        notes.tell(
+            f"{path.name}: {len(bad):,} lines are not {example} (the first: line {bad[0]}): left out"
+        )
     _note_captions(path, renamed, empty, notes)
     return captions
 
 
 def _note_captions(path: Path, renamed: int, empty: int, notes: _Notes) -> None:
-    notes.count(
-        "numbered_names",
-        renamed,
-        f"{path.name}: {{n}} captions are of NAME.jpg.1 and the like: taken as NAME.jpg",
-    )
-    notes.count("empty_captions", empty, f"{path.name}: {{n}} captions are empty: left out")
+    text = f"{path.name}: {renamed:,} captions are of NAME.jpg.1 and the like: taken as NAME.jpg"
+    notes.tell(text, renamed)
+    notes.tell(f"{path.name}: {empty:,} captions are empty: left out", empty)
 
 
 def _unquoted(field: str) -> str:
@@ -375,12 +362,14 @@ def _read_karpathy(path: Path, notes: _Notes) -> _Table:
             f"{path} holds no captions: an image should be "
             '{"filename": "NAME.jpg", "split": "train", "sentences": [{"raw": "..."}]}'
         )
-    text = f"{path.name}: {{n}} entries lack a filename, sentences or a sentence's text: left out"
-    notes.count("malformed", malformed, text)
+    lack = "lack a filename, sentences or a sentence's text"
+    notes.tell(f"{path.name}: {malformed:,} entries {lack}: left out", malformed)
     _note_captions(path, renamed, empty, notes)
     names = ", ".join(repr(name) for name, _ in odd_splits.most_common(3))
-    text = f"{path.name}: {{n}} photos are in splits other than train, val and test ({names})"
-    notes.count("unknown_splits", odd_splits.total(), text)
+    odd = odd_splits.total()
+    notes.tell(
+        f"{path.name}: {odd:,} photos are in splits other than train, val and test ({names})", odd
+    )
     _note_conflicts(conflicts, notes)
     return _Table(captions, splits)
 
@@ -418,8 +407,8 @@ def _assign(splits: dict[str, Split], name: str, split: Split) -> bool:
 
 
 def _note_conflicts(conflicts: int, notes: _Notes) -> None:
-    text = "{n} photos are in two splits: kept in the later of train, dev, test, so never trained on"
-    notes.count("split_conflicts", conflicts, text)
+    kept = "kept in the later of train, dev, test, so never trained on"
+    notes.tell(f"{conflicts:,} photos are in two splits: {kept}", conflicts)
 
 
 def _read_splits(
@@ -444,8 +433,8 @@ def _read_splits(
                 conflicts += _assign(splits, name, split)
             else:
                 unknown += 1
-    text = f"{{n}} names in the split files have no captions in {caption_file.name}: left out"
-    notes.count("split_without_captions", unknown, text)
+    where = f"in the split files have no captions in {caption_file.name}"
+    notes.tell(f"{unknown:,} names {where}: left out", unknown)
     _note_conflicts(conflicts, notes)
     return splits
 
@@ -483,23 +472,24 @@ def _join(root: Path, table: _Table, notes: _Notes) -> tuple[Photo, ...]:
         )
     missing = [name for name in table.captions if name not in files]
     lost = sum(len(table.captions[name]) for name in missing)
-    if missing:
-        text = f"{{n}} captions are of {len(missing):,} photos that are not in {folder}: left out"
-        notes.counts["missing_photos"] = len(missing)
-        notes.count("captions_of_missing_photos", lost, f"{text} (the first: {min(missing)})")
+    if lost:
+        notes.tell(
+            f"{lost:,} captions are of {len(missing):,} photos that are not in {folder}: left out "
+            f"(the first: {min(missing)})"
+        )
     bare = [name for name, own in table.captions.items() if not own]
-    notes.count("photos_without_text", len(bare), "{n} photos have only empty captions: left out")
+    notes.tell(f"{len(bare):,} photos have only empty captions: left out", len(bare))
     spare = {path for name, path in files.items()} - {
         files[name] for name in table.captions if name in files
     }
-    notes.count("uncaptioned_photos", len(spare), f"{{n}} photos in {folder} have no captions")
+    notes.tell(f"{len(spare):,} photos in {folder} have no captions", len(spare))
     photos = tuple(
         Photo(name, files[name], table.splits.get(name), tuple(own))
         for name, own in sorted(table.captions.items())
         if own and name in files
     )
     stray = sum(photo.split is None for photo in photos)
-    notes.count("no_split", stray, "{n} photos with captions are in no split: not used")
+    notes.tell(f"{stray:,} photos with captions are in no split: not used", stray)
     if not any(photo.split == "train" for photo in photos):
         raise InputError(
             f"{str(root)!r} holds no photo of the train split with a caption"

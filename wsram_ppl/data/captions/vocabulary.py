@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Self
 
 from wsram_ppl.errors import InputError
@@ -76,18 +76,6 @@ class Vocabulary:
                 f"no word occurs {minimum_count} times in the training captions; lower minimum_count"
             )
         return cls(word for _, word in sorted(frequent))
-
-    @classmethod
-    def from_data(cls, data: object) -> Self:
-        """The vocabulary that :meth:`to_data` described.
-
-        Raises:
-            InputError: the data are not such a description.
-        """
-        words = data.get("words") if isinstance(data, Mapping) else None
-        if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
-            raise InputError('a vocabulary is read from {"words": [...]}, a list of strings')
-        return cls(words)
 
     def to_data(self) -> dict[str, Any]:
         """Plain data, for JSON: the words without the marks, in the order of their numbers."""

@@ -42,7 +42,7 @@ def read_sample() -> tuple[Digits, Digits]:
     Raises:
         InputError: the file is missing or damaged.
     """
-    with resources.as_file(resources.files("wsram_ppl.data") / "digits.npz") as path:
+    with resources.as_file(resources.files("wsram_ppl.data.digits") / "digits.npz") as path:
         return read_archive(path)
 
 

@@ -21,8 +21,15 @@ import torch
 from torch import Tensor
 
 from wsram_ppl.objectives import WakeSleep
-
-from .enumeration import Gradients, Problem, TableGuide, TableModel, Tuples, chain, estimates
+from wsram_ppl.testing.enumeration import (
+    Gradients,
+    Problem,
+    TableGuide,
+    TableModel,
+    Tuples,
+    chain,
+    estimates,
+)
 
 #: A coefficient for each site and each value of the latents before it: ``[K_0, ..., K_{n-1}]`` per site.
 Coefficients = dict[str, Tensor]

@@ -1,39 +1,17 @@
-"""Progress in a terminal: of a run, and of a study's runs side by side."""
+"""Progress of a study's runs in a terminal, side by side."""
 
 from __future__ import annotations
 
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tqdm import tqdm
 
-if TYPE_CHECKING:
-    from wsram_ppl.studies.executors import Job
+from wsram_ppl.studies.executors import Job
 
-
-class RunBar:
-    """A progress bar on standard error, silent where that is not a terminal."""
-
-    def __init__(self, steps: int) -> None:
-        self._bar = tqdm(total=steps, unit="update", disable=None, dynamic_ncols=True)
-
-    def __enter__(self) -> RunBar:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._bar.close()
-
-    def update(self, step: int, numbers: Mapping[str, float] | None) -> None:
-        self._bar.update(step - self._bar.n)
-        if numbers is not None:
-            shown = {
-                "error": f"{numbers['error']:.0%}" if "error" in numbers else None,
-                "bound": f"{numbers['bound']:.3f}",
-                "ess": f"{numbers['ess']:.2f}",
-            }
-            self._bar.set_postfix({k: v for k, v in shown.items() if v is not None})
+__all__ = ["StudyBars"]
 
 
 class StudyBars:

@@ -1,0 +1,25 @@
+"""The command ``wsram``, also ``python -m wsram_ppl`` and, in a checkout, ``python cli.py``.
+
+``options`` and ``shared`` hold what several commands take and do, ``program`` puts them together and turns
+failures into exit codes, ``extra`` knows what must be installed. The other modules hold the commands.
+They import what is slow to import, torch first of all, when they run: ``wsram --help`` does not wait for it.
+"""
+
+from typing import NoReturn
+
+from wsram_ppl.commands import extra
+
+__all__ = ["main"]
+
+
+def _without_click() -> NoReturn:
+    extra.advise()
+    raise SystemExit(2)
+
+
+try:
+    import click  # noqa: F401
+except ModuleNotFoundError:
+    main = _without_click
+else:
+    from wsram_ppl.commands.program import main  # type: ignore[assignment]

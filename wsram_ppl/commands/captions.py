@@ -1,0 +1,98 @@
+"""``wsram features`` and ``wsram score``: before a captioner is trained, and captions from anywhere."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import click
+
+from wsram_ppl.commands import options
+from wsram_ppl.commands.shared import print_notes
+from wsram_ppl.errors import InputError
+
+__all__ = ["features", "score"]
+
+
+@click.command()
+@click.argument("experiment", type=options.path_type)
+@options.overrides
+@options.device
+def features(experiment: Path, overrides: tuple[str, ...], device: str) -> None:
+    """Compute the conv maps of every photo that EXPERIMENT's [data] names, once.
+
+    \b
+    After an interruption the same command goes on where it was. What is wrong with the data is told
+    here, in a line with a count for each problem.
+
+    \b
+    Example:
+      wsram features flickr8k --set data.root=DIR
+    """
+    from tqdm import tqdm
+
+    from wsram_ppl.config import load_config
+    from wsram_ppl.config.catalogue import DATA_SOURCES
+    from wsram_ppl.config.parsing import experiment_path
+    from wsram_ppl.distributed.devices import resolve_device
+    from wsram_ppl.interfaces import ComputesFeatures
+
+    config = load_config(experiment_path(experiment), overrides)
+    print_notes(config.notes)
+    source = DATA_SOURCES.resolve(config.data.name)
+    if not isinstance(source, ComputesFeatures):
+        raise InputError(f"data source '{config.data.name}' has no features to compute: train as it is")
+    begun: tuple[int, float] | None = None
+    with tqdm(unit="photo", disable=None, dynamic_ncols=True) as bar:
+
+        def progress(done: int, total: int) -> None:
+            nonlocal begun
+            if begun is None:
+                begun = done, time.monotonic()
+                bar.reset(total)
+                bar.initial = done
+            bar.update(done - bar.n)
+
+        store, notices = source.compute_features(
+            config.data.options, device=resolve_device(device), progress=progress
+        )
+    print_notes(notices)
+    shapes = ", ".join(" x ".join(map(str, shape)) for shape in store.shapes)
+    work = "computed before"
+    if begun is not None:
+        count, seconds = len(store.rows) + len(store.unreadable) - begun[0], time.monotonic() - begun[1]
+        work = f"{count:,} computed in {seconds:.0f} s ({count / max(seconds, 1e-9):.1f} per second)"
+    click.echo(f"{store.folder}: {len(store.rows):,} photos, maps of {shapes}; {work}")
+
+
+@click.command()
+@click.argument("hypotheses", type=options.path_type)
+@click.argument("references", type=options.path_type, nargs=-1, required=True)
+@click.option(
+    "--tokenisation",
+    type=click.Choice(["none", "captions"]),
+    default="none",
+    show_default=True,
+    help="none: words are what white space separates; captions: first to lower case, punctuation off.",
+)
+@options.as_json
+def score(hypotheses: Path, references: tuple[Path, ...], tokenisation: str, as_json: bool) -> None:
+    """Score the sentences of a text file by corpus BLEU, line by line.
+
+    \b
+    Line n of HYPOTHESES is scored against line n of every file of REFERENCES. An empty line in one of
+    these is a missing reference, so sentences may have different numbers of them.
+
+    \b
+    Example:
+      wsram score captions.txt references0.txt references1.txt
+    """
+    from wsram_ppl.captions.bleu import score_files
+
+    result = score_files(hypotheses, references, tokenisation=tokenisation)
+    if as_json:
+        click.echo(json.dumps(result.to_data()))
+        return
+    for line in result.lines():
+        click.echo(f"  {line}")

@@ -1,0 +1,143 @@
+"""``wsram evaluate`` and ``wsram variance``: numbers about a trained run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from wsram_ppl.commands import options
+from wsram_ppl.commands.shared import opened, print_measures
+
+__all__ = ["evaluate", "variance"]
+
+
+@click.command()
+@options.existing_run
+@click.option(
+    "--samples",
+    type=click.IntRange(min=1),
+    help="Glimpse sequences behind each prediction; by default 20, for captions 10.",
+)
+@click.option(
+    "--particles",
+    type=click.IntRange(min=1),
+    help="Particles of the bound; by default 100, for captions 10.",
+)
+@click.option("--examples", type=click.IntRange(min=1), help="Held-out examples; by default all.")
+@click.option("--batch-size", type=click.IntRange(min=1), default=100, show_default=True)
+@click.option("--split", type=click.Choice(["dev", "test"]), help="Held-out split of captions.")
+@options.decoding
+@options.seed
+@options.device
+@options.as_json
+def evaluate(
+    run: Path,
+    samples: int | None,
+    particles: int | None,
+    examples: int | None,
+    batch_size: int,
+    split: str | None,
+    seed: int,
+    device: str,
+    as_json: bool,
+    **decoding: Any,
+) -> None:
+    """Measure the trained RUN on held-out data.
+
+    bound is the importance bound with many particles of the run's guide, in nats per example; ess is that
+    sample's effective size. A model that writes captions is also scored by BLEU, with a caption for each
+    picture.
+    """
+    from wsram_ppl.captions import evaluation as captions
+    from wsram_ppl.training import evaluation
+
+    with opened(run, device, seed) as (_, parts, step):
+        chosen = captions.split_of(parts.data, split)
+        default = captions.default_counts(parts.model, parts.data)
+        result = evaluation.evaluate(
+            parts.model,
+            parts.guide,
+            parts.data.evaluation_batches(batch_size, examples, **chosen),
+            samples=samples or default.samples,
+            particles=particles or default.particles,
+        )
+        result["updates"] = step
+        scored = captions.score_held_out(
+            parts.model,
+            parts.data,
+            captions.Decoding(**decoding),
+            examples=examples,
+            batch_size=batch_size,
+            **chosen,
+        )
+    if scored is not None:
+        result["bound_per_word"] = result["bound"] / result["words"]
+    if as_json:
+        click.echo(json.dumps(result if scored is None else {**result, **scored.to_data(), **decoding}))
+        return
+    print_measures(result)
+    for line in scored.lines() if scored is not None else ():
+        click.echo(f"  {line}")
+
+
+@click.command()
+@options.existing_run
+@click.option(
+    "--repeats", type=click.IntRange(min=2), default=200, show_default=True, help="Gradients drawn."
+)
+@click.option(
+    "--fit",
+    type=click.IntRange(min=0),
+    default=200,
+    show_default=True,
+    help="Minibatches on which each estimator first fits its coefficients; weights stay as they are.",
+)
+@click.option("--batch-size", type=click.IntRange(min=1), default=64, show_default=True)
+@click.option("--particles", type=click.IntRange(min=2), help="By default as many as in the run.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@options.as_json
+def variance(
+    run: Path, repeats: int, fit: int, batch_size: int, particles: int | None, seed: int, as_json: bool
+) -> None:
+    """Compare the gradient noise of all estimators at RUN's checkpoint.
+
+    Total variance of the gradient of the loss per example, on one fixed minibatch of training data, for
+    the model's parameters and the guide's own (coefficient networks left out), with the signal-to-noise
+    ratio |mean| / standard deviation, and the time of one gradient.
+    """
+    from wsram_ppl.interfaces import plate_nesting
+    from wsram_ppl.objectives.diagnostics import all_estimators, compare_estimators
+
+    with opened(run, seed=seed) as (config, parts, step):
+        particles = particles or max(2, parts.objective.num_particles)
+        batches = [parts.data.training_batch(step + i, batch_size, seed) for i in range(fit + 1)]
+        found = compare_estimators(
+            all_estimators(particles, plate_nesting(parts.model)),
+            parts.model,
+            parts.guide,
+            batches[0],
+            repeats=repeats,
+            fit_batches=batches[1:],
+        )
+    rows = {
+        name: {
+            group: {"variance": m.variance / batch_size**2, "snr": m.snr}
+            for group, m in row.moments.items()
+        }
+        | {"milliseconds": row.milliseconds}
+        for name, row in found.items()
+    }
+    result = {"updates": step, "guide": config.guide.name, "particles": particles, "repeats": repeats}
+    if as_json:
+        click.echo(json.dumps({**result, "estimators": rows}))
+        return
+    click.echo(", ".join(f"{key} {value}" for key, value in result.items()))
+    groups = list(next(iter(found.values())).moments)
+    head = "".join(f"{group + ' variance':>18}{'snr':>8}" for group in groups)
+    click.echo(f"{'estimator':<32}{head}{'ms':>8}")
+    for name, row in rows.items():
+        cells = "".join(f"{row[group]['variance']:>18.4g}{row[group]['snr']:>8.3f}" for group in groups)
+        click.echo(f"{name:<32}{cells}{row['milliseconds']:>8.1f}")

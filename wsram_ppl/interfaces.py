@@ -1,0 +1,240 @@
+"""What training asks of a model, a guide and a data source: all hooks, in one place.
+
+To bring your own, implement only
+
+* a **model**: an ``nn.Module`` whose ``forward(*batch)`` is a Pyro program on a batch of the data source;
+* a **guide**: an ``nn.Module`` made from the model, ``Guide(model, **options)``, whose ``forward(*batch)``
+  samples the model's latent sites. The prior as guide is :class:`wsram_ppl.objectives.Prior`;
+* a **data source**: a :class:`DataSource`.
+
+Everything else here is optional. A hook that is there is used, and one that is not is not missed:
+
+=============  =========================  ==========================================================
+of             hook                       what for
+=============  =========================  ==========================================================
+model          ``max_plate_nesting``      an integer: batch dimensions that plates use; spares a run
+model          :class:`Prepares`          work ahead of an update that needs no parameter
+model          :class:`Measures`          numbers beside the bound, such as an error
+model          :class:`Gazes`             pictures of where it looks (``wsram glimpses``)
+model          :class:`Speaks`            captions (``wsram caption``, BLEU)
+model, guide   ``baselines``              a submodule with the networks of declared baselines: its
+                                          gradient is clipped and measured apart
+model, guide   a buffer without dimension named like an option: the option may be a schedule
+guide          ``forward(observations=)`` a keyword, a dict from observed site to value: sleep-q
+guide          ``is_prior``, ``model``    true of the prior as proposal, and whose prior it is
+data source    :class:`DrawsRows`         a process's share of a minibatch without the rest
+data source    :class:`InformsModel`      options of the model that follow from the data
+data source    :class:`KeepsRecord`       what the weights mean nothing without
+data source    :class:`ComputesFeatures`  work on the data that is done once (``wsram features``)
+=============  =========================  ==========================================================
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol, Self, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+__all__ = [
+    "ComputesFeatures",
+    "DataSource",
+    "DrawsRows",
+    "Gaze",
+    "Gazes",
+    "InformsModel",
+    "KeepsRecord",
+    "Measure",
+    "Measures",
+    "Prepares",
+    "Speaks",
+    "batch_metrics",
+    "plate_nesting",
+    "prepared",
+    "training_rows",
+]
+
+
+# Of a model.
+
+
+@runtime_checkable
+class Prepares(Protocol):
+    """A model with work that needs no parameter, to be done ahead of the update."""
+
+    def prepare(self, *batch: Tensor) -> tuple[Any, ...]:
+        """The batch as :meth:`forward` of model and guide take it too.
+
+        Called on each minibatch in the thread that prepares minibatches.
+        """
+
+
+@runtime_checkable
+class Measures(Protocol):
+    """A model with measures of its own, reported beside the bound."""
+
+    def metrics(self, *batch_and_samples: Any) -> Mapping[str, Tensor | Measure]:
+        """Called as ``metrics(*batch, samples)``.
+
+        Returns:
+            Numbers by name, ``error`` among them where there is one: values ``[B]``, or a
+            :class:`Measure`.
+        """
+
+
+@runtime_checkable
+class Gazes(Protocol):
+    """A model that tells where it looks, for a picture."""
+
+    def gaze(self, *batch: Tensor) -> Gaze: ...
+
+
+@runtime_checkable
+class Speaks(Protocol):
+    """A model that writes captions."""
+
+    def speaker(self, paths: int | None = None) -> Any:
+        """A :class:`wsram_ppl.captions.decoding.Speaker`.
+
+        Args:
+            paths: sampled paths of looks per sentence; None: the most probable looks.
+        """
+
+
+class Measure(NamedTuple):
+    """Something measured on each datum, and what the datum counts in the mean (by default 1).
+
+    A measure per word of a sentence, say, counts as often as the sentence has words.
+    """
+
+    values: Tensor
+    weights: Tensor | None = None
+
+    def total(self) -> Tensor:
+        """``[2]``, float64: the weighted sum and the sum of weights."""
+        values = self.values.double()
+        weights = torch.ones_like(values) if self.weights is None else self.weights.to(values)
+        return torch.stack([(values * weights).sum(), weights.sum()])
+
+
+@dataclass(frozen=True)
+class Gaze:
+    """Where a model looked in each of B images, and what it then said.
+
+    Args:
+        images: ``[B, height, width]`` in [0, 1].
+        windows: ``[B, N, 3]``: left, top and side of each glimpse's window, in pixels of the image.
+        patches: ``[B, N, k, k]``: what the glimpses saw.
+        captions: what to write under each image.
+        correct: whether the answer was right, per image.
+    """
+
+    images: Tensor
+    windows: Tensor
+    patches: Tensor
+    captions: Sequence[str]
+    correct: Sequence[bool]
+
+
+def prepared(model: nn.Module, batch: tuple[Tensor, ...]) -> tuple[Any, ...]:
+    """A batch as model and guide are to get it (:class:`Prepares`)."""
+    return model.prepare(*batch) if isinstance(model, Prepares) else batch
+
+
+def batch_metrics(model: nn.Module, batch: tuple[Tensor, ...], samples: int) -> dict[str, Measure]:
+    """The model's own measures of each datum of a batch (:class:`Measures`), if it has any."""
+    found = model.metrics(*batch, samples) if isinstance(model, Measures) else {}
+    return {k: v if isinstance(v, Measure) else Measure(v) for k, v in found.items()}
+
+
+def plate_nesting(model: Callable[..., Any]) -> int | float:
+    """How many batch dimensions the model's plates use; infinity where it does not say."""
+    found: int | float = getattr(model, "max_plate_nesting", float("inf"))
+    return found
+
+
+# Of a data source.
+
+
+@runtime_checkable
+class DataSource(Protocol):
+    """What training and evaluation need of a data source.
+
+    A batch is a tuple of tensors whose first dimension is the datum; it is handed over as
+    ``model(*batch)`` and ``guide(*batch)``. For digits it is images [B, canvas, canvas], float32 in
+    [0, 1], and labels [B], int64.
+    """
+
+    def training_batch(self, step: int, size: int, seed: int) -> tuple[Tensor, ...]:
+        """The batch of update ``step`` (from 0): ``size`` training data.
+
+        A pure function of its arguments, so that a run can be resumed at any step.
+        """
+        ...
+
+    def evaluation_batches(self, size: int, limit: int | None = None) -> Iterator[tuple[Tensor, ...]]:
+        """The fixed held-out set, or the first ``limit`` of it; the last batch may be smaller."""
+        ...
+
+    def to(self, device: torch.device | str) -> Self:
+        """Moves the data to ``device``, where its batches will be; returns the source itself."""
+        ...
+
+
+@runtime_checkable
+class DrawsRows(Protocol):
+    """A data source that can make some rows of a training batch alone."""
+
+    def training_rows(self, step: int, size: int, seed: int, rows: slice) -> tuple[Tensor, ...]:
+        """The rows of :meth:`DataSource.training_batch`, for one of several processes."""
+
+
+@runtime_checkable
+class InformsModel(Protocol):
+    """A data source whose data imply options of a model, like the number of words."""
+
+    @property
+    def model_options(self) -> Mapping[str, Any]:
+        """By name. A model that has the option gets the value, unless the experiment sets it."""
+
+
+@runtime_checkable
+class KeepsRecord(Protocol):
+    """A data source with something that a run's weights mean nothing without, like the words."""
+
+    @property
+    def record(self) -> Mapping[str, Any]:
+        """Plain data, kept with the run and compared when the run is used again."""
+
+
+@runtime_checkable
+class ComputesFeatures(Protocol):
+    """A data source (the class itself) that reads features which are computed once."""
+
+    def compute_features(
+        self,
+        options: Mapping[str, Any],
+        *,
+        device: torch.device | str,
+        progress: Callable[[int, int], None],
+    ) -> tuple[Any, Sequence[str]]:
+        """Computes what a source with these options reads.
+
+        Args:
+            options: of the constructor; those left out have their defaults.
+            progress: called with the data done and their total.
+
+        Returns:
+            The store, and a line for each problem met in the data.
+        """
+
+
+def training_rows(
+    source: DataSource, step: int, size: int, seed: int, rows: slice
+) -> tuple[Tensor, ...]:
+    """Some rows of the batch of update ``step``, without the rest where the source can do that."""
+    if isinstance(source, DrawsRows) and rows != slice(0, size):
+        return tuple(source.training_rows(step, size, seed, rows))
+    return tuple(part[rows] for part in source.training_batch(step, size, seed))

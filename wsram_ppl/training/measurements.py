@@ -1,0 +1,85 @@
+"""Numbers of a run along its way. Training goes on as if nothing had been measured."""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+from typing import Any
+
+from torch import Tensor
+
+from wsram_ppl import collectives
+from wsram_ppl.distributed.devices import Stream
+from wsram_ppl.interfaces import Measure, batch_metrics
+from wsram_ppl.objectives.diagnostics import gradient_moments, parameter_groups
+from wsram_ppl.training.evaluation import evaluate
+from wsram_ppl.training.minibatches import cast
+from wsram_ppl.training.trainer import Trainer
+
+__all__ = ["measure_held_out", "measure_minibatch", "measure_variance"]
+
+#: The probe's minibatch is that of a step which no training reaches.
+_PROBE_STEP = 2**40
+
+
+def measure_minibatch(trainer: Trainer, batch: tuple[Tensor, ...]) -> dict[str, float]:
+    """Numbers of the last update and its minibatch.
+
+    Raises:
+        Diverged: one is not finite.
+    """
+    objective, model = trainer.components.objective, trainer.components.model
+    trainer.seed(Stream.LOGGING)
+    with trainer.explained(batch, trainer.step), trainer.drawing():
+        measures = batch_metrics(model, batch, objective.num_particles)
+    measures = {name: Measure(value) for name, value in objective.statistics.items()} | measures
+    totals = collectives.sum_by_name({name: each.total() for name, each in measures.items()})
+    values = {name: total[0] / total[1] for name, total in totals.items()}
+    trainer.check(batch)
+    numbers = {name: float(value) for name, value in values.items()}
+    bad = [name for name, value in numbers.items() if not math.isfinite(value)]
+    if bad:
+        raise trainer.diverged(batch, trainer.step, bad)
+    numbers["learning_rate"] = float(trainer.optimizer.param_groups[0]["lr"])
+    numbers["entropy_weight"] = float(trainer.exploration.entropy)
+    return numbers
+
+
+def measure_held_out(trainer: Trainer) -> dict[str, Any]:
+    """Measures on held-out data (:func:`wsram_ppl.training.evaluation.evaluate`)."""
+    training, components = trainer.training, trainer.components
+    trainer.seed(Stream.EVALUATION)
+    batches = components.data.evaluation_batches(256, training.eval_examples)
+    return evaluate(
+        components.model,
+        components.guide,
+        map(partial(cast, precision=training.precision), batches),
+        samples=training.eval_samples,
+        particles=components.objective.num_particles,
+        shard=trainer.shard,
+    )
+
+
+def measure_variance(trainer: Trainer) -> dict[str, float]:
+    """How noisy the gradient is now: its moments on a fixed minibatch, of the mean loss per datum.
+
+    The minibatch depends on the run's seed alone, so runs of one seed can be compared. The gradient
+    is that of the model's parameters, coefficient networks left out, drawn ``probe_repeats`` times:
+    ``variance`` is summed over parameters, ``mean`` is the squared norm of the mean, ``snr`` their
+    signal-to-noise ratio (:class:`~wsram_ppl.objectives.diagnostics.GradientMoments`).
+    """
+    training, components = trainer.training, trainer.components
+    minibatch = trainer.minibatches.extra(_PROBE_STEP)
+    trainer.seed(Stream.PROBE)
+    groups = {"model": parameter_groups(components.model, components.guide)["model"]}
+    with trainer.fabric.autocast(), trainer.drawing():
+        moments = gradient_moments(
+            components.objective,
+            components.model,
+            components.guide,
+            *minibatch.prepared,
+            repeats=training.probe_repeats,
+            groups=groups,
+        )["model"]
+    data = training.batch_size**2  # from the loss summed over data to its mean
+    return {"variance": moments.variance / data, "mean": moments.mean / data, "snr": moments.snr}
