@@ -5,3 +5,7 @@ from wsram_ppl.guides.classifier import InferenceNetwork
 from wsram_ppl.objectives.prior import Prior
 
 __all__ = ["CaptionInferenceNetwork", "InferenceNetwork", "Prior"]
+
+if __name__ == "guides":
+    # Another name for the same objects. Its modules are not to be loaded a second time, as other ones.
+    __path__ = []

@@ -4,3 +4,7 @@ from wsram_ppl.models.captioner import GlimpseCaptioner
 from wsram_ppl.models.classifier import GlimpseClassifier
 
 __all__ = ["GlimpseCaptioner", "GlimpseClassifier"]
+
+if __name__ == "models":
+    # Another name for the same objects. Its modules are not to be loaded a second time, as other ones.
+    __path__ = []

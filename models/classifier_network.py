@@ -42,8 +42,7 @@ def submodule(module: PyroModule, name: str) -> Any:
     """A submodule of a Pyro program, for use while the program runs.
 
     Reading it as an attribute is a Pyro statement for each of its parameters, which is how SVI finds
-    them. Where parameters are local to their modules nobody asks, and the statements would cost
-    several percent of an update.
+    them. Where parameters are local to their modules nobody asks, and the statements are left out.
     """
     if pyro.settings.get("module_local_params"):
         return module._modules[name]

@@ -35,7 +35,7 @@ LARGEST = {"sdist": 8 * 2**20, "wheel": 4 * 2**20}
 WITHOUT_CLICK = "wsram needs its command-line extra: pip install 'wsram_ppl[cli]'"
 
 PROGRAM = """\
-import pyro, pyro.distributions as dist, torch, wsram_ppl
+import pyro, pyro.distributions as dist, torch
 from wsram_ppl.objectives import ImportanceBound, Prior
 
 def model(x):
@@ -45,7 +45,6 @@ def model(x):
         pyro.sample("x", dist.Normal(z, 1.0), obs=x)
 
 ImportanceBound(num_particles=8)(model, Prior(model))(torch.tensor([0.2, 1.1])).backward()
-print(wsram_ppl.__file__)
 """
 OWN_MODEL = """\
 import pyro, pyro.distributions as dist, torch
@@ -115,18 +114,21 @@ def build(folder: Path) -> tuple[Path, Path, Path]:
 def check_contents(source: Path, sdist: Path, wheel: Path) -> None:
     """The sdist holds every file of the project, the wheel those of the package and no others."""
     top = sdist.name.removesuffix(".tar.gz")
-    with tarfile.open(sdist) as archive:
-        packed = {member.name.removeprefix(f"{top}/") for member in archive if member.isfile()}
-    names = {
-        name for name in zipfile.ZipFile(wheel).namelist() if not name.startswith(f"{top}.dist-info/")
-    }
+    with tarfile.open(sdist) as tar:
+        packed = {member.name.removeprefix(f"{top}/") for member in tar if member.isfile()}
+    with zipfile.ZipFile(wheel) as archive:
+        names = {name for name in archive.namelist() if not name.startswith(f"{top}.dist-info/")}
+        description = archive.read(f"{top}.dist-info/METADATA").decode()
     package = {str(path) for path in files_below(source) if path.parts[0] == "wsram_ppl"}
-    whole = {
-        str(path) for path in files_below(source) if not path.parts[0].endswith((".egg-info", "build"))
-    }
+    built = (".egg-info", "build")
+    whole = {str(path) for path in files_below(source) if not path.parts[0].endswith(built)}
     problems = [f"{name} is missing from the sdist" for name in sorted(whole - packed)]
     problems += [f"{name} is missing from the wheel" for name in sorted(package - names)]
     problems += [f"{name} does not belong in the wheel" for name in sorted(names - package)]
+    problems += [
+        f"an index would show a link that leads nowhere: {link}"
+        for link in re.findall(r"\[[^\]]*\]\((?!https?:|#)[^)]*\)", description)
+    ]
     for kind, path in (("sdist", sdist), ("wheel", wheel)):
         if path.stat().st_size > LARGEST[kind]:
             problems.append(f"the {kind} has {path.stat().st_size} bytes, more than {LARGEST[kind]}")
@@ -164,15 +166,16 @@ def install(wheel: Path, place: Path, *extras: str) -> Path:
         for top in {file.parts[0] for file in found.files or ()} - {"..", "bin", "__pycache__"}:
             if not top.endswith(".pth") and not (site / top).exists():
                 (site / top).symlink_to(Path(str(found.locate_file(top))))
+    imported = run([python, "-c", "import wsram_ppl; print(wsram_ppl.__file__)"], place).stdout
+    if not Path(imported).is_relative_to(site):
+        raise Failed(f"not the installed wheel is imported, but {imported}")
     return place / "bin"
 
 
 def check_plain(commands: Path, folder: Path) -> None:
     """Without the extra: a Pyro program runs, and the command says what it needs."""
     (folder / "program.py").write_text(PROGRAM)
-    imported = run([commands / "python", "program.py"], folder).stdout.strip()
-    if not Path(imported).is_relative_to(commands.parent):
-        raise Failed(f"not the installed wheel was imported, but {imported}")
+    run([commands / "python", "program.py"], folder)
     for command in ([commands / "wsram"], [commands / "python", "-m", "wsram_ppl"]):
         done = run([*command, "list"], folder, code=2)
         if done.stderr.strip() != WITHOUT_CLICK or done.stdout:
@@ -186,24 +189,23 @@ def check_command(commands: Path, folder: Path) -> None:
     (folder / "models" / "__init__.py").write_text("")
     (folder / "models" / "net.py").write_text(OWN_MODEL)
     python = commands / "python"
-    tiny = [word for setting in TINY for word in ("--set", setting)]
     own = ["--guide", "prior", "--set", "exploration.entropy=0"]
+    calls: list[list[str | Path]] = [
+        [commands / "wsram", "train", "digits", "--set", "model.hidden=4", "--set", "model.patch=2"],
+        [commands / "wsram", "train", "digits", "--model", "own_net:Model", *own],
+        [python, "-m", "wsram_ppl", "train", "digits", "--model", "models.net:Model", *own],
+        [python, "-P", "-m", "wsram_ppl", "train", "digits", "--model", "own_net:Model", *own],
+        [python, "-P", "-m", "wsram_ppl", "train", "digits", "--model", "models.net:Model", *own],
+    ]
+    tiny = [word for setting in TINY for word in ("--set", setting)]
 
     listed = {
         run([*command, "list"], folder).stdout
         for command in ([commands / "wsram"], [python, "-m", "wsram_ppl"])
     }
-    if len(listed) != 1 or not re.search("glimpse-classifier", listed.pop()):
+    if len(listed) != 1 or "glimpse-classifier" not in listed.pop():
         raise Failed("`wsram list` and `python -m wsram_ppl list` do not list the same")
-    for number, command in enumerate(
-        (
-            [commands / "wsram", "train", "digits", "--set", "model.hidden=4", "--set", "model.patch=2"],
-            [commands / "wsram", "train", "digits", "--model", "own_net:Model", *own],
-            [python, "-m", "wsram_ppl", "train", "digits", "--model", "models.net:Model", *own],
-            [python, "-P", "-m", "wsram_ppl", "train", "digits", "--model", "own_net:Model", *own],
-            [python, "-P", "-m", "wsram_ppl", "train", "digits", "--model", "models.net:Model", *own],
-        )
-    ):
+    for number, command in enumerate(calls):
         run([*command, *tiny, "--out", f"run{number}"], folder)
         if not (folder / f"run{number}" / "summary.json").is_file():
             raise Failed(f"{' '.join(map(str, command))}: left no summary")

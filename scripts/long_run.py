@@ -17,7 +17,8 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from scripts.tiny_run import tiny_config
-from wsram_ppl.runs.directory import METRICS, RunDirectory
+from wsram_ppl.runs.directory import RunDirectory
+from wsram_ppl.runs.metrics import METRICS
 from wsram_ppl.training.loop import train
 
 #: As small as it gets, with every activity of a run: rows, evaluations, probes, checkpoints.

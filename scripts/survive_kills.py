@@ -26,7 +26,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from scripts.tiny_run import tiny_config
 from wsram_ppl.config import ExperimentConfig
 from wsram_ppl.runs.checkpoints import load_checkpoint
-from wsram_ppl.runs.directory import METRICS, RunDirectory
+from wsram_ppl.runs.directory import RunDirectory
+from wsram_ppl.runs.metrics import METRICS
 from wsram_ppl.training.loop import train
 
 #: Every kind of state: running estimates, momentum, schedules, probes; and a checkpoint is never far.

@@ -15,6 +15,7 @@ import click
 import pytest
 
 import cli
+from wsram_ppl.commands import main
 from wsram_ppl.config import load_config
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -130,7 +131,7 @@ layers = ["roof", "left | right", "cellar"]
             "def stairs():\n    import house.roof",
             [
                 "upward arrow: house.cellar.wine:2 imports house.roof",
-                "circle: roof -> cellar -> roof",
+                "circle: cellar -> roof -> cellar",
             ],
         ),
         ("left.py", "import house.right", ["sideways arrow: house.left:1 imports house.right"]),
@@ -264,7 +265,7 @@ def commands(readme: str) -> list[list[str]]:
     lines = [line for block in fenced for line in block.splitlines()] + indented
     found = []
     for line in lines:
-        if re.match(r"(python|make|pip) ", line.strip()):
+        if re.match(r"(python|make|pip|wsram) ", line.strip()):
             found.append(shlex.split(line, comments=True))
     return found
 
@@ -275,27 +276,41 @@ def test_make_targets_of_the_readme_exist(readme: str) -> None:
     assert {"demo", "test"} <= named <= targets
 
 
+#: The ways to call the command.
+CALLS = (["wsram"], ["python", "-m", "wsram_ppl"], ["python", "cli.py"])
+
+
 def test_commands_of_the_readme_are_commands(readme: str) -> None:
     """Every command and option exists, and every experiment can be read with the overrides given."""
-    calls = [words[2:] for words in commands(readme) if words[:2] == ["python", "cli.py"]]
+    assert cli.main is main and isinstance(main, click.Group)
+    calls = [
+        words[len(start) :]
+        for words in commands(readme)
+        for start in CALLS
+        if words[: len(start)] == start
+    ]
     assert {"train", "evaluate", "glimpses", "list"} <= {words[0] for words in calls}
     # Below the whole, whose settings a command takes over; click remembers those that it saw first.
-    top = click.Context(cli.main, info_name="cli.py", **cli.main.context_settings)
+    top = click.Context(main, info_name="wsram", **main.context_settings)
     for words in calls:
-        command = cli.main.commands[words[0]]
+        command = main.commands[words[0]]
         context = command.make_context(words[0], words[1:], parent=top)
         if words[0] == "train" and context.params["resume"] is None:
             given = context.params
             shorthands = {"model", "guide", "objective", "control_variate", "device", "seed"}
             load_config(
-                ROOT / given["experiment"],
+                experiment(str(given["experiment"])),
                 given["overrides"],
                 **{name: given[name] for name in shorthands},
             )
         for parameter in command.params:
-            value = context.params[parameter.name or ""]
-            if isinstance(parameter, click.Argument) and str(value).endswith(".toml"):
-                assert (ROOT / value).is_file(), value
+            if parameter.name in ("experiment", "study") and context.params[parameter.name]:
+                assert experiment(str(context.params[parameter.name])).is_file()
+
+
+def experiment(name: str) -> Path:
+    """A file, or one that is shipped."""
+    return ROOT / name if name.endswith(".toml") else ROOT / "wsram_ppl" / "experiments" / f"{name}.toml"
 
 
 def test_scripts_and_extras_of_the_readme_exist(readme: str) -> None:

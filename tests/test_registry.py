@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import collections
+import os
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,23 +16,24 @@ from hypothesis import strategies as st
 from wsram_ppl.errors import InputError, nearest
 from wsram_ppl.registry import Registry
 
+ROOT = Path(__file__).parents[1]
+
+
+class Glimpse:
+    """Looks a few times.
+
+    More about it.
+    """
+
+
+class Captioner(Glimpse):
+    pass
+
 
 @pytest.fixture
 def registry() -> Registry:
-    registry = Registry("model")
-
-    @registry.register("glimpse-classifier")
-    class Glimpse:
-        """Looks a few times.
-
-        More about it.
-        """
-
-    @registry.register("captioner")
-    class Captioner(Glimpse):
-        pass
-
-    return registry
+    """One class by its import path, one as it is."""
+    return Registry("model", {"glimpse-classifier": f"{__name__}:Glimpse", "captioner": Captioner})
 
 
 @pytest.fixture
@@ -59,30 +62,14 @@ def test_resolves_and_describes_by_name(registry: Registry) -> None:
     assert registry.describe() == {"captioner": "", "glimpse-classifier": "Looks a few times."}
 
 
-def test_register_returns_the_class() -> None:
-    class Thing:
-        pass
-
-    assert Registry("guide").register("thing")(Thing) is Thing
-
-
-def test_a_name_belongs_to_one_class(registry: Registry) -> None:
-    class Other:
-        pass
-
-    with pytest.raises(InputError, match=r"the model name 'captioner' is taken by .*Captioner"):
-        registry.register("captioner")(Other)
-    # A reloaded module defines its class again, under the same path.
-    registry.register("other")(Other)
-    again = type("Other", (), {"__module__": Other.__module__, "__qualname__": Other.__qualname__})
-    registry.register("other")(again)
-    assert registry.resolve("other") is again
-
-
-@pytest.mark.parametrize("name", ["", "  ", "package:Name"])
-def test_impossible_names(registry: Registry, name: str) -> None:
-    with pytest.raises(InputError, match="cannot be the name of a model"):
-        registry.register(name)
+def test_a_class_is_imported_when_it_is_asked_for(registry: Registry, here: Path) -> None:
+    registry.classes["theirs"] = "their_late_file:Net"
+    assert "theirs" in registry.names()
+    assert message(registry, "theirs").startswith(
+        "model 'their_late_file:Net': there is no module 'their_late_file'"
+    )
+    (here / "their_late_file.py").write_text("class Net:\n    'Late.'\n")
+    assert registry.describe()["theirs"] == "Late."
 
 
 @pytest.mark.parametrize(
@@ -102,7 +89,11 @@ def test_impossible_names(registry: Registry, name: str) -> None:
         ("module:", "is not an import path"),
         (".module:Name", "is not an import path"),
         ("a:b:c", "is not an import path"),
-        ("no_such_package_x:Net", "there is no module 'no_such_package_x', neither among"),
+        (
+            "no_such_package_x:Net",
+            "there is no module 'no_such_package_x', neither in the current "
+            "directory nor among Python's packages",
+        ),
         ("collections.no_such:Net", "there is no module 'collections.no_such'"),
         ("collections:ordereddict", "has no 'ordereddict'; did you mean 'OrderedDict'? it has "),
         ("collections:namedtuple", "is a function, but a class is needed"),
@@ -113,7 +104,7 @@ def test_messages(registry: Registry, name: str, expected: str) -> None:
 
 
 def test_an_empty_registry_says_so() -> None:
-    assert "available: none is registered" in message(Registry("guide"), "prior")
+    assert "available: there is none, or" in message(Registry("guide", {}), "prior")
 
 
 def test_import_path_of_an_installed_class(registry: Registry) -> None:
@@ -136,6 +127,55 @@ def test_import_path_in_the_current_directory(registry: Registry, here: Path) ->
 def test_a_file_of_theirs_does_not_hide_a_package(registry: Registry, here: Path) -> None:
     (here / "textwrap.py").write_text("raise AssertionError('imported in place of the package')\n")
     assert registry.resolve("textwrap:TextWrapper").__module__ == "textwrap"
+
+
+def run(folder: Path, *options: str, path: Path = ROOT, code: str) -> str:
+    """What a Python process prints that starts in a folder, with another on its path."""
+    environment = {**os.environ, "PYTHONPATH": str(path)}
+    done = subprocess.run(
+        [sys.executable, *options, "-c", code],
+        cwd=folder, env=environment, capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+SAY = "print(Registry('model', {{}}).resolve({!r}).__doc__)"
+
+
+@pytest.mark.parametrize("options", [(), ("-P",)], ids=["python", "python -P"])
+@pytest.mark.parametrize("init", [True, False], ids=["package", "folder"])
+@pytest.mark.parametrize("name", ["models", "guides", "their_models"])
+def test_their_package_in_a_process_of_its_own(
+    tmp_path: Path, options: tuple[str, ...], init: bool, name: str
+) -> None:
+    """Whatever it is called: with the checkout on Python's path, which has packages of such names."""
+    (tmp_path / name).mkdir()
+    if init:
+        (tmp_path / name / "__init__.py").write_text("from their_base import Base\n")
+    (tmp_path / name / "net.py").write_text(
+        f"from {name}.parts import Part\nclass Net(Part):\n    'Mine.'\n"
+    )
+    (tmp_path / name / "parts.py").write_text("from their_base import Base\nclass Part(Base): ...\n")
+    (tmp_path / "their_base.py").write_text("class Base: ...\n")
+    code = "from wsram_ppl.registry import Registry; " + SAY.format(f"{name}.net:Net")
+    assert run(tmp_path, *options, code=code) == "Mine."
+
+
+def test_their_module_goes_before_one_on_the_path(tmp_path: Path) -> None:
+    installed, here = tmp_path / "installed", tmp_path / "here"
+    for folder in installed, here:
+        folder.mkdir()
+        for name in "same_name", "neighbour":
+            (folder / f"{name}.py").write_text(f"class Net: {folder.name!r}\n")
+    (installed / "library.py").write_text("import neighbour\n")
+    (installed / "wsram_ppl").symlink_to(ROOT / "wsram_ppl")
+    code = (
+        "from wsram_ppl.registry import Registry; " + SAY.format("same_name:Net") + "\n"
+        "import library; print(library.neighbour.Net.__doc__)"
+    )
+    # What is named by its path is theirs; what a library imports is not.
+    assert run(here, "-P", path=installed, code=code).split() == ["here", "installed"]
 
 
 def test_the_path_is_left_alone_when_nothing_is_found(registry: Registry, here: Path) -> None:
@@ -183,7 +223,7 @@ def test_a_deleted_current_directory(
 @given(st.text() | st.text("zqx.:- \n", max_size=12))
 def test_any_text_gives_a_class_or_one_line(name: str) -> None:
     try:
-        assert isinstance(Registry("model").resolve(name), type)
+        assert isinstance(Registry("model", {}).resolve(name), type)
     except InputError as error:
         assert len(str(error).splitlines()) == 1
 

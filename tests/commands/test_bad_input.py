@@ -1,7 +1,7 @@
 """Everything wrong that a user or a file can do: one clear line, and nothing written.
 
 The messages stand in the tables of docs/robustness.md, which is what a user reads and what is tested
-here. ``PYTHONPATH=. python tests/test_bad_input.py`` writes them anew; look at what has changed before
+here. ``python -m tests.commands.test_bad_input`` writes them anew; look at what has changed before
 you keep it.
 """
 
@@ -30,8 +30,8 @@ from tests.data.captions.copies import write as write_photos
 from tests.data.digits.test_files import IMAGES, LABELS, cut, flip, idx, small_mnist, tree
 from tests.data.digits.test_files import write as write_mnist
 
-PAGE = Path(__file__).resolve().parents[1] / "docs" / "robustness.md"
-BEGIN, END = "<!-- begin: written by tests/test_bad_input.py -->", "<!-- end -->"
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "robustness.md"
+BEGIN, END = "<!-- begin: written by tests/commands/test_bad_input.py -->", "<!-- end -->"
 
 Setup = Callable[[Path], None]
 
@@ -162,7 +162,7 @@ def foreign(path: Path) -> None:
     save_file({"w": torch.zeros(1)}, path / "last.safetensors")
 
 
-def another_spec(path: Path) -> None:
+def another_config(path: Path) -> None:
     (path / "config.toml").write_text((path / "config.toml").read_text().replace("seed = 0", "seed = 1"))
 
 
@@ -231,7 +231,6 @@ TABLES: dict[str, list[Bad]] = {
         Bad("GPUs that are not there", ("training.device=cuda", "training.devices=64")),
         Bad("a minibatch that cannot be divided", ("training.batch_size=9", "training.devices=2")),
         Bad("no processes", ("training.devices=0",)),
-        Bad("an unknown strategy", ("training.strategy=fsdp",)),
         Bad("several machines without a launcher", ("training.num_nodes=2",)),
         Bad("a recorded update without a GPU", ("training.cuda_graph=true",)),
     ],
@@ -244,7 +243,7 @@ TABLES: dict[str, list[Bad]] = {
         Bad("checkpoints with a changed byte", (), run(both_checkpoints(flip)), RESUME),
         Bad("a pickle", (), run(both_checkpoints(lambda _: b"\x80\x04cos\nsystem\n.")), RESUME),
         Bad("a file of another library", (), run(foreign), RESUME),
-        Bad("a checkpoint of another experiment", (), run(another_spec), RESUME),
+        Bad("a checkpoint of another experiment", (), run(another_config), RESUME),
         Bad("metrics that are none", (), run(file("metrics.csv", "step,split\n3,\0\nx,y\n")), RESUME),
         Bad("a broken summary", (), run(file("summary.json", "{")), RESUME),
         Bad("no run to evaluate", args=("evaluate", "nowhere")),

@@ -95,8 +95,8 @@ def test_evaluate_as_json(run: Path) -> None:
     assert (found["sentences"], found["examples"], found["particles"]) == (8, 8, 3)
     assert (found["beam"], found["paths"]) == (2, 0)
     assert "sacrebleu" in found["scorer"]
-    per_word = found["log_likelihood"] / found["words"]
-    assert found["log_likelihood_per_word"] == pytest.approx(per_word)
+    per_word = found["bound"] / found["words"]
+    assert found["bound_per_word"] == pytest.approx(per_word)
     assert -4 < per_word < -2
 
 
@@ -115,7 +115,7 @@ def test_evaluate_on_another_split(run: Path) -> None:
         for more in ([], ["--split", "dev"], ["--split", "test"])
     )
     assert dev == again
-    assert test["log_likelihood"] != dev["log_likelihood"]
+    assert test["bound"] != dev["bound"]
 
 
 def test_paths_and_sampling_can_be_repeated(run: Path) -> None:
@@ -217,7 +217,7 @@ def test_a_run_without_captions(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_a_spec_that_cannot_be(change: dict[str, str], message: str, tmp_path: Path) -> None:
+def test_a_config_that_cannot_be(change: dict[str, str], message: str, tmp_path: Path) -> None:
     text = SCENES
     for old, new in change.items():
         text = text.replace(old, new)

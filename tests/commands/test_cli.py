@@ -26,7 +26,7 @@ from wsram_ppl import __version__
 from wsram_ppl.errors import RunError
 from wsram_ppl.training import loop as training
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 EXAMPLE = ROOT / "examples" / "own_model"
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 MNIST = ROOT.parent / "shared" / "data" / "mnist"
@@ -211,7 +211,7 @@ def test_evaluate_as_json(run: Path) -> None:
     assert (result.exit_code, result.stderr) == (0, "")
     (line,) = result.stdout.splitlines()
     found = json.loads(line)
-    assert {"error", "log_likelihood", "ess", "samples", "examples"} <= found.keys()
+    assert {"error", "bound", "ess", "samples", "examples"} <= found.keys()
     assert (found["samples"], found["particles"], found["examples"], found["updates"]) == (3, 7, 10, 2)
     assert 0 <= found["error"] <= 1 <= found["ess"] <= 7
     assert json.loads(call("evaluate", run, *options).stdout) == found
@@ -268,7 +268,7 @@ def test_help_and_version() -> None:
         assert re.search(rf"^  {command} ", top.stdout, re.MULTILINE)
         page = call(command, "--help")
         assert page.exit_code == 0 and page.stdout.startswith(f"Usage: main {command}")
-    assert "python cli.py train experiments/digits.toml" in call("train", "-h").stdout
+    assert "wsram train digits --set" in call("train", "-h").stdout
 
 
 # Failures: nothing on standard output, one line on standard error.
@@ -309,7 +309,7 @@ def test_wrong_input_to_train(options: list[str], message: str, tiny: Path, tmp_
     assert not (tmp_path / "run" / "last.safetensors").exists()
 
 
-def test_a_spec_that_cannot_be_read(tmp_path: Path) -> None:
+def test_a_config_that_cannot_be_read(tmp_path: Path) -> None:
     (tmp_path / "broken.toml").write_text("[data\n")
     (tmp_path / "empty.toml").touch()
     for name, message in [

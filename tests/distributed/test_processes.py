@@ -29,7 +29,7 @@ from wsram_ppl.runs.checkpoints import load_checkpoint
 from wsram_ppl.runs.directory import RunDirectory
 from wsram_ppl.training.loop import train
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 CPU = torch.device("cpu")
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
@@ -226,8 +226,8 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[dict[str, Any]],
     folder = tmp_path_factory.mktemp("two")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     done = subprocess.run(
-        [*command, str(ROOT / "tests" / "two_processes.py"), str(folder)],
-        env={**ENVIRONMENT, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"},
+        [*command, "-m", "tests.distributed.two_processes", str(folder)],
+        env={**ENVIRONMENT, "PYTHONPATH": str(ROOT)},
         cwd=ROOT,
         capture_output=True,
         text=True,

@@ -23,7 +23,7 @@ from wsram_ppl.training.loop import train
 from wsram_ppl.training.measurements import measure_held_out, measure_minibatch, measure_variance
 from wsram_ppl.training.trainer import Trainer
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 UPDATES = 3
 #: Plain descent, so that weights stay equal to rounding, and the gradient as it is.
 PLAIN = ("training.optimizer=sgd", "training.gradient_clip=0", "training.precision=64-true")

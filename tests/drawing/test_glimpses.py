@@ -9,9 +9,9 @@ import pytest
 import torch
 from PIL import Image, ImageColor, ImageSequence
 
+from wsram_ppl.drawing.glimpses import draw_gaze
 from wsram_ppl.drawing.pages import COLOURS
 from wsram_ppl.interfaces import Gaze
-from wsram_ppl.drawing.glimpses import draw_gaze
 
 SIDE, ZOOM, GAP = 60, 3, 10
 Pixel = tuple[int, ...]

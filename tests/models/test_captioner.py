@@ -480,7 +480,10 @@ def test_the_bound_rises_to_the_exact_likelihood() -> None:
 def objectives() -> Iterator[Any]:
     yield "importance", lambda **o: ImportanceBound(3, **o)
     for baseline in ("none", "leave-one-out", "site"):
-        yield f"variational-{baseline}", lambda b=baseline, **o: VariationalBound(b, 3, **o)
+        yield (
+            f"variational-{baseline}",
+            lambda b=baseline, **o: VariationalBound(b, num_particles=3, **o),
+        )
     for choice in get_args(ControlVariate):
         yield f"wake-sleep-{choice}", lambda c=choice, **o: WakeSleep(c, num_particles=3, **o)
     yield "sleep", lambda **o: WakeSleep(insomnia=0.5, num_particles=3, **o)

@@ -9,10 +9,12 @@ import numpy as np
 import pyro
 import torch
 
+from tests.data.captions.shapes import named_shapes
 from wsram_ppl.captions.decoding import Looks, Sentences
 from wsram_ppl.captions.evaluation import Decoding, describe
 from wsram_ppl.config import parse_config
-from wsram_ppl.data.captions.scenes import SceneCaptions, Scenes, Whole, named_shapes
+from wsram_ppl.data.captions.scene_generator import Scenes, Whole
+from wsram_ppl.data.captions.scenes import SceneCaptions
 from wsram_ppl.training.trainer import Trainer
 
 EXPERIMENT = Path(__file__).parents[2] / "experiments" / "scenes.toml"

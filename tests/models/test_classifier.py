@@ -381,9 +381,7 @@ def test_the_prediction_is_the_mean_probability(monkeypatch: pytest.MonkeyPatch)
     def look(self: GlimpseClassifier, images: Tensor, samples: int | None = None) -> GlimpseSequence:
         chosen = logits if samples else logits[:1]
         count = len(chosen)
-        return GlimpseSequence(
-            chosen, torch.zeros(count, 1, 1, 2), torch.zeros(count, 1, 1).long()
-        )
+        return GlimpseSequence(chosen, torch.zeros(count, 1, 1, 2), torch.zeros(count, 1, 1).long())
 
     monkeypatch.setattr(GlimpseClassifier, "look", look)
     measures = make_model(num_glimpses=1).metrics(torch.rand(1, SIDE, SIDE), torch.tensor([1]), 4)

@@ -10,10 +10,12 @@ import pytest
 import torch
 import torch.distributed
 import torch.multiprocessing
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from wsram_ppl.objectives import VariationalBound, WakeSleep
-from wsram_ppl.objectives.running import RunningMeans
+from wsram_ppl.objectives.running import MinibatchMeans, RunningMeans, RunningRatio
 from wsram_ppl.testing.enumeration import (
     StateNetwork,
     TableGuide,
@@ -141,3 +143,23 @@ def test_processes_hold_the_same_values(tmp_path: Path) -> None:
     assert one == other
     assert one["a"].item() == 0.25 * 5 + 0.25 * 6 + 0.5 * 7
     assert one["b"].item() == 0.5
+
+
+@given(st.lists(st.lists(st.floats(-3, 3), min_size=2, max_size=2), min_size=1, max_size=4))
+def test_a_running_ratio_is_the_best_coefficient_of_earlier_minibatches(
+    pairs: list[list[float]],
+) -> None:
+    """The least-squares fit of x by r, over minibatches that count less and less."""
+    running, like = RunningMeans(), torch.zeros((), dtype=torch.float64)
+    ratio = RunningRatio(running, "c")
+    assert float(ratio.value(like)) == 0.0
+    xr = like
+    for number, (first, second) in enumerate(pairs):
+        r = torch.tensor([1.0, 2.0], dtype=torch.float64)
+        x = torch.tensor([first, second], dtype=torch.float64)
+        means = MinibatchMeans()
+        ratio.observe(x[:1], r[:1], means)  # from two draws, averaged
+        ratio.observe(x[1:], r[1:], means)
+        means.commit(running, 0.5)
+        xr = (x * r).mean() if number == 0 else 0.5 * xr + 0.5 * (x * r).mean()
+    assert float(ratio.value(like)) == pytest.approx(float(xr) / 2.5, abs=1e-12)

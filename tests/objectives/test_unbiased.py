@@ -329,7 +329,7 @@ def test_variational_bound_formulas(case: Case, vectorized: bool, leave_one_out:
     objective = VariationalBound(
         "leave-one-out" if leave_one_out else "none",
         num_particles=particles,
-        vectorize_particles=vectorized
+        vectorize_particles=vectorized,
     )
     model, guide = TableModel(problem, tuples.rows), TableGuide(problem, tuples.rows)
     found = estimates(objective, model, guide, tuples.values)

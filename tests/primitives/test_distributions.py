@@ -18,9 +18,22 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pyro.distributions.torch_distribution import ExpandedDistribution
 from torch import Tensor
 
-from wsram_ppl.primitives.distributions import ELEMENTWISE, Categorical, given_parameters, kind, stack
+from wsram_ppl.primitives.distributions import (
+    ELEMENTWISE,
+    Categorical,
+    NoRule,
+    given_parameters,
+    innermost,
+    kind,
+    parameters,
+    rewrapped,
+    select_rows,
+    stack,
+    unwrapped,
+)
 
 FEW = settings(max_examples=40, deadline=None)
 INF = math.inf
@@ -586,3 +599,51 @@ def test_a_subclass_made_of_something_else_is_what_it_is() -> None:
     expected = torch.stack([fn.log_prob(value) for fn in fns])
     if kind(fns[0]) is not None and kind(fns[0]) == kind(fns[1]):
         assert_close(stack(fns).log_prob(torch.stack([value, value])), expected)
+
+
+# What a distribution wraps.
+
+
+def test_a_distribution_is_unwrapped_and_wrapped_again() -> None:
+    base = dist.Normal(torch.zeros(3), 1.0)
+    mask = torch.tensor([True, False])
+    wrapped = dist.Normal(torch.zeros(2, 3), 1.0).to_event(1).mask(mask)
+    assert innermost(base) is base and list(unwrapped(base)) == [base]
+    assert [type(each).__name__ for each in unwrapped(wrapped)] == [
+        "MaskedDistribution",
+        "Independent",
+        "Normal",
+    ]
+    wider = rewrapped(wrapped, lambda fn: dist.Normal(fn.loc, 2 * fn.scale))
+    assert innermost(wider).scale.eq(2).all()
+    assert (wider.batch_shape, wider.event_shape) == (wrapped.batch_shape, wrapped.event_shape)
+    value = torch.ones(2, 3)
+    expected = torch.distributions.Normal(0.0, 2.0).log_prob(value).sum(-1) * mask
+    assert torch.allclose(wider.log_prob(value), expected)
+    expanded = ExpandedDistribution(dist.Normal(torch.zeros(3), 1.0), (4, 3))
+    assert rewrapped(expanded, lambda fn: dist.Laplace(fn.loc, fn.scale)).batch_shape == (4, 3)
+
+
+@pytest.mark.parametrize(
+    "fn",
+    [
+        dist.Normal(torch.arange(4.0), 1.0),
+        dist.Normal(torch.arange(8.0).view(4, 2), 1.0).to_event(1),
+        dist.Normal(torch.arange(4.0), 1.0).mask(torch.tensor([True, False, True, True])),
+        dist.OneHotCategorical(logits=torch.arange(12.0).view(4, 3)),
+        Categorical(torch.arange(12.0).view(4, 3)),
+        ExpandedDistribution(dist.Normal(torch.arange(4.0), 1.0), (4,)),
+    ],
+)
+def test_rows_are_selected_in_order(fn: Any) -> None:
+    rows = torch.tensor([2, 0, 2])
+    found = select_rows(fn, -1, rows)
+    assert found.batch_shape == (3,) and found.event_shape == fn.event_shape
+    for name, value in parameters(found):
+        expected = dict(parameters(fn))[name]
+        assert torch.allclose(value, expected[rows] if expected.dim() else expected), name
+
+
+def test_rows_of_other_distributions_have_no_rule() -> None:
+    with pytest.raises(NoRule, match="Gamma"):
+        select_rows(dist.Gamma(torch.ones(3), 1.0), -1, torch.tensor([0]))

@@ -14,10 +14,12 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from scripts.tiny_run import tiny_config
+from wsram_ppl import __version__
 from wsram_ppl.errors import InputError, RunError
 from wsram_ppl.files import write_atomically
 from wsram_ppl.runs.checkpoints import _load_module, load_checkpoint, save_checkpoint
@@ -285,7 +287,7 @@ def test_whatever_is_in_a_runs_files_there_is_no_traceback(
         config = run.config()
         run.summary()
         run.saved(config)
-        MetricsLog(run, ["bound"], after=1).close()
+        MetricsLog(run.path, ["bound"], after=1).close()
     except InputError as error:
         assert len(str(error).splitlines()) == 1 and str(run.path) in str(error)
 
@@ -316,3 +318,34 @@ def test_weights_of_another_shape_are_refused_in_one_line() -> None:
     with pytest.raises(InputError, match=r"the checkpoint does not fit the model: .*weight") as caught:
         _load_module(module, "model", {"model.weight": torch.zeros(3, 3)})
     assert "\n" not in str(caught.value)
+
+
+# What other versions wrote.
+
+
+def test_a_checkpoint_of_an_earlier_version_is_refused_with_its_version(run: RunDirectory) -> None:
+    with safe_open(run.checkpoint, framework="pt") as file:
+        metadata = file.metadata() | {"format": "wsram_ppl checkpoint 1"}
+    save_file(load_checkpoint(run.checkpoint).tensors, run.checkpoint, metadata)
+    message = f"was written by wsram_ppl 0.1, whose checkpoints {__version__} does not read: use that"
+    with pytest.raises(InputError, match=message):
+        run.load()
+
+
+def test_a_run_of_an_earlier_version_is_refused_with_its_version(run: RunDirectory) -> None:
+    (run.path / "config.toml").rename(run.path / "spec.toml")
+    message = f"run was written by wsram_ppl 0.1, whose runs {__version__} does not read: use that"
+    for use in (run.load, run.config, lambda: run.claim(tiny_config(*SETTINGS))):
+        with pytest.raises(InputError, match=message):
+            use()
+
+
+def test_a_config_that_another_version_wrote_is_told_with_that_version(run: RunDirectory) -> None:
+    path = run.path / "config.toml"
+    assert path.read_text().startswith(f"# wsram_ppl {__version__}\n")
+    path.write_text("# wsram_ppl 9.9\n[training]\nmomentum = 1\n")
+    with pytest.raises(InputError, match=r"config of the run .*run, written by wsram_ppl 9\.9: .*unk"):
+        run.config()
+    path.write_text(f"# wsram_ppl {__version__}\n[training]\nmomentum = 1\n")
+    with pytest.raises(InputError, match=r"the config of the run .*run: .*unknown key"):
+        run.config()

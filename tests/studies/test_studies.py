@@ -169,6 +169,10 @@ def test_the_studies_keys_can_be_set(tmp_path: Path) -> None:
             r"search.metric = 'ess'",
         ),
         (
+            TWO + "[search]\nsteps = 2\nmetric = 'log_likelihood'\nkey = 'm.h'\nvalues = [1]",
+            r"search.metric = 'log_likelihood': should be 'bound' or 'error'",
+        ),
+        (
             TWO + "[search]\nsteps = 2\ncandidates = [{ name = 'x' }, { name = 'x' }]",
             r"search.candidates name 'x' is taken",
         ),
@@ -296,10 +300,10 @@ if hidden == 5:
 if hidden == 6:
     time.sleep(1)
 threads = os.environ.get("OMP_NUM_THREADS")
-summary = {"error": abs(rate - 0.004) * 100, "log_likelihood": rate, "ess": 2.0, "particles": 3}
+summary = {"error": abs(rate - 0.004) * 100, "bound": rate, "ess": 2.0, "particles": 3}
 if hidden == 7:
-    summary["error"] = summary["log_likelihood"] = float("nan")
-summary |= {"updates_per_second": 10.0, "seconds": 1.0, "torch": "0", "device": "cpu"}
+    summary["error"] = summary["bound"] = float("nan")
+summary |= {"updates": steps, "updates_per_second": 10.0, "seconds": 1.0, "torch": "0", "device": "cpu"}
 summary["threads"] = threads
 (run / "summary.json").write_text(json.dumps(summary))
 """
@@ -433,7 +437,7 @@ def test_failures_have_their_reasons_and_leave_the_others_alone(bench: Bench) ->
     ]
 
 
-def test_an_unfinished_run_of_another_spec_is_put_aside(bench: Bench) -> None:
+def test_an_unfinished_run_of_another_config_is_put_aside(bench: Bench) -> None:
     for hidden in (1, 2, 8):
         found = bench.run(MINIMAL + f'[[variant]]\nname = "a"\nmodel.hidden = {hidden}\n')
     assert found.runs[0].finished
@@ -450,7 +454,7 @@ def test_a_program_that_is_not_there(bench: Bench) -> None:
         compare(loaded, bench.out, lambda config, run: ["/no/such/program"], Recorder())
 
 
-def test_a_finished_run_of_another_spec_is_in_the_way(bench: Bench) -> None:
+def test_a_finished_run_of_another_config_is_in_the_way(bench: Bench) -> None:
     bench.run(TWO)
     bench.trained()
     with pytest.raises(InputError) as caught:
@@ -465,7 +469,7 @@ def test_a_finished_run_of_another_spec_is_in_the_way(bench: Bench) -> None:
     assert bench.trained() == []
 
 
-def test_how_often_was_measured_is_no_other_spec(bench: Bench) -> None:
+def test_how_often_was_measured_is_no_other_config(bench: Bench) -> None:
     bench.run(TWO)
     bench.trained()
     bench.run(TWO, ["training.probe_every=2", "training.threads=1"])
@@ -493,7 +497,7 @@ def test_what_is_no_run_is_left_alone(bench: Bench, kind: str) -> None:
 def test_a_damaged_summary(bench: Bench, text: str) -> None:
     bench.run(TWO)
     (bench.out / "runs/a/seed-1/summary.json").write_text(text)
-    with pytest.raises(InputError, match=r"runs/a/seed-1/summary.json .*remove the run to do it again"):
+    with pytest.raises(InputError, match=r"runs/a/seed-1/summary.json: .*remove the run to do it again"):
         bench.run(TWO)
 
 
@@ -518,7 +522,7 @@ seed = 9
 """
 
 
-@pytest.mark.parametrize(("metric", "best"), [("log_likelihood", 8e-3), ("error", 3e-3)])
+@pytest.mark.parametrize(("metric", "best"), [("bound", 8e-3), ("error", 3e-3)])
 def test_every_variant_takes_the_best_of_its_search(bench: Bench, metric: str, best: float) -> None:
     text = TWO + SEARCH + f'metric = "{metric}"\n'
     found = bench.run(text)
@@ -532,9 +536,7 @@ def test_every_variant_takes_the_best_of_its_search(bench: Bench, metric: str, b
         assert trial.config is not None
         assert (trial.config.training.steps, trial.config.training.seed) == (2, 9)
         start = trial.config.training.learning_rate.start
-        assert trial.value == pytest.approx(
-            start if metric == "log_likelihood" else 100 * abs(start - 4e-3)
-        )
+        assert trial.value == pytest.approx(start if metric == "bound" else 100 * abs(start - 4e-3))
         assert trial.chosen == (start == best)
     # The same again trains nothing and chooses the same.
     again = bench.run(text)
@@ -569,7 +571,7 @@ def test_candidates_may_be_tables_and_failed_ones_never_win(bench: Bench) -> Non
     states = [(t.candidate.name, t.chosen, t.failure) for t in found.trials[:3]]
     assert states == [
         ("dies", False, "it is too small"),
-        ("nan", False, "its summary has no finite 'log_likelihood'"),
+        ("nan", False, "its summary has no finite 'bound'"),
         ("3", True, None),
     ]
     assert len(found.failed) == 4 and all(run.finished for run in found.runs)
@@ -724,7 +726,7 @@ def test_a_real_study(finished: tuple[Path, CompletedProcess[str]]) -> None:
             assert f"runs/{name}/seed-{seed} finished in" in done.stdout
             run = out / "runs" / name / f"seed-{seed}"
             summary = json.loads((run / "summary.json").read_text())
-            assert summary["updates"] == 12 and math.isfinite(summary["log_likelihood"])
+            assert summary["updates"] == 12 and math.isfinite(summary["bound"])
             assert summary["threads"] == 1
     assert "runs/fails/seed-0 failed: RuntimeError: the third update is <too> much" in done.stdout
     assert "\r" not in done.stdout + done.stderr  # no bars where there is no terminal
@@ -732,7 +734,7 @@ def test_a_real_study(finished: tuple[Path, CompletedProcess[str]]) -> None:
     first = (out / "configs/runs/VAR+c/seed-3.toml").read_text().splitlines()[0]
     assert (
         first.startswith("# ")
-        and "cli.py train out/configs/runs/VAR+c/seed-3.toml --out out/runs" in first
+        and "wsram_ppl/__main__.py train out/configs/runs/VAR+c/seed-3.toml --out out/runs" in first
     )
 
 

@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 BASE = """
 data = { source = "sample", canvas = 32, scale = [0.6, 1.0] }
@@ -55,7 +55,7 @@ model.name = "failing:Failing"
 FAILING = '''
 """A model of the user's own that breaks at its third update."""
 
-from models import GlimpseClassifier
+from wsram_ppl.models import GlimpseClassifier
 
 
 class Failing(GlimpseClassifier):

@@ -18,7 +18,7 @@ from tests.training.test_loop import make_config
 from wsram_ppl import models
 from wsram_ppl.errors import InputError
 from wsram_ppl.objectives.exploration import in_place
-from wsram_ppl.training.cuda_graph import USUAL_CALLS, CudaGraphStep, _host_randomness
+from wsram_ppl.training.cuda_graph import USUAL_CALLS, CudaGraphStep, _host_randomness, check_recordable
 from wsram_ppl.training.minibatches import Prefetcher
 from wsram_ppl.training.optimizer import Clipping, make_optimizer
 from wsram_ppl.training.trainer import Trainer
@@ -38,18 +38,13 @@ def test_only_a_gpu_records() -> None:
         ("training.validate=true", "set compile and validate false"),
     ],
 )
-def test_what_excludes_recording_is_told(
-    setting: str, reason: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    trainer = Trainer.start(make_config(setting))
-    trainer.fabric = type("OnGpu", (), {"device": torch.device("cuda")})()
+def test_what_excludes_recording_is_told(setting: str, reason: str) -> None:
+    gpu = torch.device("cuda")
     with pytest.raises(InputError, match=f"training.cuda_graph: .*{reason}, or cuda_graph = false"):
-        trainer._check_recordable()
-    trainer.training = make_config().training
-    trainer._check_recordable()
-    monkeypatch.setattr(trainer.shard, "count", 2)
+        check_recordable(make_config(setting).training, gpu, 1)
+    check_recordable(make_config().training, gpu, 1)
     with pytest.raises(InputError, match="use devices = 1, or cuda_graph = false"):
-        trainer._check_recordable()
+        check_recordable(make_config().training, gpu, 2)
 
 
 def test_sgd_cannot_be_recorded() -> None:

@@ -20,16 +20,17 @@ from wsram_ppl import models
 from wsram_ppl.config import load_config
 from wsram_ppl.config.schedules import Schedule
 from wsram_ppl.data.digits.source import PlacedDigits
-from wsram_ppl.distributed.devices import resolve_device, seed_for
+from wsram_ppl.distributed.devices import Stream, resolve_device, seed_for
 from wsram_ppl.errors import InputError, RunError
 from wsram_ppl.models.classifier_network import GlimpseNetwork, Policy
+from wsram_ppl.objectives import Exploration, ImportanceBound
 from wsram_ppl.primitives.handlers import pyro_settings
-from wsram_ppl.runs import directory as runs
 from wsram_ppl.runs.checkpoints import load_checkpoint
 from wsram_ppl.runs.directory import RunDirectory
-from wsram_ppl.training import trainer
+from wsram_ppl.runs.metrics import MetricsLog
 from wsram_ppl.training.evaluation import evaluate
 from wsram_ppl.training.loop import train
+from wsram_ppl.training.measurements import measure_held_out
 from wsram_ppl.training.trainer import Trainer
 
 STEPS = make_config().training.steps
@@ -113,7 +114,7 @@ def test_metrics_rows_and_columns(finished: Finished) -> None:
     both = ["ess", "error", "mode_error", "distance", "scale_1", "scale_2"]
     filled = {
         "train": ["bound", "learning_rate", "entropy_weight", "updates_per_second", "seconds", *both],
-        "eval": ["log_likelihood", *both],
+        "eval": ["bound", *both],
         "probe": ["variance", "mean", "snr"],
     }
     for row in rows(run):
@@ -131,7 +132,7 @@ def test_tensorboard_reads_the_same_numbers(finished: Finished) -> None:
     events = EventAccumulator(str(run.path / "tensorboard"))
     events.Reload()
     for row in rows(run):
-        for name in ("bound", "error", "log_likelihood", "variance"):
+        for name in ("bound", "error", "variance"):
             if row[name]:
                 scalars = {s.step: s.value for s in events.Scalars(f"{row['split']}/{name}")}
                 assert scalars[int(row["step"])] == pytest.approx(float(row[name]), rel=1e-4)
@@ -145,11 +146,11 @@ def test_the_summary(finished: Finished) -> None:
     assert summary["torch"] == torch.__version__
     assert summary["updates_per_second"] > 1
     last = rows(run)[-1]
-    for name in ("error", "log_likelihood", "ess", "distance"):
+    for name in ("error", "bound", "ess", "distance"):
         assert summary[name] == pytest.approx(float(last[name]), rel=1e-5)
 
 
-def test_the_resolved_spec_is_written(finished: Finished) -> None:
+def test_the_resolved_config_is_written(finished: Finished) -> None:
     run, _ = finished
     assert load_config(run.path / "config.toml") == run.config()
     assert run.config().training.seed == 0
@@ -168,7 +169,7 @@ def test_a_loaded_checkpoint_evaluates_as_at_the_end_of_training(finished: Finis
     run, summary = finished
     with pyro_settings(validate=False):
         config, parts, step = run.load()
-        torch.manual_seed(seed_for(config.training.seed, trainer._EVALUATION, step))
+        torch.manual_seed(seed_for(config.training.seed, Stream.EVALUATION, step))
         batches = parts.data.evaluation_batches(256, 20)
         result = evaluate(parts.model, parts.guide, batches, samples=5, particles=3)
     assert result == {name: summary[name] for name in result}
@@ -308,7 +309,7 @@ def test_optimisers_and_precisions(optimizer: str, precision: str, tmp_path: Pat
     )
     run = RunDirectory(tmp_path / "run")
     summary = train(config, run)
-    assert math.isfinite(summary["log_likelihood"])
+    assert math.isfinite(summary["bound"])
     double = precision == "64-true"
     trainer_dtype = torch.float64 if double else torch.float32
     assert Trainer.start(config).parameters[0].dtype == trainer_dtype
@@ -330,7 +331,7 @@ def test_prefetching_changes_no_bit(tmp_path: Path, precision: str) -> None:
 def test_a_model_prepares_its_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What the model's ``prepare`` returns is what model and guide get; the numbers stay the same."""
     found = []
-    for prepare in (models.GlimpseClassifier.prepare, None):
+    for prepare in (models.GlimpseClassifier.prepare, lambda model, *batch: batch):
         monkeypatch.setattr(models.GlimpseClassifier, "prepare", prepare)
         run = RunDirectory(tmp_path / str(len(found)))
         train(make_config(), run)
@@ -374,10 +375,10 @@ def test_digits_are_learnt_in_seconds(tmp_path: Path) -> None:
         },
     )
     with pyro_settings(validate=False):
-        assert Trainer.start(config).evaluate()["error"] > 0.8
+        assert measure_held_out(Trainer.start(config))["error"] > 0.8
     summary = train(config, RunDirectory(tmp_path / "run"))
     assert summary["error"] < 0.6
-    assert summary["log_likelihood"] > -math.log(10)
+    assert summary["bound"] > -math.log(10)
 
 
 # Failures.
@@ -486,10 +487,10 @@ def test_a_site_that_cannot_be_sampled_is_named_and_dumped(
 
 
 def test_a_full_disk_stops_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(self: runs.MetricsLog, *args: Any) -> None:
+    def full(self: MetricsLog, *args: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(runs.MetricsLog, "write", full)
+    monkeypatch.setattr(MetricsLog, "write", full)
     with pytest.raises(RunError, match=r"cannot write to .*run: No space left on device"):
         train(make_config(), RunDirectory(tmp_path / "run"))
 
@@ -556,7 +557,9 @@ def test_the_plain_networks_are_compiled(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_nothing_to_compile_is_told() -> None:
-    config = make_config("training.compile=true", "model.name=test_training:Coin", "guide.name=prior")
+    config = make_config(
+        "training.compile=true", f"model.name={__name__}:Coin", "guide.name=prior"
+    )
     for key in ("hidden", "num_glimpses", "patch", "scales", "location_std"):
         config.model.options.pop(key, None)
     with pytest.raises(
@@ -575,3 +578,17 @@ class Coin(nn.Module):
     def forward(self, images: Tensor, labels: Tensor) -> None:
         with pyro.plate("images", len(images)):
             pyro.sample("heads", pyro.distributions.Bernoulli(logits=self.logit))
+
+
+class Regularized(ImportanceBound):
+    """An objective of the user's own that comes with exploration terms."""
+
+    def __init__(self) -> None:
+        super().__init__(vectorize_particles=True, regularizer=Exploration(entropy=0.1))
+
+
+def test_an_objectives_own_regularizer_is_refused_not_overwritten(tmp_path: Path) -> None:
+    config = make_config(f"objective.name={__name__}:Regularized")
+    with pytest.raises(InputError, match=r"brings a regularizer of its own, .*table \[exploration\]"):
+        train(config, RunDirectory(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()

@@ -102,9 +102,9 @@ def corpus_bleu(
         )
     if not hypotheses:
         raise InputError("there are no hypotheses to score")
-    for place, own in enumerate(references, start=1):
+    for number, own in enumerate(references, start=1):
         if not own:
-            raise InputError(f"hypothesis {place} has no reference")
+            raise InputError(f"hypothesis {number} has no reference")
     try:
         import sacrebleu
         from sacrebleu.metrics.bleu import BLEU

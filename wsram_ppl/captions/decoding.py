@@ -115,30 +115,25 @@ def beam_search(
 
 
 @torch.no_grad()
-def sample(
-    speaker: Speaker, maps: tuple[Tensor, ...], *, longest: int, temperature: float = 1.0
-) -> Sentences:
+def sample(speaker: Speaker, maps: tuple[Tensor, ...], *, longest: int) -> Sentences:
     """Sentences drawn a word at a time from the model's probabilities, the unknown word left out.
 
     Args:
         maps: for each layer ``[B, channels, height, width]``.
         longest: words per sentence, end mark included.
-        temperature: log-probabilities are divided by it; 1 is the model itself.
 
     Raises:
-        InputError: a number out of range.
+        InputError: ``longest`` is below 1.
     """
-    if longest < 1 or temperature <= 0:
-        raise InputError(
-            f"longest should be at least 1 and temperature above 0, not {longest} and {temperature}"
-        )
+    if longest < 1:
+        raise InputError(f"longest should be at least 1, not {longest}")
     state, log_probs = _begin(speaker, maps)
     parents = torch.zeros_like(log_probs[..., 0], dtype=torch.long)
     scores = torch.zeros_like(log_probs[..., 0])
     words = log_probs.new_empty(*parents.shape, 0, dtype=torch.long)
     ended = torch.zeros_like(parents, dtype=torch.bool)
     for position in range(longest):
-        drawn = torch.distributions.Categorical(logits=_sayable(log_probs) / temperature).sample()
+        drawn = torch.distributions.Categorical(logits=_sayable(log_probs)).sample()
         said = drawn.masked_fill(ended, END)
         found = log_probs.gather(-1, said.unsqueeze(-1)).squeeze(-1)
         scores = scores + found.masked_fill(ended, 0.0)

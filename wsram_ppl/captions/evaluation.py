@@ -30,6 +30,11 @@ class Decoding(NamedTuple):
     length_penalty: float = 0.7
 
 
+def can_speak(model: nn.Module, source: DataSource) -> bool:
+    """Whether a model writes captions and the source has pictures to describe."""
+    return isinstance(model, Speaks) and isinstance(source, CaptionSource)
+
+
 class Counts(NamedTuple):
     """How much is drawn for each datum of an evaluation.
 
@@ -43,8 +48,8 @@ class Counts(NamedTuple):
 
 
 def default_counts(model: nn.Module, source: DataSource) -> Counts:
-    """What an evaluation draws unless told otherwise: less for captions, whose every word has a look."""
-    return Counts(10, 10) if _writes_captions(model, source) else Counts(20, 100)
+    """What an evaluation draws unless told otherwise: less for captions, where every word has a look."""
+    return Counts(10, 10) if can_speak(model, source) else Counts(20, 100)
 
 
 def describe(model: nn.Module, pictures: Examples, how: Decoding) -> Sentences:
@@ -77,13 +82,12 @@ def score_held_out(
     examples: int | None = None,
     batch_size: int = 100,
 ) -> Bleu | None:
-    """Corpus BLEU with a caption for each held-out picture (or for the first ``examples``).
+    """Corpus BLEU with a caption for each held-out picture (or of a fixed subset of ``examples``).
 
     None for a model that writes no captions, or a source without pictures.
     """
-    if not _writes_captions(model, source):
+    if not (can_speak(model, source) and isinstance(source, CaptionSource)):
         return None
-    assert isinstance(source, CaptionSource)
     said: list[str] = []
     references: list[list[str]] = []
     for part in source.examples(batch_size, examples, split):
@@ -103,7 +107,3 @@ def split_of(source: DataSource, split: str | None) -> dict[str, Any]:
     if not isinstance(source, CaptionSource):
         raise InputError(f"{type(source).__name__} has one held-out set: leave out --split")
     return {"split": split}
-
-
-def _writes_captions(model: nn.Module, source: DataSource) -> bool:
-    return isinstance(model, Speaks) and isinstance(source, CaptionSource)

@@ -1,8 +1,9 @@
 """The command ``wsram``, also ``python -m wsram_ppl`` and, in a checkout, ``python cli.py``.
 
-``options`` and ``shared`` hold what several commands take and do, ``program`` puts them together and turns
-failures into exit codes, ``extra`` knows what must be installed. The other modules hold the commands.
-They import what is slow to import, torch first of all, when they run: ``wsram --help`` does not wait for it.
+``options`` and ``shared`` hold what several commands take and do, ``program`` puts them together and
+turns failures into exit codes, ``extra`` knows what must be installed. The other modules hold the
+commands. What is slow to import, torch first of all, is imported when one of them runs: ``wsram --help``
+does not wait for it.
 """
 
 from typing import NoReturn
@@ -22,4 +23,4 @@ try:
 except ModuleNotFoundError:
     main = _without_click
 else:
-    from wsram_ppl.commands.program import main  # type: ignore[assignment]
+    from wsram_ppl.commands.program import main

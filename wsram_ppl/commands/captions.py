@@ -12,8 +12,6 @@ from wsram_ppl.commands import options
 from wsram_ppl.commands.shared import print_notes
 from wsram_ppl.errors import InputError
 
-__all__ = ["features", "score"]
-
 
 @click.command()
 @click.argument("experiment", type=options.path_type)
@@ -34,11 +32,10 @@ def features(experiment: Path, overrides: tuple[str, ...], device: str) -> None:
 
     from wsram_ppl.config import load_config
     from wsram_ppl.config.catalogue import DATA_SOURCES
-    from wsram_ppl.config.parsing import experiment_path
     from wsram_ppl.distributed.devices import resolve_device
     from wsram_ppl.interfaces import ComputesFeatures
 
-    config = load_config(experiment_path(experiment), overrides)
+    config = load_config(experiment, overrides)
     print_notes(config.notes)
     source = DATA_SOURCES.resolve(config.data.name)
     if not isinstance(source, ComputesFeatures):

@@ -5,8 +5,6 @@ from __future__ import annotations
 import sys
 from typing import Final
 
-__all__ = ["advise", "is_missing"]
-
 #: The modules of the extra.
 _MODULES: Final = ("click", "tqdm", "lightning_fabric", "tensorboard", "matplotlib", "jinja2", "PIL")
 

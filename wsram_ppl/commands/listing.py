@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import click
 
-__all__ = ["list_components"]
-
 
 @click.command("list")
 def list_components() -> None:

@@ -11,8 +11,6 @@ import click
 from wsram_ppl.commands import options
 from wsram_ppl.commands.shared import opened, print_measures
 
-__all__ = ["evaluate", "variance"]
-
 
 @click.command()
 @options.existing_run
@@ -47,9 +45,9 @@ def evaluate(
 ) -> None:
     """Measure the trained RUN on held-out data.
 
-    bound is the importance bound with many particles of the run's guide, in nats per example; ess is that
-    sample's effective size. A model that writes captions is also scored by BLEU, with a caption for each
-    picture.
+    bound is the importance bound with many particles of the run's guide, in nats per example; ess is
+    that sample's effective size. A model that writes captions is also scored by BLEU, with a caption for
+    each picture.
     """
     from wsram_ppl.captions import evaluation as captions
     from wsram_ppl.training import evaluation
@@ -122,7 +120,7 @@ def variance(
             repeats=repeats,
             fit_batches=batches[1:],
         )
-    rows = {
+    rows: dict[str, dict[str, Any]] = {
         name: {
             group: {"variance": m.variance / batch_size**2, "snr": m.snr}
             for group, m in row.moments.items()

@@ -8,17 +8,6 @@ from typing import Any, TypeVar
 
 import click
 
-__all__ = [
-    "as_json",
-    "decoding",
-    "device",
-    "existing_run",
-    "out",
-    "overrides",
-    "path_type",
-    "seed",
-]
-
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 path_type = click.Path(path_type=Path)
@@ -34,7 +23,9 @@ overrides = click.option(
 seed = click.option(
     "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the samples drawn."
 )
-device = click.option("--device", default="cpu", show_default=True, help="auto, cpu, cuda, cuda:N or mps.")
+device = click.option(
+    "--device", default="cpu", show_default=True, help="auto, cpu, cuda, cuda:N or mps."
+)
 as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 
 

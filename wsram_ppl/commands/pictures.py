@@ -11,8 +11,6 @@ from wsram_ppl.commands import options
 from wsram_ppl.commands.shared import opened
 from wsram_ppl.errors import InputError, RunError
 
-__all__ = ["caption", "glimpses"]
-
 
 @click.command()
 @options.existing_run

@@ -12,8 +12,6 @@ from wsram_ppl import __version__
 from wsram_ppl.commands import captions, extra, listing, measuring, pictures, studies, training
 from wsram_ppl.errors import InputError, Interrupted, RunError, WorkerExit, exit_code
 
-__all__ = ["main"]
-
 
 class _Commands(click.Group):
     """Turns every failure into one line and an exit code: 2 for wrong input, 1 for failed work."""
@@ -50,7 +48,7 @@ def main() -> None:
     warnings.showwarning = _one_line
 
 
-def _one_line(message: Warning | str, *where: object) -> None:
+def _one_line(message: Warning | str, *where: object, **more: object) -> None:
     click.echo(f"warning: {' '.join(str(message).split())}", err=True)
 
 

@@ -13,8 +13,6 @@ import click
 if TYPE_CHECKING:
     from wsram_ppl.config import Components, ExperimentConfig
 
-__all__ = ["opened", "print_measures", "print_notes", "quieten"]
-
 
 @contextmanager
 def opened(

@@ -13,8 +13,6 @@ from wsram_ppl.commands import options
 from wsram_ppl.commands.shared import quieten
 from wsram_ppl.errors import RunError
 
-__all__ = ["compare"]
-
 
 @click.command()
 @click.argument("study", type=options.path_type)
@@ -54,7 +52,6 @@ def compare(
     Example:
       wsram compare table1 --out studies/table1 --jobs 2
     """
-    from wsram_ppl.config.parsing import experiment_path
     from wsram_ppl.studies.comparison import compare as run_study
     from wsram_ppl.studies.definition import load_study
     from wsram_ppl.studies.progress import StudyBars
@@ -69,13 +66,12 @@ def compare(
         command = [sys.executable, str(program), "train", str(config), "--out", str(run)]
         return command if jobs == 1 else [*command, "--set", "training.threads=1"]
 
-    path = experiment_path(study)
     name = context.find_root().info_name or "wsram"
     call = shlex.join([*(["python"] if name.endswith(".py") else []), *name.split(), *sys.argv[1:]])
     with StudyBars() as bars:
         result = run_study(
-            load_study(path, overrides),
-            out or Path("studies") / path.stem,
+            load_study(study, overrides),
+            out or Path("studies") / study.stem,
             train_command,
             bars,
             jobs=jobs,

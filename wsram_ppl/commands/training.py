@@ -10,8 +10,6 @@ from wsram_ppl.commands import options
 from wsram_ppl.commands.shared import print_measures, print_notes, quieten
 from wsram_ppl.errors import InputError
 
-__all__ = ["train"]
-
 
 @click.command()
 @click.argument("experiment", type=options.path_type, required=False)
@@ -48,7 +46,6 @@ def train(
       wsram train my/experiment.toml --objective variational --guide prior
     """
     from wsram_ppl.config import load_config
-    from wsram_ppl.config.parsing import experiment_path
     from wsram_ppl.distributed.processes import first_process
     from wsram_ppl.runs.directory import CONFIG, RunDirectory
     from wsram_ppl.training import loop
@@ -62,7 +59,7 @@ def train(
         RunDirectory(resume).config()  # says if it is not a run
         path, out = resume / CONFIG, resume
     elif experiment is not None and resume is None:
-        path = experiment_path(experiment)
+        path = experiment
     else:
         raise InputError("name an EXPERIMENT to train, or a run to --resume, not both and not neither")
     config = load_config(path, overrides, **shorthands)

@@ -11,29 +11,34 @@ name or an import path ``package.module:Name``, with the component's own options
 The options are the parameters of the component's constructor, and its annotations say what they
 may be (pydantic's constrained types included), so a user's own class needs no entry here. A
 constructor that takes ``**kwargs`` gets any option, unchecked. A guide's first parameter is the
-model. A float option of a model or guide may be a schedule (:class:`~wsram_ppl.config.schedules.Schedule`)
-if the component keeps the number in a 0-dim buffer of the same name: the constructor then gets the
-first value, and the training loop writes the later ones into the buffer.
+model. A float option of a model or guide may be a schedule
+(:class:`~wsram_ppl.config.schedules.Schedule`) if the component keeps the number in a 0-dim buffer
+of the same name: the constructor then gets the first value, and the training loop writes the later
+ones into the buffer.
 
 ``[exploration]`` and ``[training]`` are :class:`ExplorationSettings` and :class:`TrainingSettings`.
 """
 
 from wsram_ppl.config.build import Components, build
 from wsram_ppl.config.checking import check_table
-from wsram_ppl.config.options import Component
 from wsram_ppl.config.overrides import read_value
-from wsram_ppl.config.parsing import ExperimentConfig, load_config, parse_config, read_toml
-from wsram_ppl.config.settings import IMMATERIAL, ExplorationSettings, TrainingSettings
+from wsram_ppl.config.parsing import (
+    ExperimentConfig,
+    experiment_path,
+    load_config,
+    parse_config,
+    read_toml,
+)
+from wsram_ppl.config.settings import ExplorationSettings, TrainingSettings
 
 __all__ = [
-    "IMMATERIAL",
-    "Component",
     "Components",
     "ExperimentConfig",
     "ExplorationSettings",
     "TrainingSettings",
     "build",
     "check_table",
+    "experiment_path",
     "load_config",
     "parse_config",
     "read_toml",

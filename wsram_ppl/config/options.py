@@ -1,4 +1,4 @@
-"""A component's constructor as a table of options: what it may hold, and how it is read."""
+"""Components: a class by name, and the parameters of its constructor as a table of options."""
 
 from __future__ import annotations
 
@@ -6,123 +6,107 @@ import functools
 import inspect
 import json
 import operator
+import pkgutil
+import sys
 import types
-from dataclasses import dataclass
-from typing import Annotated, Any, Final, Union, get_args, get_origin
-from typing import get_type_hints as resolve_hints
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from inspect import Parameter
+from typing import Annotated, Any, Final, Union, get_args, get_origin, get_type_hints
 
-from pydantic import create_model
-from torch import nn
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+    create_model,
+)
 
 from wsram_ppl.config.catalogue import DATA_SOURCES, GUIDES, MODELS, OBJECTIVES
-from wsram_ppl.config.checking import (
-    Checker,
-    checked_value,
-    name_key,
-    plain_tables,
-    quoted_key,
-    show_value,
-    unknown_key,
-)
+from wsram_ppl.config.checking import check_table, table_keys
 from wsram_ppl.config.schedules import Schedule
-from wsram_ppl.interfaces import DataSource
+from wsram_ppl.config.values import join, plain_tables, show_value
 from wsram_ppl.errors import InputError, one_line
-from wsram_ppl.objectives import Objective
-from wsram_ppl.registry import Registry
 
-COMPONENTS: Final[dict[str, Registry]] = {
-    "data": DATA_SOURCES,
-    "model": MODELS,
-    "guide": GUIDES,
-    "objective": OBJECTIVES,
+COMPONENTS: Final = {"data": DATA_SOURCES, "model": MODELS, "guide": GUIDES, "objective": OBJECTIVES}
+# By name: a file that is not there is told without waiting for torch.
+_KINDS: Final = {
+    "data": "wsram_ppl.interfaces:DataSource",
+    "model": "torch.nn:Module",
+    "guide": "torch.nn:Module",
+    "objective": "wsram_ppl.objectives:Objective",
 }
-
-
-_KINDS: Final[dict[str, type[Any]]] = {
-    "data": DataSource,
-    "model": nn.Module,
-    "guide": nn.Module,
-    "objective": Objective,
-}
-
-
-SCHEDULED: Final = ("model", "guide")
 
 
 @dataclass(frozen=True)
 class Component:
-    """A part of an experiment that is chosen by name.
+    """A part of an experiment that is chosen by name, checked and ready to be built.
 
     Attributes:
         name: a registered name or an import path.
         options: of the constructor, defaults included, as plain TOML values (a schedule is a
             table). Defaults that TOML cannot express, like None, are not in it.
+        cls: the class.
+        parameters: all names that its constructor takes, but for ``**kwargs``.
+        arguments: the options that are not at their defaults, as the constructor wants them.
+        schedules: of the options that change during the run; their first values are arguments.
     """
 
     name: str
     options: dict[str, Any]
+    cls: type[Any] = field(repr=False, compare=False)
+    parameters: frozenset[str] = field(repr=False, compare=False)
+    arguments: dict[str, Any] = field(repr=False, compare=False)
+    schedules: dict[str, Schedule] = field(repr=False, compare=False)
 
 
 @dataclass(frozen=True)
-class _Option:
-    """A parameter of a constructor."""
+class Constructor:
+    """What the constructor of a component takes.
 
-    key: str  # dotted
-    checker: type[Checker] | None  # None: its type has no form in TOML
-    default: Any  # inspect.Parameter.empty: none
-    schedulable: bool
+    Attributes:
+        parameters: their names; the model has no field for those whose type has no form in TOML.
+        model: reads a table of options; its fields have the keys as aliases.
+        defaults: as plain values, where TOML can express them and the annotation allows them.
+        schedulable: the options that may be schedules.
+    """
 
-    @property
-    def required(self) -> bool:
-        return self.default is inspect.Parameter.empty
-
-    def is_default(self, value: Any) -> bool:
-        try:
-            # Compared as text, since 1 equals true.
-            return json.dumps(plain_tables(self.default, self.key)) == json.dumps(value)
-        except InputError:
-            return False
-
-    def read(self, value: Any) -> Any:
-        """What the constructor is to get for a plain value."""
-        assert self.checker is not None
-        if self.schedulable and isinstance(value, dict):
-            schedule: Schedule = checked_value(_ScheduleOption, self.key, value)
-            # Both ends must be within the option's bounds; all between are then, too.
-            for end in ("start", "end"):
-                checked_value(self.checker, f"{self.key}.{end}", getattr(schedule, end))
-            return schedule
-        return checked_value(self.checker, self.key, value)
-
-    def canonical(self, value: Any) -> Any:
-        """A plain value in the one form that is written: 3 becomes 3.0 for a float."""
-        read = self.read(value)
-        if isinstance(read, Schedule):
-            return read.model_dump()
-        return float(value) if isinstance(read, float) and isinstance(value, int) else value
+    parameters: frozenset[str]
+    model: type[BaseModel]
+    defaults: dict[str, Any]
+    schedulable: frozenset[str]
 
 
-@dataclass(frozen=True)
-class _Options:
-    known: dict[str, _Option]
-    any_other: bool  # the constructor takes **kwargs
-
-    @property
-    def keys(self) -> list[str]:
-        return [name for name, option in self.known.items() if option.checker is not None]
+def name_key(section: str) -> str:
+    """The key that chooses a component."""
+    return "source" if section == "data" else "name"
 
 
 def read_component(
     section: str,
     table: dict[str, Any],
-    name_in_file: str | None,
-    by_hand: set[str],
+    in_file: object,
+    by_hand: set[tuple[str, ...]],
     notes: list[str],
 ) -> Component:
+    """A component from its table of plain values.
+
+    Args:
+        in_file: the table before any override. Where it chose another component, options that this one
+            does not have are left out, and ``notes`` gets a line for each.
+        by_hand: paths of the options that are never left out.
+
+    Raises:
+        InputError: all that is wrong, in one line.
+    """
     chooser = name_key(section)
-    given = {key: value for key, value in table.items() if key != chooser}
     if chooser not in table:
-        available = ", ".join(COMPONENTS[section].names()) or "none is registered"
+        available = ", ".join(COMPONENTS[section].names())
         raise InputError(
             f"{section}.{chooser} is missing; available: {available}, or an import path "
             "package.module:Name"
@@ -130,130 +114,143 @@ def read_component(
     name = table[chooser]
     if not isinstance(name, str):
         raise InputError(f"{section}.{chooser} = {show_value(name)}: should be a string")
-    options = constructor_options(section, component_class(section, name))
-    if name_in_file not in (None, name):
-        for key in [key for key in given if key not in options.keys and key not in by_hand]:
-            del given[key]
-            notes.append(
-                f"{section}.{quoted_key(key)} of {name_in_file!r} is left out: {name!r} has no such key"
-            )
-    return Component(name, _fill(section, options, given))
-
-
-def _fill(section: str, options: _Options, given: dict[str, Any]) -> dict[str, Any]:
-    """The given options in canonical form, and the defaults of the others."""
-    problems: list[str] = []
-    filled: dict[str, Any] = {}
-    if section == "objective" and "vectorize_particles" in options.keys:
+    cls = component_class(section, name)
+    takes = constructor(section, cls)  # type: ignore[arg-type]  # mypy holds type[Any] to be unhashable
+    keys = table_keys(takes.model)
+    before = in_file.get(chooser, name) if isinstance(in_file, Mapping) else name
+    given, problems = dict(takes.defaults), []
+    if section == "objective" and "vectorize_particles" in keys:
         # Pyro's own default is one particle after the other, for models that cannot do otherwise.
-        given = {"vectorize_particles": True, **given}
-    for name, option in options.known.items():
-        try:
-            if option.checker is None:
-                if name in given:
-                    raise InputError(f"{option.key} cannot be set: its type has no form in TOML")
-                if option.required:
-                    raise InputError(
-                        f"{option.key} is required, but its type has no form in TOML; give the "
-                        "constructor's parameter a default"
-                    )
-            elif name in given:
-                filled[name] = option.canonical(given[name])
-            elif option.required:
-                raise InputError(f"{option.key} is missing")
-            else:
-                filled |= _default(name, option)
-        except InputError as error:
-            problems.append(str(error))
-    for name in given:
-        if name not in options.known:
-            if options.any_other:
-                filled[name] = given[name]
-            else:
-                problems.append(unknown_key(section, name, options.keys))
+        given["vectorize_particles"] = True
+    for key, value in table.items():
+        if key == chooser:
+            continue
+        path = join(section, key)
+        if key not in keys and (section, key) not in by_hand and before != name:
+            notes.append(f"{path} of {before!r} is left out: {name!r} has no such key")
+        elif key in takes.parameters and key not in keys:
+            problems.append(f"{path} cannot be set: its type has no form in TOML")
+        else:
+            given[key] = value
+    # In the order of the constructor, and a copy of the defaults.
+    options = plain_tables({key: given[key] for key in (*keys, *given) if key in given}, section)
+    try:
+        checked = check_table(takes.model, section, options)
+    except InputError as error:
+        raise InputError("; ".join([*problems, str(error)])) from None
     if problems:
         raise InputError("; ".join(problems))
-    return filled
 
-
-def _default(name: str, option: _Option) -> dict[str, Any]:
-    try:
-        return {name: option.canonical(plain_tables(option.default, option.key))}
-    except InputError:
-        return {}  # no form in TOML, or at odds with its own annotation: the constructor has it
+    arguments = dict(checked.model_extra or {})
+    schedules: dict[str, Schedule] = {}
+    for key, attribute in zip(keys, takes.model.model_fields, strict=True):
+        if key not in options:
+            continue
+        value = getattr(checked, attribute)
+        if isinstance(value, Schedule):
+            options[key] = value.model_dump()  # a number where it never changes
+        elif isinstance(value, float) and isinstance(options[key], int):
+            options[key] = float(options[key])
+        if isinstance(value, Schedule) and key in takes.schedulable:
+            arguments[key] = value.initial
+            if not value.constant:
+                schedules[key] = value
+        # As text, since 1 equals true. A default is left to the constructor.
+        elif json.dumps(options[key]) != json.dumps(takes.defaults.get(key)):
+            arguments[key] = value
+    return Component(name, options, cls, takes.parameters, arguments, schedules)
 
 
 def component_class(section: str, name: str) -> type[Any]:
     """The class of a component, of the kind that its place needs."""
+    key = f"{section}.{name_key(section)}"
     try:
         cls = COMPONENTS[section].resolve(name)
     except InputError as error:
-        raise InputError(f"{section}.{name_key(section)}: {error}") from error
-    needed = _KINDS[section]
-    if not issubclass(cls, needed):
-        base = f"{needed.__module__}.{needed.__name__}"
-        key = f"{section}.{name_key(section)}"
-        if section == "data":
-            methods = "training_batch, evaluation_batches, to"
-            raise InputError(f"{key}: {name!r} lacks methods of {base} ({methods})")
-        raise InputError(f"{key}: {name!r} is not a {base}")
-    return cls
+        raise InputError(f"{key}: {error}") from error
+    needed = pkgutil.resolve_name(_KINDS[section])
+    if issubclass(cls, needed):
+        return cls
+    base = f"{needed.__module__}.{needed.__name__}"
+    if section == "data":
+        methods = "training_batch, evaluation_batches, to"
+        raise InputError(f"{key}: {name!r} lacks methods of {base} ({methods})")
+    raise InputError(f"{key}: {name!r} is not a {base}")
 
 
-def constructor_options(section: str, cls: type[Any]) -> _Options:
-    """What the constructor takes, from its signature; the first parameter of a guide is skipped."""
+@functools.cache
+def constructor(section: str, cls: type[Any]) -> Constructor:
+    """What the constructor takes, from its signature; the first parameter of a guide is left out.
+
+    Raises:
+        InputError: it needs what no config can set.
+    """
     what = f"{section} '{cls.__module__}:{cls.__qualname__}'"
     try:
-        parameters = list(inspect.signature(cls).parameters.values())
+        signature = inspect.signature(cls)
     except (ValueError, TypeError) as error:
         raise InputError(f"{what}: its constructor cannot be read: {one_line(error)}") from error
-    if section == "guide":
-        positional = (
-            inspect.Parameter.POSITIONAL_ONLY,
-            inspect.Parameter.POSITIONAL_OR_KEYWORD,
-            inspect.Parameter.VAR_POSITIONAL,
-        )
-        if not parameters or parameters[0].kind not in positional:
-            raise InputError(f"{what}: its constructor should take the model as first argument")
-        if parameters[0].kind is not inspect.Parameter.VAR_POSITIONAL:
-            del parameters[0]
-    known: dict[str, _Option] = {}
-    for parameter in parameters:
-        if parameter.kind in (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD):
-            continue
-        if parameter.kind is inspect.Parameter.POSITIONAL_ONLY or (parameter.name == name_key(section)):
-            if parameter.default is inspect.Parameter.empty:
-                raise InputError(f"{what}: a config cannot set its parameter {parameter.name!r}")
-            continue
-        known[parameter.name] = _option(section, cls, parameter)
-    any_other = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters)
-    return _Options(known, any_other)
-
-
-def _option(section: str, cls: type[Any], parameter: inspect.Parameter) -> _Option:
-    key = f"{section}.{parameter.name}"
+    first = ["the model"] if section == "guide" else []
     try:
-        annotation = _annotation(cls, parameter)
-        schedulable = section in SCHEDULED and _takes_float(annotation)
-        if schedulable:
-            annotation = _without_schedule(annotation)
-        checker = _checker(annotation)
-    except Exception:  # whatever the libraries raise for a type that they cannot resolve or check
-        checker, schedulable = None, False
-    return _Option(key, checker, parameter.default, schedulable)
+        leading = signature.bind_partial(*first).arguments
+    except TypeError:
+        raise InputError(f"{what}: its constructor should take the model as first argument") from None
+    fields: dict[str, Any] = {}
+    defaults: dict[str, Any] = {}
+    parameters, schedulable = set(), set()
+    settings = ConfigDict(strict=True, extra="forbid")
+    for name, parameter in signature.parameters.items():
+        if parameter.kind is Parameter.VAR_KEYWORD:
+            settings["extra"] = "allow"
+        if name in leading or parameter.kind in (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD):
+            continue
+        required = parameter.default is Parameter.empty
+        if parameter.kind is Parameter.POSITIONAL_ONLY or name == name_key(section):
+            if required:
+                raise InputError(f"{what}: a config cannot set its parameter {name!r}")
+            continue
+        parameters.add(name)
+        try:
+            annotation = _annotation(cls, parameter)
+            if section in ("model", "guide") and _takes_float(annotation):
+                annotation = _or_schedule(annotation)
+                schedulable.add(name)
+            create_model("Option", option=(annotation, ...)).model_rebuild()
+        except Exception:  # whatever the libraries raise for a type that they cannot resolve or check
+            if required:
+                raise InputError(
+                    f"{section}.{name} is required, but its type has no form in TOML; give the "
+                    "constructor's parameter a default"
+                ) from None
+            continue
+        # Not under its own name, which may be that of a method of pydantic's.
+        fields[f"option_{name}"] = (annotation, Field(... if required else None, alias=name))
+        with suppress(InputError):
+            defaults[name] = plain_tables(parameter.default, name)
+    model = create_model("Options", __config__=settings, **fields)
+    try:
+        model.model_validate_json(json.dumps(defaults))
+    except ValidationError as error:  # at odds with their annotations: the constructor has them
+        for item in error.errors():
+            defaults.pop(str(item["loc"][0]), None)
+    return Constructor(frozenset(parameters), model, defaults, frozenset(schedulable))
 
 
-def _annotation(cls: type[Any], parameter: inspect.Parameter) -> Any:
-    if parameter.annotation is inspect.Parameter.empty:
+def _annotation(cls: type[Any], parameter: Parameter) -> Any:
+    if parameter.annotation is Parameter.empty:
         return Any
-    constructor = cls.__init__ if cls.__init__ is not object.__init__ else cls.__new__
+    written = cls.__init__ if cls.__init__ is not object.__init__ else cls.__new__
+    names = getattr(inspect.unwrap(written), "__globals__", {})
+    for base in cls.__mro__:  # a dataclass's constructor has the annotations of other modules' bases
+        if inspect.get_annotations(base).get(parameter.name) is parameter.annotation:
+            names = vars(sys.modules[base.__module__])
+            break
 
     # One at a time: a name known to type checkers only must not spoil the others.
     def holder() -> None: ...
 
     holder.__annotations__ = {"value": parameter.annotation}
-    names = getattr(inspect.unwrap(constructor), "__globals__", {})
-    return resolve_hints(holder, globalns=names, include_extras=True)["value"]
+    return get_type_hints(holder, globalns=names, include_extras=True)["value"]
 
 
 def _takes_float(annotation: Any) -> bool:
@@ -264,16 +261,22 @@ def _takes_float(annotation: Any) -> bool:
     return annotation is float
 
 
-def _without_schedule(annotation: Any) -> Any:
-    """``Schedule | float`` says that it may be scheduled; the constructor gets a float."""
-    if get_origin(annotation) not in (Union, types.UnionType):
-        return annotation
-    members = [member for member in get_args(annotation) if member is not Schedule]
-    return functools.reduce(operator.or_, members)
+def _or_schedule(number: Any) -> Any:
+    """A number as annotated, or a table that is a schedule of such numbers."""
+    if get_origin(number) in (Union, types.UnionType):
+        # ``Schedule | float`` says that it may be scheduled; the constructor gets a float.
+        members = [member for member in get_args(number) if member is not Schedule]
+        number = functools.reduce(operator.or_, members)
+    return Annotated[
+        Annotated[number, Tag("number")]
+        | Annotated[number, WrapValidator(_read_schedule), Tag("schedule")],
+        Discriminator(lambda value: "schedule" if isinstance(value, dict) else "number"),
+    ]
 
 
-def _checker(annotation: Any) -> type[Checker]:
-    return create_model("Option", __base__=Checker, value=(annotation, ...))
-
-
-_ScheduleOption = _checker(Schedule)
+def _read_schedule(value: Any, number: ValidatorFunctionWrapHandler) -> Schedule:
+    schedule = Schedule.model_validate(value)
+    # Both ends must be within the option's bounds; all between are then, too.
+    number(schedule.start, "start")
+    number(schedule.end, "end")
+    return schedule

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import tomllib
 from collections.abc import Mapping, Sequence
 from datetime import date, time
 from typing import Any, Final
 
-from wsram_ppl.config.checking import quoted_key, show_value
+from wsram_ppl.config.values import join, show_value
 from wsram_ppl.errors import InputError
 
 _SHORTHANDS: Final = {
@@ -52,7 +53,7 @@ def _assign(tables: dict[str, Any], path: tuple[str, ...], value: Any) -> None:
     for depth, part in enumerate(path[:-1], start=1):
         below = here.setdefault(part, {})
         if not isinstance(below, dict):
-            key, above = (".".join(map(quoted_key, part)) for part in (path, path[:depth]))
+            key, above = (functools.reduce(join, parts, "") for parts in (path, path[:depth]))
             raise InputError(f"{key} cannot be set: {above} is {show_value(below)}, not a table")
         here = below
     here[path[-1]] = value

@@ -4,29 +4,31 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import re
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from os import PathLike
+from pathlib import Path
 from typing import Any, Final
 
 import tomli_w
+from pydantic import BaseModel
 
-from wsram_ppl.config.checking import (
-    check_table,
-    component_name,
-    name_key,
-    plain_tables,
-    show_value,
-    unknown_key,
-)
-from wsram_ppl.config.options import COMPONENTS, Component, read_component
+from wsram_ppl.config.checking import check_table
+from wsram_ppl.config.options import COMPONENTS, Component, name_key, read_component
 from wsram_ppl.config.overrides import apply_overrides
 from wsram_ppl.config.settings import IMMATERIAL, ExplorationSettings, TrainingSettings
-from wsram_ppl.errors import InputError
+from wsram_ppl.config.values import plain_tables, show_value, unknown_key
+from wsram_ppl.errors import InputError, nearest
 from wsram_ppl.files import read_text
 
-_SECTIONS: Final = (*COMPONENTS, "exploration", "training")
+_SETTINGS: Final[dict[str, type[BaseModel]]] = {
+    "exploration": ExplorationSettings,
+    "training": TrainingSettings,
+}
+_SECTIONS: Final = (*COMPONENTS, *_SETTINGS)
 
 
 @dataclass(frozen=True)
@@ -47,13 +49,13 @@ class ExperimentConfig:
     notes: tuple[str, ...] = field(default=(), compare=False)
 
     def tables(self) -> dict[str, dict[str, Any]]:
-        """The config as the tables of a TOML file; :func:`parse_config` reads them to an equal config."""
+        """The config as the tables of a TOML file, from which an equal config is read."""
         tables: dict[str, dict[str, Any]] = {}
         for section in COMPONENTS:
             component: Component = getattr(self, section)
             tables[section] = {name_key(section): component.name, **component.options}
-        for section, settings in ("exploration", self.exploration), ("training", self.training):
-            values = settings.model_dump(mode="json", by_alias=True)
+        for section in _SETTINGS:
+            values = getattr(self, section).model_dump(mode="json", by_alias=True)
             tables[section] = {key: value for key, value in values.items() if value is not None}
         return tables
 
@@ -68,15 +70,9 @@ class ExperimentConfig:
         their defaults, so that one that a later version adds leaves the runs there are what they are.
         """
         tables = self.tables()
-        defaults = replace(
-            self, exploration=type(self.exploration)(), training=type(self.training)()
-        ).tables()
-        for section in ("exploration", "training"):
-            tables[section] = {
-                key: value
-                for key, value in tables[section].items()
-                if key not in IMMATERIAL and defaults[section].get(key) != value
-            }
+        for section in _SETTINGS:
+            changed = getattr(self, section).model_dump(exclude_defaults=True, by_alias=True)
+            tables[section] = {key: tables[section][key] for key in changed if key not in IMMATERIAL}
         return hashlib.sha256(json.dumps(tables, sort_keys=True).encode()).hexdigest()
 
     def difference(self, other: ExperimentConfig, ignored: Sequence[str] = IMMATERIAL) -> str:
@@ -86,12 +82,10 @@ class ExperimentConfig:
             ignored: keys of ``[training]`` to leave out, by default those that the fingerprint does.
         """
         here, there = (_flat(config.tables()) for config in (self, other))
-        skipped = {f"training.{key}" for key in ignored}
-        keys = [key for key in {**here, **there} if here.get(key) != there.get(key)]
         lines = [
             f"{key} {here.get(key, 'unset')}, not {there.get(key, 'unset')}"
-            for key in keys
-            if key not in skipped
+            for key in {**here, **there}
+            if here.get(key) != there.get(key) and key.removeprefix("training.") not in ignored
         ]
         return "; ".join(lines[:3]) + (f"; and {len(lines) - 3} more" if len(lines) > 3 else "")
 
@@ -111,11 +105,36 @@ def load_config(
 ) -> ExperimentConfig:
     """Reads a config from a TOML file; see :func:`parse_config` for the rest.
 
+    Args:
+        path: as in :func:`experiment_path`.
+
     Raises:
         InputError: also for a file that is not there, cannot be read or is not TOML (the message
             names the line).
     """
-    return parse_config(read_toml(path), overrides, **shorthands)
+    return parse_config(read_toml(experiment_path(path)), overrides, **shorthands)
+
+
+def experiment_path(name: str | PathLike[str], folder: str | PathLike[str] = "") -> Path:
+    """The file of an experiment or a study.
+
+    Args:
+        name: a path, or the name of what is shipped, like ``digits``. A file of that name comes first.
+        folder: where a relative path starts.
+
+    Raises:
+        InputError: a name of nothing.
+    """
+    path, name = Path(folder, name), str(name)
+    if not re.fullmatch(r"[\w-]+", name) or os.path.isfile(path):
+        return path
+    shipped = {file.stem: file for file in Path(__file__).parents[1].glob("experiments/*.toml")}
+    if name not in shipped:
+        raise InputError(
+            f"there is no file {name!r}, and no experiment of that name is shipped;"
+            f"{nearest(name, shipped)} there are {', '.join(sorted(shipped))}"
+        )
+    return shipped[name]
 
 
 def read_toml(path: str | PathLike[str]) -> dict[str, Any]:
@@ -154,8 +173,7 @@ def parse_config(
         TypeError: a shorthand that does not exist.
     """
     plain = plain_tables(tables, "the config")
-    names = {section: component_name(section, plain.get(section)) for section in COMPONENTS}
-    explicit = apply_overrides(plain, overrides, shorthands)
+    by_hand = apply_overrides(plain, overrides, shorthands)
     plain = plain_tables(plain, "the config")
 
     problems = [unknown_key("", key, _SECTIONS) for key in plain if key not in _SECTIONS]
@@ -167,11 +185,9 @@ def parse_config(
             if not isinstance(table, dict):
                 raise InputError(f"{section} = {show_value(table)}: should be a table [{section}]")
             if section in COMPONENTS:
-                set_by_hand = {path[1] for path in explicit if path[0] == section and path[1:]}
-                parts[section] = read_component(section, table, names[section], set_by_hand, notes)
+                parts[section] = read_component(section, table, tables.get(section), by_hand, notes)
             else:
-                settings = ExplorationSettings if section == "exploration" else TrainingSettings
-                parts[section] = check_table(settings, section, table)
+                parts[section] = check_table(_SETTINGS[section], section, table)
         except InputError as error:
             problems.append(str(error))
     if problems:

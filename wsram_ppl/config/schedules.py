@@ -38,13 +38,6 @@ class Schedule(BaseModel):
 
     Fractions, not steps, so that a run of any length anneals fully.
 
-    Attributes:
-        start: the first value; finite.
-        end: the last value; finite.
-        shape: how to go from one to the other.
-        begin: the fraction of the run at which the change begins, in [0, 1]; ``from`` in TOML.
-        until: the fraction at which it is complete, in [0, 1] and after ``begin``.
-
     Raises:
         pydantic.ValidationError: not a number or a table as above, or an exponential schedule with
             an end that is not positive.
@@ -56,7 +49,9 @@ class Schedule(BaseModel):
     end: _Number
     shape: Literal["linear", "cosine", "exponential"] = "linear"
     begin: _Fraction = Field(default=0.0, alias="from")
+    """The fraction of the run at which the change begins; ``from`` in TOML."""
     until: _Fraction = 1.0
+    """The fraction at which it is complete."""
 
     @classmethod
     def fixed(cls, value: float) -> Schedule:

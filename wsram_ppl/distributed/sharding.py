@@ -9,12 +9,11 @@ from typing import Any
 
 import torch
 from pyro.poutine.messenger import Messenger
-from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor
 
 from wsram_ppl.errors import InputError
 from wsram_ppl.primitives.distributions import NoRule, select_rows
-from wsram_ppl.primitives.handlers import PARTICLE_PLATE
+from wsram_ppl.primitives.handlers import PARTICLE_PLATE, has_density
 
 
 class BatchShard:
@@ -123,7 +122,7 @@ class _RowsOfAll(Messenger):
 
     def _pyro_sample(self, msg: dict[str, Any]) -> None:
         fn = msg["fn"]
-        if isinstance(fn, _Subsample) or (msg["infer"] or {}).get("_deterministic"):
+        if not has_density(msg):
             return
         dim = self.shard.data_plate(msg, self.length)
         if msg["is_observed"] or msg["value"] is not None:

@@ -83,15 +83,15 @@ def draw_captions(
     files = []
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for place, (name, photo) in enumerate(zip(names, source.pictures(names), strict=True)):
+        for index, (name, photo) in enumerate(zip(names, source.pictures(names), strict=True)):
             stem = Path(name).stem
             taken[stem] += 1
             again = f"-{taken[stem]}" if taken[stem] > 1 else ""
             files.append(folder / f"{stem}{again}.png")
-            said = source.vocabulary.decode(sentences.words[place].tolist()).split()
-            ended = END in sentences.words[place].tolist()
+            said = source.vocabulary.decode(sentences.words[index].tolist()).split()
+            ended = END in sentences.words[index].tolist()
             draw_caption(
-                photo, [*said, "."] if ended else said, sentences.looks.of(place), sizes, files[-1]
+                photo, [*said, "."] if ended else said, sentences.looks.of(index), sizes, files[-1]
             )
     except OSError as error:
         raise RunError(f"cannot write pictures to {folder}: {error.strerror or error}") from error

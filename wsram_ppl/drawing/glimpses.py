@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -11,32 +9,15 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-#: One colour per glimpse, in order; repeated after the last. Readable on black and on white.
-COLOURS = ["#ffd400", "#ff8c1a", "#ff4d6d", "#c77dff", "#4cc9f0", "#52e3a4"]
-INK, PAPER = "#202124", "#ffffff"
+from wsram_ppl.drawing.pages import COLOURS, INK, PAPER, grid
+from wsram_ppl.interfaces import Gaze
+
+__all__ = ["draw_gaze"]
+
 _GOOD, _BAD = "#1a7f37", "#cf222e"
 _GAP = 10
 _WIDTH = 200  # of one image in the picture, about
 _LEAST = 12  # side of a patch in the picture
-
-
-@dataclass(frozen=True)
-class Gaze:
-    """Where a model looked in each of B images, and what it then said.
-
-    Args:
-        images: ``[B, height, width]`` in [0, 1].
-        windows: ``[B, N, 3]``: left, top and side of each glimpse's window, in pixels of the image.
-        patches: ``[B, N, k, k]``: what the glimpses saw.
-        captions: what to write under each image.
-        correct: whether the answer was right, per image.
-    """
-
-    images: Tensor
-    windows: Tensor
-    patches: Tensor
-    captions: Sequence[str]
-    correct: Sequence[bool]
 
 
 def draw_gaze(gaze: Gaze, path: Path, columns: int = 4, zoom: int | None = None) -> list[Path]:
@@ -71,17 +52,6 @@ def _page(gaze: Gaze, shown: int, columns: int, zoom: int) -> Image.Image:
     """All images with their first ``shown`` glimpses, in a grid."""
     cells = [_cell(gaze, index, shown, zoom) for index in range(len(gaze.captions))]
     return grid(cells, columns, _GAP)
-
-
-def grid(cells: Sequence[Image.Image], columns: int, gap: int) -> Image.Image:
-    """Pictures of one size in rows, so many pixels apart and from the edge."""
-    columns = min(columns, len(cells))
-    rows = -(-len(cells) // columns)
-    width, height = cells[0].width + gap, cells[0].height + gap
-    page = Image.new("RGB", (columns * width + gap, rows * height + gap), PAPER)
-    for index, cell in enumerate(cells):
-        page.paste(cell, (gap + index % columns * width, gap + index // columns * height))
-    return page
 
 
 def _cell(gaze: Gaze, index: int, shown: int, zoom: int) -> Image.Image:

@@ -131,8 +131,8 @@ def tempered(fn: Any, temperature: float | Tensor, site: str) -> Any:
         if isinstance(base, torch.distributions.Bernoulli):
             return dist.Bernoulli(logits=base.logits / temperature)
         raise NotImplementedError(
-            f"exploration.temperature has no rule for the {type(base).__name__} of site '{site}': use 1, "
-            "or a Normal, Categorical, OneHotCategorical or Bernoulli"
+            f"exploration.temperature has no rule for the {type(base).__name__} of site '{site}': use "
+            "1, or a Normal, Categorical, OneHotCategorical or Bernoulli"
         )
 
     return rewrapped(fn, flattened)

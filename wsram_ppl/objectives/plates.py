@@ -112,7 +112,8 @@ class Term:
         log_prob: in the site's batch dimensions, masked, not scaled, in float32 or better.
         site_mask: where the site counts, broadcastable to ``log_prob``; None for everywhere.
         layout: of these dimensions.
-        last_dependency: position, in the guide's order, of the last latent it may depend on; -1 for none.
+        last_dependency: position, in the guide's order, of the last latent that it may depend on;
+            -1 for none.
     """
 
     log_prob: Tensor

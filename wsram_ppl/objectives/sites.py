@@ -6,11 +6,11 @@ from collections.abc import Callable, Hashable, Iterable, Mapping
 from typing import Any
 
 import torch
-from pyro.poutine.subsample_messenger import _Subsample
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
 from wsram_ppl.primitives.distributions import kind, stack
+from wsram_ppl.primitives.handlers import has_density
 
 Program = Callable[..., Any]
 Site = Mapping[str, Any]
@@ -24,9 +24,7 @@ def random_sites(trace: Trace) -> dict[str, Site]:
     return {
         name: site
         for name, site in trace.nodes.items()
-        if site["type"] == "sample"
-        and not isinstance(site["fn"], _Subsample)
-        and not (site["infer"] or {}).get("_deterministic")
+        if site["type"] == "sample" and has_density(site)
     }
 
 

@@ -1,4 +1,4 @@
-"""Pyro's distributions where a model that chooses at every step spends its time in them."""
+"""A lean categorical, and what is asked of distributions: parameters, what they wrap, rows."""
 
 from __future__ import annotations
 
@@ -31,11 +31,10 @@ __all__ = [
 class Categorical(dist.Categorical):
     """:class:`pyro.distributions.Categorical` on logits, for the many small ones of an attention model.
 
-    The same distribution; normalising takes one operation instead of two, probabilities are not
-    normalised a second time, and a choice is the winner of a race of exponential clocks (as it is in
-    ``torch.multinomial``, which also checks its input; on an accelerator that check ends the process).
-    Drawn and differentiated with its entropy it takes half the time on a CPU. And the entropy's gradient
-    is finite where choices are ruled out.
+    The same distribution with fewer operations: logits are normalised once, and a choice is the winner
+    of a race of exponential clocks, as it is in ``torch.multinomial``, without that function's check of
+    its input (which ends the process on an accelerator). The entropy's gradient is finite where choices
+    are ruled out.
 
     Args:
         logits: ``[..., choices]``, in any normalisation; -inf rules a choice out.

@@ -245,8 +245,7 @@ def _averages(images: Tensor, scales: Sequence[int]) -> list[Tensor]:
 def _average(images: Tensor, factor: int) -> Tensor:
     """Means over factor x factor blocks: [N, H, W] -> [N, ceil(H / factor), ceil(W / factor)].
 
-    Adding strided slices is several times as fast on a CPU as ``avg_pool2d`` or a mean over
-    reshaped blocks.
+    Strided slices are added: cheaper on a CPU than ``avg_pool2d`` or a mean over reshaped blocks.
     """
     if factor == 1:
         return images

@@ -24,6 +24,8 @@ __all__ = [
     "ParticlePlate",
     "Substitute",
     "evaluating",
+    "has_density",
+    "is_subsample",
     "memoize",
     "pyro_settings",
 ]
@@ -34,6 +36,16 @@ R = TypeVar("R")
 
 #: The plate around a program that draws all particles at once, under the name that Pyro gives it.
 PARTICLE_PLATE = "num_particles_vectorized"
+
+
+def is_subsample(site: Mapping[str, Any]) -> bool:
+    """Whether a sample site is the choice of a plate's rows."""
+    return isinstance(site["fn"], _Subsample)
+
+
+def has_density(site: Mapping[str, Any]) -> bool:
+    """Whether a sample site is random: no plate's choice of rows, no ``pyro.deterministic``."""
+    return not is_subsample(site) and not (site["infer"] or {}).get("_deterministic")
 
 
 class ParticlePlate(Messenger):
@@ -119,7 +131,7 @@ class Substitute(Messenger):
     def _pyro_sample(self, msg: dict[str, Any]) -> None:
         name = msg["name"]
         if msg["is_observed"]:
-            if name in self.values and not isinstance(msg["fn"], _Subsample):
+            if name in self.values and not is_subsample(msg):
                 raise ValueError(
                     f"site '{name}' is observed in the {self.whose} but sampled by the guide: "
                     "hide it in the guide, or pass no observation"
@@ -127,7 +139,7 @@ class Substitute(Messenger):
         elif name in self.values:
             msg["value"] = self.values[name]
             msg["done"] = True
-        elif not isinstance(msg["fn"], _Subsample):
+        elif not is_subsample(msg):
             raise ValueError(
                 f"the {self.whose} samples site '{name}' but no value was proposed for it: "
                 f"give the guide a site '{name}', or observe it in the model"
@@ -142,7 +154,7 @@ class Mode(Messenger):
     """
 
     def _pyro_sample(self, msg: dict[str, Any]) -> None:
-        if msg["is_observed"] or msg["value"] is not None or isinstance(msg["fn"], _Subsample):
+        if msg["is_observed"] or msg["value"] is not None or is_subsample(msg):
             return
         msg["value"] = msg["fn"].mode
         msg["done"] = True
@@ -186,8 +198,8 @@ class Memoize(Messenger):
 def memoize(fn: Callable[P, R]) -> Callable[P, R]:
     """Marks a deterministic function (or method) that guide and model both call.
 
-    Without :class:`Memoize` entered it is the plain function. Only the innermost ``Memoize`` has a say: a
-    message through the whole stack of handlers would cost more than many a layer.
+    Without :class:`Memoize` entered it is the plain function. Only the innermost ``Memoize`` has a say:
+    no message goes through the stack of handlers.
     """
 
     @functools.wraps(fn)

@@ -1,4 +1,4 @@
-"""A linear layer that multiplies with oneDNN where torch's own choice of library is the slower one."""
+"""A linear layer with what follows it in one call, large products by oneDNN."""
 
 from __future__ import annotations
 
@@ -52,10 +52,10 @@ def affine(
 ) -> Tensor:
     """input @ weight^T + bias + also[0] @ also[1]^T + plus, then a ReLU if wanted.
 
-    On a CPU, ``F.linear`` in single precision calls MKL, which uses half of the vector width of an AMD
-    processor: oneDNN, which is in torch too, multiplies up to twice as fast there. Large enough products
-    in plain float32 go to it, and their gradients' too; all else (other types, mixed precision, devices,
-    compiled code) is ``F.linear``. The result is the same up to rounding.
+    On a CPU, ``F.linear`` in single precision calls MKL, which does not use the full vector width of
+    every processor; oneDNN, which is in torch too, does. Large enough products in plain float32 go to
+    it, and their gradients' too; all else (other types, mixed precision, devices, compiled code) is
+    ``F.linear``. The result is the same up to rounding.
     ``torch.backends.mkldnn.flags(enabled=False)`` turns it off.
 
     Args:

@@ -103,12 +103,7 @@ def save_checkpoint(path: Path, tensors: Mapping[str, Tensor], data: Mapping[str
         RunError: the file cannot be written; an earlier file of that name is intact.
     """
     text = json.dumps(data, sort_keys=True)
-    metadata = {
-        "format": FORMAT,
-        "version": __version__,
-        "data": text,
-        "sha256": _digest(tensors, text),
-    }
+    metadata = {"format": FORMAT, "data": text, "sha256": _digest(tensors, text)}
     flat = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     write_atomically(path, save(flat, metadata))
 
@@ -125,7 +120,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            _check_format(path, metadata)
+            _check_format(path, metadata.get("format"))
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:
         if isinstance(error, InputError):
@@ -137,17 +132,14 @@ def load_checkpoint(path: Path) -> Checkpoint:
     return Checkpoint(path, tensors, json.loads(text))
 
 
-def _check_format(path: Path, metadata: Mapping[str, str]) -> None:
-    found = metadata.get("format", "")
-    if found == FORMAT:
-        return
-    version = _EARLIER.get(found) or metadata.get("version")
-    if version is None or not found.startswith("wsram_ppl checkpoint"):
+def _check_format(path: Path, found: str | None) -> None:
+    if found in _EARLIER:
+        raise InputError(
+            f"{path} was written by wsram_ppl {_EARLIER[found]}, whose checkpoints {__version__} does "
+            "not read: use that version, or train anew"
+        )
+    if found != FORMAT:
         raise InputError(f"{path} is not a checkpoint of this library")
-    raise InputError(
-        f"{path} was written by wsram_ppl {version}, whose checkpoints {__version__} does not read: use "
-        "that version, or train anew"
-    )
 
 
 def _digest(tensors: Mapping[str, Tensor], data: str) -> str:

@@ -19,7 +19,7 @@ from wsram_ppl.files import make_folder, write_atomically
 from wsram_ppl.interfaces import DataSource, KeepsRecord
 from wsram_ppl.runs.checkpoints import Checkpoint, TrainingState, load_checkpoint, save_checkpoint
 
-CONFIG, METRICS, SUMMARY, DATA = "config.toml", "metrics.csv", "summary.json", "data.json"
+CONFIG, SUMMARY, DATA = "config.toml", "summary.json", "data.json"
 CHECKPOINT, PREVIOUS = "last.safetensors", "previous.safetensors"
 _WRITTEN_BY, _EARLIER_CONFIG = "# wsram_ppl ", "spec.toml"
 
@@ -122,8 +122,15 @@ class RunDirectory:
                 f"{path}): its weights have no meaning for them; bring the old data back, or train anew"
             )
 
-    def summary(self) -> dict[str, Any] | None:
-        """The summary of a finished run, else None."""
+    def summary(self, remedy: str = "remove it to go on") -> dict[str, Any] | None:
+        """The summary of a finished run, else None.
+
+        Args:
+            remedy: what to do about a damaged one.
+
+        Raises:
+            InputError: it is damaged.
+        """
         try:
             found = json.loads((self.path / SUMMARY).read_text(encoding="utf-8"))
             if not isinstance(found, dict) or "updates" not in found:
@@ -131,9 +138,7 @@ class RunDirectory:
         except FileNotFoundError:
             return None
         except (OSError, ValueError, RecursionError) as error:
-            raise InputError(
-                f"cannot read {self.path / SUMMARY}: {error}; remove it to go on"
-            ) from error
+            raise InputError(f"cannot read {self.path / SUMMARY}: {error}; {remedy}") from error
         return found
 
     def save(self, tensors: Mapping[str, Tensor], data: Mapping[str, Any]) -> None:

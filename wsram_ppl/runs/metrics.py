@@ -5,15 +5,26 @@ from __future__ import annotations
 import csv
 import io
 import math
+import os
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
 
 from wsram_ppl.errors import InputError, one_line
 from wsram_ppl.files import write_atomically
 
-__all__ = ["METRICS", "MetricsLog"]
+__all__ = ["METRICS", "MetricsLog", "Numbers", "Rows", "last_row", "read_rows"]
 
-METRICS = "metrics.csv"
+METRICS: Final = "metrics.csv"
+
+Numbers = NDArray[np.float64]
+
+#: Bytes at the end of a file that hold its last row.
+_TAIL: Final = 8192
 
 
 class MetricsLog:
@@ -57,18 +68,89 @@ class MetricsLog:
         self._events.close()
 
 
-def _rows_until(path: Path, step: int) -> tuple[list[str], list[dict[str, str]]]:
-    """The columns of ``metrics.csv`` and its whole rows up to an update."""
+@dataclass(frozen=True)
+class Rows:
+    """The rows of one split.
+
+    Attributes:
+        steps: updates done, ``[T]``, increasing.
+        columns: each ``[T]``; NaN where a row says nothing.
+    """
+
+    steps: Numbers
+    columns: Mapping[str, Numbers]
+
+    def measured(self, name: str) -> tuple[Numbers, Numbers] | None:
+        """Steps and values of the rows that have this number; None where none has."""
+        values = self.columns.get(name)
+        if values is None or not (known := ~np.isnan(values)).any():
+            return None
+        return self.steps[known], values[known]
+
+
+def read_rows(run: Path, split: str) -> Rows:
+    """The rows of a split (``train``, ``eval``, ``probe``) of a run; none if it has none.
+
+    Raises:
+        InputError: the file is missing or damaged.
+    """
+    path = run / METRICS
     try:
-        with open(path, newline="", encoding="utf-8") as file:
-            reader = csv.DictReader(file)
-            rows = [row for row in reader if None not in row.values() and int(row["step"]) <= step]
-            if any(None in row for row in rows):
-                raise ValueError("a row is longer than the header")
-            return list(reader.fieldnames or []), rows
+        names, every = _read(path)
+        rows = [row for row in every if row["split"] == split]
+        steps = np.array([int(row["step"]) for row in rows], dtype=np.float64)
+        columns = {
+            name: np.array([float(row[name] or "nan") for row in rows], dtype=np.float64)
+            for name in names
+            if name not in ("step", "split")
+        }
+    except (OSError, ValueError, KeyError, csv.Error) as error:
+        raise InputError(f"{path} cannot be read: {one_line(error)}") from error
+    return Rows(steps, columns)
+
+
+def last_row(run: Path) -> tuple[int, dict[str, float]] | None:
+    """The update and the numbers of the last row of a run at work; None where there is none to be read.
+
+    The rows before it are not read.
+    """
+    try:
+        with open(run / METRICS, "rb") as file:
+            header = file.readline()
+            file.seek(max(file.tell(), os.fstat(file.fileno()).st_size - _TAIL))
+            tail = file.read()
+        last = tail[: tail.rfind(b"\n") + 1].splitlines()[-1:]  # what follows is half a row
+        (row,) = csv.DictReader(io.StringIO(b"\n".join([header.rstrip(), *last]).decode()))
+        if None in row or None in row.values():
+            return None
+        numbers = {name: float(v) for name, v in row.items() if name not in ("step", "split") and v}
+        return int(row["step"]), numbers
+    except (OSError, ValueError, KeyError, csv.Error):
+        return None
+
+
+def _rows_until(path: Path, step: int) -> tuple[list[str], list[dict[str, str]]]:
+    """The columns of ``metrics.csv`` and its whole rows up to an update; none without the file.
+
+    Raises:
+        InputError: it is damaged.
+    """
+    try:
+        names, rows = _read(path)
+        return names, [row for row in rows if int(row["step"]) <= step]
     except FileNotFoundError:
         return [], []
     except (OSError, ValueError, KeyError, csv.Error) as error:
         raise InputError(
             f"{path} is damaged ({one_line(error)}): remove it to go on without its rows"
         ) from error
+
+
+def _read(path: Path) -> tuple[list[str], list[dict[str, str]]]:
+    """The columns and the rows; a row cut short is left out."""
+    with open(path, newline="", encoding="utf-8") as file:
+        reader = csv.DictReader(file, strict=True)
+        rows = [row for row in reader if None not in row.values()]
+        if any(None in row for row in rows):
+            raise ValueError("a row is longer than the header")
+        return list(reader.fieldnames or []), rows

@@ -4,7 +4,7 @@ The folder of a study holds::
 
     runs/VARIANT/seed-N/            run directories (:mod:`wsram_ppl.runs.directory`)
     search/VARIANT/CANDIDATE/       those of the search's trials
-    configs/, logs/                   what each run was started from and what it printed, by the same names
+    configs/, logs/                 what each run was started from and what it printed, by the same names
     interrupted/                    runs that were not finished, put aside for those of another config
     calls.json                      when and how the study was worked on
 """
@@ -13,20 +13,17 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import shlex
 import shutil
-import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 from wsram_ppl.config import ExperimentConfig
 from wsram_ppl.errors import InputError, Interrupted, RunError
-from wsram_ppl.files import make_folder, write_atomically
+from wsram_ppl.files import locked, make_folder, write_atomically
 from wsram_ppl.runs.directory import CONFIG, SUMMARY, RunDirectory
 from wsram_ppl.studies.definition import Candidate, Search, Study, Variant
 from wsram_ppl.studies.executors import Job, Watcher, last_line, run_jobs
@@ -43,7 +40,7 @@ class VariantRun:
     """One run of a study and how it ended.
 
     Attributes:
-        place: its name and, under the study's folder, its path: ``runs/VARIANT/seed-N``.
+        name: also its path under the study's folder: ``runs/VARIANT/seed-N``.
         config: what to train; None where the search found nothing to train with.
         failure: why there is no result; None: finished, or not run yet.
         finished: whether there is a result.
@@ -51,7 +48,7 @@ class VariantRun:
     """
 
     variant: Variant
-    place: str
+    name: str
     config: ExperimentConfig | None
     failure: str | None = None
     finished: bool = False
@@ -140,7 +137,10 @@ def compare(
             raise InputError(f"there is no folder {folder} to report on")
         return work.all()
     make_folder(folder)
-    with _locked(folder) as lock:
+    # The children inherit the lock: should this process be killed, they go on, and nobody may move their
+    # directories.
+    busy = f"another compare, or a run that one has left behind, is at work in {folder}"
+    with locked(folder / "lock", busy) as lock:
         work.lock = lock
         write_atomically(folder / "study.toml", study.path.read_bytes())
         started, clock = datetime.now(UTC).isoformat(timespec="seconds"), time.monotonic()
@@ -180,7 +180,7 @@ class _Work:
                     candidate=candidate,
                 )
                 for variant in study.variants
-                for candidate in study.search.candidates
+                for candidate in study.candidates
             ]
             self.finish(trials)
             chosen = {v.name: self.best(study.search, v, trials) for v in study.variants}
@@ -202,7 +202,7 @@ class _Work:
         for trial in trials:
             if trial.variant is not variant or not trial.finished:
                 continue
-            value = read_summary(self.folder / trial.place).get(search.metric)
+            value = read_summary(self.folder / trial.name).get(search.metric)
             if not isinstance(value, int | float) or not math.isfinite(value):
                 trial.finished = False
                 trial.failure = f"its summary has no finite {search.metric!r}"
@@ -241,7 +241,7 @@ class _Work:
         try:
             failures = run_jobs(jobs, self.jobs, self.watcher, [self.lock] if self.lock >= 0 else [])
         except Interrupted as error:
-            done = sum((self.folder / run.place / SUMMARY).is_file() for run in runs)
+            done = sum((self.folder / run.name / SUMMARY).is_file() for run in runs)
             what = "trials" if runs and isinstance(runs[0], Trial) else "runs"
             raise Interrupted(
                 f"{error}: {done} of {len(runs)} {what} are finished; the same command goes on there",
@@ -250,7 +250,7 @@ class _Work:
         finally:
             self.trained += sum((job.run / SUMMARY).is_file() for job in jobs)
         for run in missing:
-            run.failure = failures.get(run.place)
+            run.failure = failures.get(run.name)
             run.finished = run.failure is None
 
     def note(self, text: str) -> None:
@@ -259,10 +259,10 @@ class _Work:
             self.watcher.noted(text)
 
     def config_file(self, run: VariantRun) -> Path:
-        return self.folder / "configs" / f"{run.place}.toml"
+        return self.folder / "configs" / f"{run.name}.toml"
 
     def log_file(self, run: VariantRun) -> Path:
-        return self.folder / "logs" / f"{run.place}.log"
+        return self.folder / "logs" / f"{run.name}.log"
 
     def command_of(self, run: VariantRun) -> str:
         """The command that trained a finished run, which stands above its config, or would train it."""
@@ -271,23 +271,23 @@ class _Work:
             first = file.read_text(encoding="utf-8").partition("\n")[0]
             if first.startswith("# "):
                 return first.removeprefix("# ")
-        return shlex.join(self.command(file, self.folder / run.place))
+        return shlex.join(self.command(file, self.folder / run.name))
 
     def prepare(self, run: VariantRun, config: ExperimentConfig) -> Job:
-        path = self.folder / run.place
+        path = self.folder / run.name
         if (path / CONFIG).is_file():
             # An earlier part of the same run: what trains goes on from its last checkpoint.
             if RunDirectory(path).config().fingerprint() == config.fingerprint():
-                self.note(f"{run.place} was not finished: it goes on from its last checkpoint")
+                self.note(f"{run.name} was not finished: it goes on from its last checkpoint")
             else:
-                aside = self.folder / "interrupted" / run.place
-                self.note(f"{run.place} was not finished, of another config: it is now in {aside}")
+                aside = self.folder / "interrupted" / run.name
+                self.note(f"{run.name} was not finished, of another config: it is now in {aside}")
                 _move(path, aside)
         file = self.config_file(run)
         make_folder(file.parent)
         write_atomically(file, f"# {run.command}\n\n{config.to_toml()}".encode())
         command = self.command(file, path)
-        return Job(run.place, command, path, self.log_file(run), config.training.steps)
+        return Job(run.name, command, path, self.log_file(run), config.training.steps)
 
     def is_finished(self, run: VariantRun, config: ExperimentConfig) -> bool:
         """Whether its directory holds the result of this very config.
@@ -295,7 +295,7 @@ class _Work:
         Raises:
             InputError: the result of another config, or something else.
         """
-        path = self.folder / run.place
+        path = self.folder / run.name
         if not path.exists() or (path.is_dir() and not any(path.iterdir())):
             return False
         if not (path / CONFIG).is_file():
@@ -311,7 +311,7 @@ class _Work:
             )
         others = found.difference(config, ignored=("device", "threads"))
         if others:
-            self.note(f"{run.place} is kept, though it was run with {others}")
+            self.note(f"{run.name} is kept, though it was run with {others}")
         return True
 
 
@@ -333,31 +333,3 @@ def _move(path: Path, aside: Path) -> None:
         path.rename(aside)
     except OSError as error:
         raise RunError(f"cannot move {path} to {aside}: {error.strerror}") from error
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[int]:
-    """Keeps others out of the folder until this process *and all its children* have ended.
-
-    The children inherit the lock: should this process be killed, they go on, and nobody may move their
-    directories. Yields its file descriptor, -1 where the system has no such locks.
-    """
-    if sys.platform == "win32":
-        yield -1
-        return
-    import fcntl
-
-    try:
-        lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o666)
-    except OSError as error:
-        raise RunError(f"cannot write to {folder}: {error.strerror}") from error
-    try:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise RunError(
-                f"another compare, or a run that one has left behind, is at work in {folder}"
-            ) from None
-        yield lock
-    finally:
-        os.close(lock)

@@ -20,7 +20,7 @@
     key = "training.learning_rate.start"
     values = [1e-3, 3e-3]
     steps = 2000
-    metric = "log_likelihood"
+    metric = "bound"
 
 Overrides are merged into the base, key by key and table into table: ``[set]`` first, then the variant's,
 then those of the search. A key may be written dotted, quoted or not.
@@ -31,24 +31,29 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveInt
 
-from wsram_ppl.config import ExperimentConfig, check_table, parse_config, read_toml, read_value
+from wsram_ppl.config import (
+    ExperimentConfig,
+    check_table,
+    experiment_path,
+    parse_config,
+    read_toml,
+    read_value,
+)
 from wsram_ppl.errors import InputError
 
-__all__ = ["FIGURES", "Candidate", "Search", "Study", "Variant", "load_study"]
+__all__ = ["Candidate", "Figure", "Search", "Study", "Variant", "load_study"]
 
 #: What a study may ask to have drawn (:mod:`wsram_ppl.studies.figures`).
 Figure = Literal["error", "test_error", "nll_per_word", "bound", "ess", "variance", "scales"]
-FIGURES: Final = ("error", "test_error", "nll_per_word", "bound", "ess", "variance", "scales")
 
 #: How the best value of a search is told, on held-out data.
-Metric = Literal["log_likelihood", "error"]
+Metric = Literal["bound", "error"]
 
 _RESERVED: Final = {
     ("training", "steps"): "the study's own 'steps' sets it, equal for all",
@@ -71,8 +76,8 @@ def _fraction(value: float) -> float:
     return value
 
 
-def _distinct(values: list[Any]) -> list[Any]:
-    twice = [value for place, value in enumerate(values) if value in values[:place]]
+def _distinct(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    twice = [value for index, value in enumerate(values) if value in values[:index]]
     if twice:
         raise ValueError(f"holds {twice[0]!r} twice")
     return values
@@ -102,17 +107,14 @@ class _Overrides(_Table):
 
 
 class Variant(_Overrides):
-    """One row of the comparison.
-
-    Attributes:
-        name: of its folder; unique.
-        label: in tables and figures; by default the name.
-        paper: a published error to stand beside its own, as a fraction.
-    """
+    """One row of the comparison."""
 
     name: _FileName
+    """Of its folder; unique."""
     label: str = ""
+    """In tables and figures; by default the name."""
     paper: Annotated[float, AfterValidator(_fraction)] | None = None
+    """A published error to stand beside its own, as a fraction."""
 
     @property
     def title(self) -> str:
@@ -125,90 +127,65 @@ class Candidate(_Overrides):
     name: _FileName
 
 
-class _SearchTable(_Table):
+class Search(_Table):
+    """A search that every variant goes through before its runs."""
+
     key: str = ""
-    values: Annotated[list[Any], Field(min_length=1)] | None = None
-    candidates: Annotated[list[dict[str, Any]], Field(min_length=1)] | None = None
+    """What ``values`` are values of; without one there are ``candidates``, each a table."""
+    values: Annotated[tuple[Any, ...], Field(min_length=1)] | None = None
+    candidates: Annotated[tuple[dict[str, Any], ...], Field(min_length=1)] | None = None
     steps: PositiveInt
+    """Updates of each trial."""
     seed: _Seed = 0
-    metric: Metric = "log_likelihood"
+    """Of each trial."""
+    metric: Metric = "bound"
+    """The candidate best by this is taken (most ``bound``, least ``error``); the first of equals."""
 
 
-class _File(_Table):
-    """The keys of a study's file."""
+class _Settings(_Table):
+    """The keys of a study's file that are used as they are."""
 
     base: str
+    """The file of the experiment, relative to the study's, or the name of one that is shipped."""
     title: str = ""
+    """What the study is called; by default as its file."""
     about: str = ""
-    seeds: Annotated[list[_Seed], Field(min_length=1), AfterValidator(_distinct)] = [0]
+    """What it is, for the report."""
+    seeds: Annotated[tuple[_Seed, ...], Field(min_length=1), AfterValidator(_distinct)] = (0,)
+    """One run per variant and seed."""
     steps: PositiveInt
-    figures: Annotated[list[Figure], AfterValidator(_distinct)] = ["error", "ess"]
+    """Updates of every run."""
+    figures: Annotated[tuple[Figure, ...], AfterValidator(_distinct)] = ("error", "ess")
+    """What is drawn."""
     smoothing: PositiveInt = 10
+    """How many rows of a run's metrics a smoothed value is the mean of."""
+
+
+class _File(_Settings):
+    """All keys of a study's file."""
+
     set: dict[str, Any] = {}
     variant: Annotated[list[dict[str, Any]], Field(min_length=1)]
     search: dict[str, Any] | None = None
 
 
-@dataclass(frozen=True)
-class Search:
-    """A search that every variant goes through before its runs.
-
-    Attributes:
-        key: what the candidates are values of; "" where each is a table.
-        candidates: the points to be tried.
-        steps: updates of each trial.
-        seed: of each trial.
-        metric: the candidate best by this on held-out data is taken (most ``log_likelihood``, least
-            ``error``); the first of equals.
-    """
-
-    key: str
-    candidates: tuple[Candidate, ...]
-    steps: int
-    seed: int
-    metric: Metric
-
-
-@dataclass(frozen=True)
-class Study:
-    """A comparison of variants, checked.
-
-    Attributes:
-        path: the file.
-        title, about: what it is, for the report.
-        variants: the rows, in order.
-        seeds: one run per variant and seed.
-        steps: updates of every run.
-        figures: names out of :data:`FIGURES`.
-        smoothing: how many rows of a run's metrics a smoothed value is the mean of.
-        search: what every variant goes through first.
-        base: the tables of the base experiment.
-        common: overrides for all runs.
-        overrides: further ones, ``table.key=value``, which have the last word.
-    """
+class Study(_Settings):
+    """A comparison of variants, checked."""
 
     path: Path
-    title: str
-    about: str
+    """The study's file."""
     variants: tuple[Variant, ...]
-    seeds: tuple[int, ...]
-    steps: int
-    figures: tuple[Figure, ...]
-    smoothing: int
+    """The rows, in order."""
     search: Search | None
-    base: Mapping[str, Any]
+    """What every variant goes through first."""
+    candidates: tuple[Candidate, ...]
+    """The points that the search tries."""
+    tables: dict[str, Any]
+    """Of the base experiment."""
     common: _Overrides
+    """For all runs."""
     overrides: tuple[str, ...]
-
-    def config(
-        self, variant: Variant, seed: int, candidate: Candidate | None = None
-    ) -> ExperimentConfig:
-        """The experiment of one run.
-
-        Raises:
-            InputError: what the overrides make of the base is not valid.
-        """
-        return self._spec(variant, candidate, self.steps, seed)
+    """Further ones, ``table.key=value``, which have the last word."""
 
     def trial(self, variant: Variant, candidate: Candidate) -> ExperimentConfig:
         """The experiment of one trial of the search.
@@ -217,28 +194,38 @@ class Study:
             InputError: as :meth:`config`.
         """
         assert self.search is not None
-        return self._spec(variant, candidate, self.search.steps, self.search.seed)
+        return self.config(variant, self.search.seed, candidate, self.search.steps)
 
-    def _spec(
-        self, variant: Variant, candidate: Candidate | None, steps: int, seed: int
+    def config(
+        self,
+        variant: Variant,
+        seed: int,
+        candidate: Candidate | None = None,
+        steps: int | None = None,
     ) -> ExperimentConfig:
+        """The experiment of one run, by default of as many steps as the study says.
+
+        Raises:
+            InputError: what the overrides make of the base is not valid.
+        """
         layers = [self.common.tables(), variant.tables()]
         if candidate is not None:
             layers.append(candidate.tables())
-        layers.append({"training": {"steps": steps, "seed": seed}})
-        merged: Any = self.base
+        layers.append({"training": {"steps": steps or self.steps, "seed": seed}})
+        merged: Any = self.tables
         for layer in layers:
             merged = _merged(merged, layer)
         # As overrides, so that the base's options of a component that is exchanged are left out.
         paths = {(section, key): None for layer in layers for section in layer for key in layer[section]}
         chosen = [f"{section}.{key}={_inline(merged[section][key])}" for section, key in paths]
-        return parse_config(self.base, [*chosen, *self.overrides])
+        return parse_config(self.tables, [*chosen, *self.overrides])
 
 
 def load_study(path: str | PathLike[str], overrides: Sequence[str] = ()) -> Study:
     """Reads and checks a study and the experiments of all its runs.
 
     Args:
+        path: of the file, or the name of a study that is shipped.
         overrides: each ``key=value``: a key of the study itself (``steps``, ``seeds``,
             ``search.steps``) or ``table.key`` of the experiment of every run.
 
@@ -246,78 +233,72 @@ def load_study(path: str | PathLike[str], overrides: Sequence[str] = ()) -> Stud
         InputError: anything missing, unknown or out of range, in the study, its base, or what the
             overrides make of it; the message names the variant.
     """
-    path = Path(path)
+    path = experiment_path(path)
     tables = read_toml(path)
     for_runs = _set_own_keys(tables, overrides)
     file = check_table(_File, "", tables)
-    base = read_toml(path.parent / file.base)
+    base = read_toml(experiment_path(file.base, path.parent))
     try:
         parse_config(base)
     except InputError as error:
         raise InputError(f"base {file.base!r}: {error}") from error
     common = _layer(_Overrides, "set", file.set)
     variants = []
-    for place, table in enumerate(file.variant):
-        where = f"variant {table['name']!r}" if "name" in table else f"variant[{place}]"
+    for index, table in enumerate(file.variant):
+        where = f"variant {table['name']!r}" if "name" in table else f"variant[{index}]"
         variants.append(_layer(Variant, where, table))
     _check_distinct("variant", variants)
+    search = None if file.search is None else check_table(Search, "search", file.search)
+    settings = file.model_dump(include=set(_Settings.model_fields))
     study = Study(
+        **settings | {"title": file.title or path.stem},
         path=path,
-        title=file.title or path.stem,
-        about=file.about,
         variants=tuple(variants),
-        seeds=tuple(file.seeds),
-        steps=file.steps,
-        figures=tuple(file.figures),
-        smoothing=file.smoothing,
-        search=None if file.search is None else _search(file.search),
-        base=base,
+        search=search,
+        candidates=() if search is None else _candidates(search),
+        tables=base,
         common=common,
         overrides=tuple(for_runs),
     )
-    _check_specs(study)
+    _check_configs(study)
     return study
 
 
-def _check_specs(study: Study) -> None:
+def _check_configs(study: Study) -> None:
     for variant in study.variants:
         try:
             if study.search is None:
                 study.config(variant, study.seeds[0])
-            for candidate in study.search.candidates if study.search else ():
+            for candidate in study.candidates:
                 study.trial(variant, candidate)
         except InputError as error:
             raise InputError(f"variant {variant.name!r}: {error}") from error
 
 
-def _search(table: dict[str, Any]) -> Search:
-    read = check_table(_SearchTable, "search", table)
-    if (read.candidates is None) == (not read.key) or (not read.key) != (read.values is None):
+def _candidates(search: Search) -> tuple[Candidate, ...]:
+    """The points of a search, from either way to write them."""
+    key, values, tables = search.key, search.values, search.candidates
+    if (tables is None) == (not key) or (not key) != (values is None):
         raise InputError("search needs either 'key' and 'values', or 'candidates'")
-    if read.candidates is None:
-        assert read.values is not None
-        parts = read.key.split(".")
+    where = "search.candidates"
+    if values is not None:
+        where, parts = "search.values", key.split(".")
         if len(parts) < 2 or not all(parts):
-            raise InputError(f"search.key = {read.key!r}: write table.key, as in training.weight_decay")
-        tables = [
-            {"name": _named(value, place), read.key: value} for place, value in enumerate(read.values)
-        ]
-        where = "search.values"
-    else:
-        tables = [{"name": str(place), **table} for place, table in enumerate(read.candidates, 1)]
-        where = "search.candidates"
-    candidates = [_layer(Candidate, f"{where}[{place}]", table) for place, table in enumerate(tables)]
-    _check_distinct(where, candidates)
-    return Search(read.key, tuple(candidates), read.steps, read.seed, read.metric)
+            raise InputError(f"search.key = {key!r}: write table.key, as in training.weight_decay")
+        tables = tuple({"name": _named(value, n), key: value} for n, value in enumerate(values, 1))
+    named = [{"name": str(n), **table} for n, table in enumerate(tables or (), 1)]
+    found = [_layer(Candidate, f"{where}[{index}]", table) for index, table in enumerate(named)]
+    _check_distinct(where, found)
+    return tuple(found)
 
 
-def _named(value: object, place: int) -> str:
+def _named(value: object, number: int) -> str:
     """The folder of a searched value: the value itself where that can be."""
     text = json.dumps(value) if isinstance(value, bool) else str(value)
     try:
         return _file_name(text)
     except ValueError:
-        return str(place + 1)
+        return str(number)
 
 
 def _check_distinct(what: str, named: Iterable[Variant | Candidate]) -> None:

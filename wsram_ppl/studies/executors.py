@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import os
 import signal
 import subprocess
@@ -11,16 +10,19 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from wsram_ppl.errors import Interrupted, RunError
-from wsram_ppl.runs.directory import METRICS, SUMMARY
+from wsram_ppl.runs.directory import SUMMARY
+from wsram_ppl.runs.metrics import last_row
 from wsram_ppl.runs.signals import Signals
 
 __all__ = ["Job", "Watcher", "last_line", "run_jobs"]
 
 #: Seconds between looks at the children, and what they are given to save and end when told to.
 _POLL, _GRACE = 0.2, 60.0
+#: Bytes at the end of a log that hold its last line.
+_TAIL = 8192
 
 
 @dataclass(frozen=True)
@@ -161,38 +163,16 @@ def _failure(job: Job, code: int) -> str | None:
 
 def last_line(path: Path) -> str:
     """The last line of a text file that is not empty, "" without one."""
-    text = _tail(path)
-    return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "")
-
-
-def _tail(path: Path, size: int = 8192) -> str:
     with suppress(OSError), open(path, "rb") as file:
-        file.seek(max(0, os.fstat(file.fileno()).st_size - size))
-        return file.read().decode("utf-8", "replace")
+        file.seek(max(0, os.fstat(file.fileno()).st_size - _TAIL))
+        lines = file.read().decode("utf-8", "replace").splitlines()
+        return next((line.strip() for line in reversed(lines) if line.strip()), "")
     return ""
 
 
 def _look(child: _Child, watcher: Watcher) -> None:
-    """Tells the watcher if the run's metrics have grown. Half-written rows are no news."""
-    row = _last_row(child.job.run / METRICS)
-    if row is None:
-        return
-    try:
-        step = int(row.pop("step"))
-        numbers = {name: float(value) for name, value in row.items() if name != "split" and value}
-    except (KeyError, TypeError, ValueError):
-        return
-    if step > child.step:
-        child.step = step
-        watcher.progressed(child.job, step, numbers)
-
-
-def _last_row(path: Path) -> dict[str, Any] | None:
-    tail = _tail(path)
-    lines = tail[: tail.rfind("\n")].splitlines()  # what follows the last line end is half a row
-    with suppress(OSError), open(path, encoding="utf-8") as file:
-        names = next(csv.reader(file), [])
-        values = next(csv.reader(lines[-1:]), [])
-        if len(names) == len(values):
-            return dict(zip(names, values, strict=True))
-    return None
+    """Tells the watcher if the run's metrics have grown."""
+    row = last_row(child.job.run)
+    if row is not None and row[0] > child.step:
+        child.step, numbers = row
+        watcher.progressed(child.job, child.step, numbers)

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 
 from wsram_ppl.errors import RunError
 from wsram_ppl.files import make_folder
-from wsram_ppl.studies.results import Numbers, Rows, read_rows, smoothed
+from wsram_ppl.runs.metrics import Numbers, Rows, read_rows
+from wsram_ppl.studies.results import smoothed
 
 __all__ = ["COLOURS", "Drawn", "Line", "draw"]
 
@@ -134,9 +135,9 @@ _LINES: Final[dict[str, _Kind]] = {
     ),
     "bound": _Kind(
         "eval",
-        "log_likelihood",
+        "bound",
         "Bound on held-out data",
-        "log-likelihood bound (nats per example)",
+        "bound (nats per example)",
         "Importance bound with the run's own number of particles of its guide",
         False,
         _plain,
@@ -171,7 +172,7 @@ def draw(names: Sequence[str], lines: Sequence[Line], folder: Path, window: int)
     """Draws figures into ``folder`` as NAME.png and NAME.svg.
 
     Args:
-        names: which (:data:`wsram_ppl.studies.definition.FIGURES`).
+        names: which (:data:`wsram_ppl.studies.definition.Figure`).
         lines: what to compare; a variant without finished runs is named in the caption.
         window: of the smoothing, in rows of the metrics.
 
@@ -195,7 +196,7 @@ def _curves(name: str, kind: _Kind, lines: Sequence[Line], folder: Path, window:
     axes = figure.add_subplot()
     kind.prepare(axes)
     absent, seeds, last = [], set(), 1.0
-    for place, line in enumerate(lines):
+    for index, line in enumerate(lines):
         rows = [read_rows(run, kind.split) for run in line.runs]
         curve = _mean_curve(rows, kind.column, window if kind.smooth else 1)
         if curve is not None and axes.get_yscale() == "log":
@@ -205,8 +206,8 @@ def _curves(name: str, kind: _Kind, lines: Sequence[Line], folder: Path, window:
             continue
         seeds.add(len(rows))
         last = max(last, curve.steps[-1])
-        colour = COLOURS[place % len(COLOURS)]
-        dashes = _DASHES[place // len(COLOURS) % len(_DASHES)]
+        colour = COLOURS[index % len(COLOURS)]
+        dashes = _DASHES[index // len(COLOURS) % len(_DASHES)]
         marker = "o" if len(curve.steps) < 3 else ""
         axes.plot(
             curve.steps,

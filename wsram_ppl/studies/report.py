@@ -21,22 +21,17 @@ import pyro
 import torch
 
 from wsram_ppl import __version__
-from wsram_ppl.drawing import glimpses as pictures
+from wsram_ppl.drawing.glimpses import draw_gaze
 from wsram_ppl.errors import one_line
 from wsram_ppl.files import make_folder, write_atomically
+from wsram_ppl.interfaces import Gazes
+from wsram_ppl.primitives.handlers import pyro_settings
 from wsram_ppl.runs.directory import RunDirectory
 from wsram_ppl.studies.comparison import Comparison, VariantRun
+from wsram_ppl.studies.definition import Variant
 from wsram_ppl.studies.figures import Drawn, Line, draw
-from wsram_ppl.studies.results import (
-    Summary,
-    read_summary,
-    summarize,
-    table_caption,
-    table_cells,
-    table_csv,
-    table_markdown,
-)
-from wsram_ppl.primitives.handlers import pyro_settings
+from wsram_ppl.studies.results import Summary, read_summary, summarize
+from wsram_ppl.studies.tables import table_caption, table_cells, table_csv, table_markdown
 
 __all__ = ["Written", "environment", "write_report"]
 
@@ -70,7 +65,7 @@ def write_report(comparison: Comparison) -> Written:
         RunError: a file cannot be written.
     """
     study, folder = comparison.study, comparison.folder
-    rows = [_row(comparison, place) for place in range(len(study.variants))]
+    rows = [_row(comparison, variant) for variant in study.variants]
     caption = table_caption(study.smoothing)
     head, body = table_cells(rows)
     write_atomically(folder / "table.csv", table_csv(rows).encode())
@@ -78,11 +73,11 @@ def write_report(comparison: Comparison) -> Written:
     if comparison.trials:
         write_atomically(folder / "search.csv", _search_csv(comparison).encode())
     lines = [
-        Line(variant.title, [folder / run.place for run in comparison.of(variant) if run.finished])
+        Line(variant.title, [folder / run.name for run in comparison.of(variant) if run.finished])
         for variant in study.variants
     ]
     figures = draw(study.figures, lines, folder / "figures", study.smoothing)
-    glimpses = [_draw_glimpses(comparison, place) for place in range(len(study.variants))]
+    glimpses = [_draw_glimpses(comparison, variant) for variant in study.variants]
     page = folder / "report.html"
     text = _page(comparison, head, body, caption, figures, [g for g in glimpses if g is not None])
     write_atomically(page, text.encode())
@@ -117,14 +112,13 @@ def _processor() -> str:
     return platform.processor() or "unknown"
 
 
-def _row(comparison: Comparison, place: int) -> Summary:
-    variant = comparison.study.variants[place]
+def _row(comparison: Comparison, variant: Variant) -> Summary:
     runs = comparison.of(variant)
     return summarize(
         variant.name,
         variant.title,
         variant.paper,
-        [comparison.folder / run.place for run in runs if run.finished],
+        [comparison.folder / run.name for run in runs if run.finished],
         failed=sum(run.failure is not None for run in runs),
         missing=sum(run.failure is None and not run.finished for run in runs),
         window=comparison.study.smoothing,
@@ -147,14 +141,13 @@ def _search_csv(comparison: Comparison) -> str:
 @dataclass(frozen=True)
 class _Glimpses:
     label: str
-    place: str
+    run: str
     file: Path | None
     problem: str = ""
 
 
-def _draw_glimpses(comparison: Comparison, place: int) -> _Glimpses | None:
+def _draw_glimpses(comparison: Comparison, variant: Variant) -> _Glimpses | None:
     """The picture of a variant's first finished run; None without one, or for a model without gaze."""
-    variant = comparison.study.variants[place]
     run = next((run for run in comparison.of(variant) if run.finished), None)
     if run is None:
         return None
@@ -163,15 +156,14 @@ def _draw_glimpses(comparison: Comparison, place: int) -> _Glimpses | None:
     # The model may be the user's own, and its data may be gone by now: no reason to have no report.
     try:
         with pyro_settings(validate=False):
-            _, parts, _ = RunDirectory(comparison.folder / run.place).load()
-            gaze = getattr(parts.model, "gaze", None)
-            if gaze is None:
+            _, parts, _ = RunDirectory(comparison.folder / run.name).load()
+            if not isinstance(parts.model, Gazes):
                 return None
             batch = next(iter(parts.data.evaluation_batches(_IMAGES, _IMAGES)))
-            pictures.draw_gaze(gaze(*batch), file)
+            draw_gaze(parts.model.gaze(*batch), file)
     except Exception as error:
-        return _Glimpses(variant.title, run.place, None, one_line(error))
-    return _Glimpses(variant.title, run.place, file)
+        return _Glimpses(variant.title, run.name, None, one_line(error))
+    return _Glimpses(variant.title, run.name, file)
 
 
 # ---------------------------------------------------------------- the page
@@ -188,7 +180,7 @@ def _page(
     study = comparison.study
     finished = [run for run in comparison.runs if run.finished]
     trials = [trial for trial in comparison.trials if trial.finished]
-    summaries = [read_summary(comparison.folder / run.place) for run in (*finished, *trials)]
+    summaries = [read_summary(comparison.folder / run.name) for run in (*finished, *trials)]
     maker = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     template = maker.from_string(_TEMPLATE.read_text(encoding="utf-8"))
     return template.render(
@@ -210,27 +202,27 @@ def _page(
         wall_seconds=sum(call.seconds for call in comparison.calls),
         duration=_duration,
         commands=[run.command for run in (*comparison.trials, *comparison.runs) if run.command],
-        configs=_specs(comparison),
+        configs=_configs(comparison),
         study_text=_study_text(comparison),
     )
 
 
 _METRICS: Final = {
-    "log_likelihood": "the bound on held-out data, in nats per example (higher is better)",
+    "bound": "the bound on held-out data, in nats per example (higher is better)",
     "error": "the error on held-out data (lower is better)",
 }
 
 
 def _failure(comparison: Comparison, run: VariantRun) -> dict[str, Any]:
-    log = comparison.folder / "logs" / f"{run.place}.log"
+    log = comparison.folder / "logs" / f"{run.name}.log"
     return {
-        "place": run.place,
+        "name": run.name,
         "reason": run.failure,
         "log": str(log.relative_to(comparison.folder)) if log.is_file() else "",
     }
 
 
-def _specs(comparison: Comparison) -> list[tuple[str, str]]:
+def _configs(comparison: Comparison) -> list[tuple[str, str]]:
     """The whole config of each variant's first run."""
     found = []
     for variant in comparison.study.variants:

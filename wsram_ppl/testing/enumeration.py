@@ -189,12 +189,13 @@ class Tuples:
 
     @property
     def rows(self) -> int:
-        return self.index.shape[0]
+        return len(self.index)
 
     @cached_property
     def values(self) -> dict[str, Tensor]:
         """What each latent takes in each tuple, ``[M, T]``."""
-        return self.problem.values(self.index.T)
+        found: dict[str, Tensor] = self.problem.values(self.index.T)
+        return found
 
     def log_probability(self, log_proposal: Tensor) -> Tensor:
         """Of each tuple, when particles are drawn independently: ``[A] -> [T]``."""
@@ -211,7 +212,8 @@ class Tuples:
 
     def mean(self, per_tuple: Tensor) -> Tensor:
         """The exact expectation: ``[T, ...] -> [...]``."""
-        return torch.tensordot(self.probability.to(per_tuple), per_tuple, 1)
+        found: Tensor = torch.tensordot(self.probability.to(per_tuple), per_tuple, 1)
+        return found
 
 
 def gradient(function: Callable[[list[Tensor], list[Tensor]], Tensor], problem: Problem) -> Gradients:
@@ -280,11 +282,11 @@ class Program(nn.Module):
 
     @property
     def rows(self) -> int:
-        return self.tables[0].shape[0]
+        return len(self.tables[0])
 
     def latent(self, name: str, table: Tensor, history: Sequence[Tensor]) -> Tensor:
         logits = _pick(table, history)
-        infer = self.declare(name, state_of(history, table)) if self.declare else None
+        infer: Any = self.declare(name, state_of(history, table)) if self.declare else None
         value: Tensor = pyro.sample(name, dist.Categorical(logits=logits), infer=infer)
         return value
 
@@ -388,9 +390,11 @@ def expected_bound(tuples: Tuples, kind: str) -> Callable[[Tables, Tables], Tens
         log_q = problem.log_proposal(eta)
         log_w = problem.log_weights(theta, eta)
         if kind == "F":
-            return (log_q.exp() * log_w).sum()
+            mean: Tensor = (log_q.exp() * log_w).sum()
+            return mean
         bound = torch.logsumexp(tuples.of(log_w), 1) - torch.tensor(float(tuples.particles)).log()
-        return (tuples.log_probability(log_q).exp() * bound).sum()
+        expected: Tensor = (tuples.log_probability(log_q).exp() * bound).sum()
+        return expected
 
     return function
 

@@ -178,7 +178,7 @@ class Variances:
     def with_coefficients(self, coefficients: Coefficients) -> Tensor:
         """The "learned" estimate with given coefficients."""
         c = torch.cat([table.flatten() for table in coefficients.values()])
-        return self.plain - sum(x * v for x, v in zip(c, self.per_state, strict=True))
+        return sum((-x * v for x, v in zip(c, self.per_state, strict=True)), self.plain)
 
     # Moments.
 
@@ -200,7 +200,7 @@ class Variances:
         design = torch.stack([(weight * v).flatten() for v in variates], 1)
         target = (weight * (self.plain - self.mean(self.plain))).flatten()
         solved = torch.linalg.pinv(design.T @ design, hermitian=True) @ (design.T @ target)
-        return self.plain - sum(c * v for c, v in zip(solved, variates, strict=True))
+        return sum((-c * v for c, v in zip(solved, variates, strict=True)), self.plain)
 
     # Least squares, as in training: E[(w - c r / M)^2] instead of the gradient's own variance.
 

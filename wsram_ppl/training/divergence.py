@@ -8,7 +8,6 @@ from typing import Any
 import pyro
 import torch
 from pyro.poutine.messenger import Messenger
-from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor, nn
 
 from wsram_ppl.config import Components
@@ -17,6 +16,7 @@ from wsram_ppl.objectives import Objective
 from wsram_ppl.objectives.prior import is_prior
 from wsram_ppl.objectives.sites import random_sites
 from wsram_ppl.primitives.distributions import parameters
+from wsram_ppl.primitives.handlers import is_subsample
 from wsram_ppl.runs.checkpoints import TrainingState
 
 __all__ = ["diverged", "find_cause"]
@@ -46,7 +46,7 @@ class _FirstBad(Messenger):
 
     def _pyro_sample(self, msg: dict[str, Any]) -> None:
         name = str(msg["name"])
-        if isinstance(msg["fn"], _Subsample):
+        if is_subsample(msg):
             return
         whose = "model"
         if self._guided and not msg["is_observed"]:

@@ -164,7 +164,7 @@ def _loop(
             if not last and received:
                 raise Interrupted(
                     f"stopped by {signal.Signals(received).name} after update {trainer.step}, which is "
-                    f"saved: the same command, or train --resume {run}, goes on from there",
+                    f"saved: the same command, or wsram train --resume {run}, goes on from there",
                     received,
                 )
             measured += time.perf_counter() - pause

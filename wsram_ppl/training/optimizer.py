@@ -58,7 +58,7 @@ def make_optimizer(
 class Clipping:
     """Bounds the norm of the gradient of coefficient networks (``baselines``) and of all else, each.
 
-    The gradient of a baseline's regression may be thousands of times as long as the model's.
+    The gradient of a baseline's regression may be far longer than the model's.
 
     Args:
         parameters: all that are trained.

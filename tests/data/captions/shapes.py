@@ -43,7 +43,7 @@ def named_shapes(scenes: Scenes, words: Whole) -> Whole:
         phrase = words[:, t : t + 4]
         for shape in (0, 1):
             fits = (phrase[:, 0] == NUMBER["a"]) & going[:, t + 3] & (shape < scenes.count)
-            for place, look in enumerate(looks, start=1):
-                fits = fits & (phrase[:, place] == look[:, shape])
+            for place, own in enumerate(looks, start=1):
+                fits = fits & (phrase[:, place] == own[:, shape])
             about[fits, t : t + 4] = shape
     return about

@@ -22,7 +22,7 @@ from wsram_ppl.data.captions.batches import CaptionSource
 from wsram_ppl.data.captions.flickr8k import FlickrCaptions
 from wsram_ppl.data.captions.vocabulary import END, START, UNKNOWN, normalize
 from wsram_ppl.errors import InputError
-from wsram_ppl.interfaces import DataSource
+from wsram_ppl.interfaces import ComputesFeatures, DataSource
 
 #: The second caption of each photo is like no other, by words that occur in many.
 CAPTIONS = {
@@ -64,7 +64,7 @@ def copy(tmp_path_factory: pytest.TempPathFactory, weights: Path) -> dict[str, A
     for name, content in BAD.items():
         (folder / "Images" / name).write_bytes(content)
     given = options(folder, folder / "cache", weights)
-    FlickrCaptions.prepare(given)
+    FlickrCaptions.compute_features(given)
     return given
 
 
@@ -88,6 +88,7 @@ def known(source: FlickrCaptions, text: str) -> str:
 def test_it_is_a_source_of_captions(source: FlickrCaptions) -> None:
     assert DATA_SOURCES.resolve("flickr8k") is FlickrCaptions
     assert isinstance(source, DataSource) and isinstance(source, CaptionSource)
+    assert isinstance(FlickrCaptions, ComputesFeatures)
     assert source.layer_shapes == ((32, 6, 6), (48, 3, 3))
     assert source.to("cpu") is source
     # Numbers occur once each, so they are unknown; counted are training captions alone.
@@ -97,10 +98,18 @@ def test_it_is_a_source_of_captions(source: FlickrCaptions) -> None:
 
 
 def test_problems_are_counted_and_told(source: FlickrCaptions) -> None:
-    assert source.counts == {"crlf": 120, "unreadable_photos": 2}
-    assert source.notices[-1] == (
+    assert source.notices == (
+        *(
+            f"{name}: {lines} lines end in CR LF (Windows); read like any other"
+            for name, lines in (
+                ("Flickr8k.token.txt", 80),
+                ("Flickr_8k.trainImages.txt", 20),
+                ("Flickr_8k.devImages.txt", 10),
+                ("Flickr_8k.testImages.txt", 10),
+            )
+        ),
         "2 photos cannot be read: left out, captions and all (the first: "
-        f"{min(BAD)}: {'the file is empty' if min(BAD) == TRAIN[2] else 'not a picture'})"
+        f"{min(BAD)}: {'the file is empty' if min(BAD) == TRAIN[2] else 'not a picture'})",
     )
 
 
@@ -215,7 +224,7 @@ def test_a_split_without_photos(copy: dict[str, Any], tmp_path: Path, weights: P
     given = options(tmp_path / "copy", tmp_path / "cache", weights)
     with pytest.raises(InputError, match="there are no features of these 30 photos with these settings"):
         FlickrCaptions(**given)
-    FlickrCaptions.prepare(given)
+    FlickrCaptions.compute_features(given)
     with pytest.raises(InputError, match="the test split holds no photos"):
         FlickrCaptions(**given).examples(3, split="test")
 
@@ -253,7 +262,7 @@ def test_features_then_the_source_of_a_spec(tmp_path: Path, copy: dict[str, Any]
     result = CliRunner().invoke(cli.main, ["train", str(path), "--out", str(tmp_path / "run")])
     assert result.exit_code == 2
     assert "there are no features of these 40 photos" in result.output
-    assert "compute them with python cli.py features EXPERIMENT" in result.output
+    assert "compute them with wsram features EXPERIMENT" in result.output
 
     result = features(path)
     assert result.exit_code == 0, result.output
@@ -318,8 +327,11 @@ def test_the_real_copy(tmp_path: Path) -> None:
         "std": [128.0],
         "minimum_count": 2,
     }
-    FlickrCaptions.prepare(given)
+    FlickrCaptions.compute_features(given)
     source = FlickrCaptions(**given)
     assert source.layer_shapes == ((112, 14, 14), (320, 7, 7))
-    assert source.counts == {"missing_photos": 6992, "captions_of_missing_photos": 5 * 6992}
+    assert [line.split(":")[0] for line in source.notices] == [
+        "there is no Flickr_8k.testImages.txt",
+        f"34,960 captions are of 6,992 photos that are not in {tmp_path / 'Images'}",
+    ]
     assert len(next(iter(source.evaluation_batches(100)))[0]) == 10

@@ -38,6 +38,17 @@ def notice(data: Flickr8k, pattern: str) -> str:
     return line
 
 
+def told(data: Flickr8k, pattern: str) -> int:
+    """The number that the notice with this pattern (a group for the number) tells; 0 without one."""
+    found = [match for line in data.notices if (match := re.match(pattern, line))]
+    assert len(found) <= 1
+    return sum(int(match[1].replace(",", "")) for match in found)
+
+
+def split(data: Flickr8k, name: str) -> list[Photo]:
+    return [photo for photo in data.photos if photo.split == name]
+
+
 # ---------------------------------------------------------------- whole copies
 
 
@@ -47,10 +58,9 @@ def notice(data: Flickr8k, pattern: str) -> str:
 def test_every_usual_place(tmp_path: Path, layout: str, texts: str, photos: str) -> None:
     write(tmp_path, layout, CAPTIONS, SPLITS, texts=texts, photos=photos)
     data = read_flickr8k(str(tmp_path))
-    assert (data.layout, data.counts, data.notices) == (layout, {}, ())
+    assert (data.layout, data.notices) == (layout, ())
     assert content(data) == [(name, SPLITS[name], tuple(CAPTIONS[name])) for name in sorted(CAPTIONS)]
     assert all(photo.path == tmp_path / photos / photo.name for photo in data.photos)
-    assert data.split("dev") == [photo for photo in data.photos if SPLITS[photo.name] == "dev"]
 
 
 printable = st.characters(exclude_categories=["Cs", "Cc", "Zl", "Zp"], exclude_characters="\t")
@@ -74,7 +84,7 @@ def test_all_layouts_tell_the_same(texts: list[list[str]], data: st.DataObject) 
             read = read_flickr8k(folder)
             found.append(content(read))
             lost = sum(map(len, texts)) - sum(len(photo.captions) for photo in read.photos)
-            assert lost == read.counts.get("empty_captions", 0)
+            assert lost == told(read, r".*: ([\d,]+) captions are empty: left out$")
     assert found[0] == found[1]
     # In CSV a caption in quotes cannot be told from a quoted caption, but Python quotes those again.
     assert found[0] == found[2]
@@ -87,7 +97,7 @@ def test_commas_without_quotes(tmp_path: Path) -> None:
     path.write_text("image,caption\n" + "\n".join(lines))
     data = read_flickr8k(tmp_path)
     assert {photo.name: list(photo.captions) for photo in data.photos} == CAPTIONS
-    assert data.counts == {}
+    assert data.notices == ()
 
 
 def test_tokens_where_karpathys_file_has_no_raw_text(tmp_path: Path) -> None:
@@ -107,13 +117,13 @@ def test_a_seeded_split_where_there_is_none(tmp_path: Path) -> None:
     captions = some_captions(80)
     write(tmp_path, "kaggle", captions)
     data = read_flickr8k(tmp_path)
-    assert [len(data.split(s)) for s in ("train", "dev", "test")] == [60, 10, 10]
+    assert [len(split(data, s)) for s in ("train", "dev", "test")] == [60, 10, 10]
     assert "60 photos for train, 10 for dev and 10 for test are drawn with split_seed 0" in notice(
         data, "comes without splits"
     )
     assert content(read_flickr8k(tmp_path)) == content(data)
     other = read_flickr8k(tmp_path, split_seed=1)
-    assert content(other) != content(data) and len(other.split("dev")) == 10
+    assert content(other) != content(data) and len(split(other, "dev")) == 10
     # A photo less moves hardly any other.
     (tmp_path / "captions.txt").write_text("\n".join(f"{name},a dog" for name in list(captions)[:-1]))
     before = {photo.name: photo.split for photo in data.photos}
@@ -142,10 +152,11 @@ def test_a_missing_split_file(tmp_path: Path) -> None:
     write(tmp_path, "illinois", CAPTIONS, SPLITS)
     (tmp_path / "Flickr_8k.testImages.txt").unlink()
     data = read_flickr8k(tmp_path)
-    assert notice(data, "testImages") == (
-        "there is no Flickr_8k.testImages.txt: the test split is empty"
+    assert data.notices == (
+        "there is no Flickr_8k.testImages.txt: the test split is empty",
+        "3 photos with captions are in no split: not used",
     )
-    assert data.split("test") == [] and data.counts == {"no_split": 3}
+    assert split(data, "test") == []
 
 
 # ---------------------------------------------------------------- known traps, one line each
@@ -155,9 +166,11 @@ def test_windows_line_ends(tmp_path: Path) -> None:
     write(tmp_path, "illinois", CAPTIONS, SPLITS, newline="\r\n")
     data = read_flickr8k(tmp_path)
     assert content(data) == [(name, SPLITS[name], tuple(CAPTIONS[name])) for name in sorted(CAPTIONS)]
-    assert data.counts == {"crlf": 24 + 12}
-    assert notice(data, "token") == (
-        "Flickr8k.token.txt: 24 lines end in CR LF (Windows); read like any other"
+    assert data.notices == (
+        "Flickr8k.token.txt: 24 lines end in CR LF (Windows); read like any other",
+        "Flickr_8k.trainImages.txt: 6 lines end in CR LF (Windows); read like any other",
+        "Flickr_8k.devImages.txt: 3 lines end in CR LF (Windows); read like any other",
+        "Flickr_8k.testImages.txt: 3 lines end in CR LF (Windows); read like any other",
     )
 
 
@@ -170,8 +183,9 @@ def test_a_second_downloads_name(tmp_path: Path, layout: str) -> None:
     folder = tmp_path / "Flicker8k_Dataset"
     (folder / "2258277193_586949ec62.jpg.1").rename(folder / "2258277193_586949ec62.jpg")
     data = read_flickr8k(tmp_path)
-    assert data.counts == {"numbered_names": 2}
-    assert "2 captions are of NAME.jpg.1 and the like: taken as NAME.jpg" in data.notices[0]
+    assert data.notices == (
+        f"{CAPTION_FILES[layout]}: 2 captions are of NAME.jpg.1 and the like: taken as NAME.jpg",
+    )
     (photo,) = [photo for photo in data.photos if photo.name.startswith("2258")]
     assert photo == Photo(
         "2258277193_586949ec62.jpg", folder / photo.name, "train", ("A dog .", "Two dogs .")
@@ -183,18 +197,16 @@ def test_captions_of_missing_photos(tmp_path: Path) -> None:
     for name in names(2):
         (tmp_path / "Flicker8k_Dataset" / name).unlink()
     data = read_flickr8k(tmp_path)
-    assert data.counts == {"missing_photos": 2, "captions_of_missing_photos": 4}
-    assert notice(data, "not in") == (
+    assert data.notices == (
         f"4 captions are of 2 photos that are not in {tmp_path / 'Flicker8k_Dataset'}: left out "
-        "(the first: 1000_0000.jpg)"
+        "(the first: 1000_0000.jpg)",
     )
 
 
 def test_photos_in_no_split(tmp_path: Path) -> None:
     write(tmp_path, "illinois", CAPTIONS, {name: SPLITS[name] for name in names(9)})
     data = read_flickr8k(tmp_path)
-    assert data.counts == {"no_split": 3}
-    assert notice(data, "no split") == "3 photos with captions are in no split: not used"
+    assert data.notices == ("3 photos with captions are in no split: not used",)
     assert [photo.split for photo in data.photos[-3:]] == [None] * 3
 
 
@@ -203,8 +215,9 @@ def test_photos_in_two_splits_are_not_trained_on(tmp_path: Path) -> None:
     with open(tmp_path / "Flickr_8k.trainImages.txt", "a") as file:
         file.write(f"{names(2)[1]}\n{names(4)[3]}\n")
     data = read_flickr8k(tmp_path)
-    assert data.counts == {"split_conflicts": 2}
-    assert "kept in the later of train, dev, test" in notice(data, "2 photos are in two splits")
+    assert data.notices == (
+        "2 photos are in two splits: kept in the later of train, dev, test, so never trained on",
+    )
     assert {photo.name: photo.split for photo in data.photos} == SPLITS
 
 
@@ -214,8 +227,10 @@ def test_names_without_captions_and_photos_without_captions(tmp_path: Path) -> N
     (tmp_path / "Flicker8k_Dataset" / "._spare.jpg").touch()
     (tmp_path / "Flicker8k_Dataset" / "Thumbs.db").touch()
     data = read_flickr8k(tmp_path)
-    assert data.counts == {"split_without_captions": 1, "uncaptioned_photos": 1}
-    assert "1 names in the split files have no captions in Flickr8k.token.txt" in data.notices[0]
+    assert data.notices == (
+        "1 names in the split files have no captions in Flickr8k.token.txt: left out",
+        f"1 photos in {tmp_path / 'Flicker8k_Dataset'} have no captions",
+    )
 
 
 def test_lines_that_are_none(tmp_path: Path) -> None:
@@ -225,16 +240,19 @@ def test_lines_that_are_none(tmp_path: Path) -> None:
     lines += [f"{names(1)[0]}#9\t  "]
     path.write_text("\n".join(lines))
     data = read_flickr8k(tmp_path)
-    assert data.counts == {"malformed": 2, "empty_captions": 1}
-    assert notice(data, "are not NAME") == (
-        "Flickr8k.token.txt: 2 lines are not NAME.jpg#0, a tab, a caption (the first: line 4): left out"
+    assert data.notices == (
+        "Flickr8k.token.txt: 2 lines are not NAME.jpg#0, a tab, a caption (the first: line 4): left out",
+        "Flickr8k.token.txt: 1 captions are empty: left out",
     )
 
 
 def test_a_photo_with_empty_captions_alone(tmp_path: Path) -> None:
     write(tmp_path, "illinois", {**CAPTIONS, "z.jpg": ["", " "]}, {**SPLITS, "z.jpg": "dev"})
     data = read_flickr8k(tmp_path)
-    assert data.counts == {"empty_captions": 2, "photos_without_text": 1}
+    assert data.notices == (
+        "Flickr8k.token.txt: 2 captions are empty: left out",
+        "1 photos have only empty captions: left out",
+    )
     assert len(data.photos) == 12
 
 
@@ -242,7 +260,8 @@ def test_text_that_is_not_utf8(tmp_path: Path) -> None:
     path = write(tmp_path, "illinois", CAPTIONS, SPLITS)
     path.write_bytes(path.read_bytes() + f"{names(1)[0]}#7\tA caf\xe9 .\n".encode("latin-1"))
     data = read_flickr8k(tmp_path)
-    assert data.photos[0].captions[-1] == "A café ." and data.counts == {"not_utf8": 1}
+    assert data.photos[0].captions[-1] == "A café ."
+    assert data.notices == ("Flickr8k.token.txt is not UTF-8: read as Latin-1",)
 
 
 def test_a_byte_order_mark(tmp_path: Path) -> None:
@@ -259,9 +278,13 @@ def test_odd_entries_of_karpathys_file(tmp_path: Path) -> None:
     table["images"][1]["split"] = "holdout"
     path.write_text(json.dumps(table))
     data = read_flickr8k(tmp_path)
-    expected = {"malformed": 5, "empty_captions": 1, "unknown_splits": 1, "no_split": 1}
-    assert data.counts == expected
-    assert "1 photos are in splits other than train, val and test ('holdout')" in data.notices[2]
+    file = "dataset_flickr8k.json"
+    assert data.notices == (
+        f"{file}: 5 entries lack a filename, sentences or a sentence's text: left out",
+        f"{file}: 1 captions are empty: left out",
+        f"{file}: 1 photos are in splits other than train, val and test ('holdout')",
+        "1 photos with captions are in no split: not used",
+    )
 
 
 def test_a_thumbnail_folder_beside_the_photos(tmp_path: Path) -> None:
@@ -384,8 +407,8 @@ def test_mangled_files_never_give_a_traceback(
 
 @settings(deadline=None, max_examples=100)
 @given(edits)
-def test_no_line_is_lost_without_being_counted(changes: list[tuple[float, int, bytes]]) -> None:
-    """Every line with something in it is a caption that is there, or in one of the counts."""
+def test_no_line_is_lost_without_being_told(changes: list[tuple[float, int, bytes]]) -> None:
+    """Every line with something in it is a caption that is there, or in the number of a notice."""
     with tempfile.TemporaryDirectory() as folder:
         path = write(Path(folder), "illinois", CAPTIONS, SPLITS)
         path.write_bytes(mangle(path.read_bytes(), changes))
@@ -394,11 +417,16 @@ def test_no_line_is_lost_without_being_counted(changes: list[tuple[float, int, b
         except InputError:
             return
         raw = path.read_bytes()
-        text = raw.decode("latin-1" if "not_utf8" in data.counts else "utf-8-sig")
+        latin = any(line.startswith("Flickr8k.token.txt is not UTF-8") for line in data.notices)
+        text = raw.decode("latin-1" if latin else "utf-8-sig")
         lines = [line for line in re.split(r"\r\n|\n|\r", text) if line.strip()]
         kept = sum(len(photo.captions) for photo in data.photos)
-        lost = ("malformed", "empty_captions", "captions_of_missing_photos")
-        assert kept + sum(data.counts.get(name, 0) for name in lost) == len(lines)
+        lost = (
+            r"Flickr8k.token.txt: ([\d,]+) lines are not NAME.jpg#0, a tab, a caption",
+            r"Flickr8k.token.txt: ([\d,]+) captions are empty: left out$",
+            r"([\d,]+) captions are of [\d,]+ photos that are not in ",
+        )
+        assert kept + sum(told(data, pattern) for pattern in lost) == len(lines)
 
 
 # ---------------------------------------------------------------- the real thing
@@ -409,8 +437,7 @@ def test_the_copy_at_hand() -> None:
     if not root.is_dir():
         pytest.skip(f"no copy of Flickr8k in {root}")
     data = read_flickr8k(root)
-    assert (len(data.split("train")), len(data.split("dev"))) == (6000, 1000)
+    assert (len(split(data, "train")), len(split(data, "dev"))) == (6000, 1000)
     assert all(len(photo.captions) == 5 for photo in data.photos)
-    assert data.counts == {}
     assert data.notices == ("there is no Flickr_8k.testImages.txt: the test split is empty",)
     assert set(CAPTION_FILES) == set(LAYOUTS)

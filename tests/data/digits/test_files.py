@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 from wsram_ppl.data.digits.files import Digits, read_archive, read_mnist, read_sample
 from wsram_ppl.errors import InputError
 
-PROJECT = Path(__file__).resolve().parents[1]
+PROJECT = Path(__file__).resolve().parents[3]
 SAMPLE = PROJECT / "wsram_ppl" / "data" / "digits" / "digits.npz"
 SCRIPT = PROJECT / "scripts" / "build_sample.py"
 MNIST = PROJECT.parent / "shared" / "data" / "mnist"

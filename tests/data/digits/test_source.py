@@ -23,7 +23,7 @@ from wsram_ppl.data.digits.source import MNISTDigits, PlacedDigits, SampleDigits
 from wsram_ppl.errors import InputError
 from wsram_ppl.interfaces import DataSource
 
-MNIST = Path(__file__).resolve().parents[2] / "shared" / "data" / "mnist"
+MNIST = Path(__file__).resolve().parents[4] / "shared" / "data" / "mnist"
 FEW = settings(max_examples=40, deadline=None)
 FACTORS = st.floats(0.2, 3.0)
 

@@ -49,7 +49,7 @@ class Examples(NamedTuple):
 
 @runtime_checkable
 class CaptionSource(DataSource, Protocol):
-    """A data source of captions. What follows from the attributes comes with deriving from it.
+    """A data source of captions; one that derives from it has ``model_options`` and ``record``.
 
     Attributes:
         vocabulary: the words of the batches.

@@ -1,207 +1,30 @@
-"""Experiment configs: reading, overriding, checking, writing, building."""
+"""Configs as a whole: reading, checking, writing, telling apart."""
 
 from __future__ import annotations
 
 import copy
 import json
-import math
 import subprocess
 import sys
 import tomllib
-from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import Any
 
 import pytest
-import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from pydantic import PositiveFloat, PositiveInt
-from pyro.nn import PyroModule
-from torch import Tensor, nn
 
+from tests.config.components import ROOT, config, message, tables
 from wsram_ppl.config import (
-    ExperimentConfig,
     ExplorationSettings,
     TrainingSettings,
-    build,
+    experiment_path,
     load_config,
     parse_config,
 )
-from wsram_ppl.config.catalogue import DATA_SOURCES, GUIDES, MODELS, OBJECTIVES
 from wsram_ppl.config.schedules import Schedule
-from wsram_ppl.errors import InputError, RunError
-from wsram_ppl.objectives import ImportanceBound
-
-if TYPE_CHECKING:
-    from elsewhere import OnlyForTypeCheckers  # type: ignore[import-not-found]
-
-ROOT = Path(__file__).parents[1]
-
-
-class Net(PyroModule):
-    """A model with an option of every kind."""
-
-    def __init__(
-        self,
-        hidden: PositiveInt = 8,
-        *,
-        location_std: Schedule | float = 0.25,
-        width: PositiveFloat = 1,
-        spread: PositiveFloat | Schedule = 1.0,
-        scales: tuple[PositiveInt, ...] = (1, 2, 4),
-        mode: Literal["soft", "hard"] = "hard",
-        folder: Path | None = None,
-        activation: Callable[[Tensor], Tensor] = torch.relu,
-        layer: nn.Module | None = None,
-        hint: OnlyForTypeCheckers = None,
-        anything=(1, 2),  # type: ignore[no-untyped-def]
-    ) -> None:
-        super().__init__()
-        if hidden == 13:
-            raise ValueError("hidden must not\nbe 13")
-        if hidden == 14:
-            raise InputError("hidden must not be 14")
-        if hidden == 15:
-            raise RuntimeError("no memory")
-        if hidden == 16:
-            raise KeyError("sixteen")
-        self.arguments = {key: value for key, value in locals().items() if key != "self"}
-        self.register_buffer("location_std", torch.tensor(float(location_std)))
-        self.register_buffer("spread", torch.ones(2))
-
-
-class Scheduled(PyroModule):
-    """A model whose own default changes during the run."""
-
-    def __init__(self, noise: Schedule | float = Schedule(start=1.0, end=0.5)) -> None:  # noqa: B008
-        super().__init__()
-        assert isinstance(noise, float)
-        self.register_buffer("noise", torch.tensor(noise))
-
-
-class Anything(PyroModule):
-    """A model that takes what it gets."""
-
-    def __init__(self, depth: int = 1, **kwargs: object) -> None:
-        super().__init__()
-        self.arguments = {"depth": depth, **kwargs}
-
-
-class Required(PyroModule):
-    """A model with an option that must be given."""
-
-    def __init__(self, vocabulary: PositiveInt) -> None:
-        super().__init__()
-
-
-class NeedsModule(PyroModule):
-    """A model that no config can build."""
-
-    def __init__(self, encoder: nn.Module) -> None:
-        super().__init__()
-
-
-class Proposal(nn.Module):
-    """A guide."""
-
-    def __init__(self, model: OnlyForTypeCheckers, *, layers: PositiveInt = 2, tau: float = 0.5):
-        super().__init__()
-        self.layers, self.tau = layers, tau
-        self.model = model
-        self.register_buffer("tau_", torch.tensor(tau))
-
-
-class Alone(nn.Module):
-    """A guide that forgets the model."""
-
-    def __init__(self, *, layers: int = 1) -> None:
-        super().__init__()
-
-
-class Bound(ImportanceBound):
-    """An objective."""
-
-    def __init__(
-        self,
-        num_particles: PositiveInt = 5,
-        vectorize_particles: bool = False,
-        max_plate_nesting: float = math.inf,
-        control_variate: Literal["none", "self-normalized"] = "none",
-    ) -> None:
-        super().__init__(
-            num_particles=num_particles,
-            vectorize_particles=vectorize_particles,
-            max_plate_nesting=max_plate_nesting,
-        )
-        self.control_variate = control_variate
-
-
-class Plain(ImportanceBound):
-    """An objective without options."""
-
-    def __init__(self) -> None:
-        super().__init__()
-
-
-class Ones:
-    """A data source."""
-
-    def __init__(self, count: PositiveInt = 3) -> None:
-        self.count = count
-
-    def training_batch(self, step: int, size: int, seed: int) -> tuple[Tensor, ...]:
-        return (torch.ones(size, self.count),)
-
-    def evaluation_batches(self, size: int, limit: int | None = None) -> Iterator[tuple[Tensor, ...]]:
-        yield self.training_batch(0, size, 0)
-
-    def to(self, device: torch.device | str) -> Self:
-        return self
-
-
-@pytest.fixture(autouse=True, scope="module")
-def registered() -> Iterator[None]:
-    """The classes above, by names that only these tests see."""
-    with pytest.MonkeyPatch.context() as patch:
-        for registry, classes in (
-            (MODELS, {"test-net": Net, "test-scheduled": Scheduled, "test-anything": Anything,
-                      "test-required": Required, "test-needs-module": NeedsModule}),
-            (GUIDES, {"test-proposal": Proposal, "test-alone": Alone}),
-            (OBJECTIVES, {"test-bound": Bound, "test-plain": Plain}),
-            (DATA_SOURCES, {"test-ones": Ones}),
-        ):  # fmt: skip
-            for name, cls in classes.items():
-                patch.setitem(registry._classes, name, cls)
-        yield
-
-
-def tables(**changes: Any) -> dict[str, Any]:
-    base: dict[str, Any] = {
-        "data": {"source": "test-ones"},
-        "model": {"name": "test-net"},
-        "guide": {"name": "test-proposal"},
-        "objective": {"name": "test-bound"},
-    }
-    for section, table in changes.items():
-        base[section] = {**base.get(section, {}), **table} if isinstance(table, dict) else table
-    return base
-
-
-def config(*overrides: str, **changes: Any) -> ExperimentConfig:
-    return parse_config(tables(**changes), overrides)
-
-
-def message(function: Callable[..., object], *arguments: Any, **keywords: Any) -> str:
-    with pytest.raises(InputError) as caught:
-        function(*arguments, **keywords)
-    text = str(caught.value)
-    assert len(text.splitlines()) == 1
-    return text
-
-
-# ---------------------------------------------------------------- reading
+from wsram_ppl.errors import InputError
 
 
 def test_defaults() -> None:
@@ -226,159 +49,11 @@ def test_defaults() -> None:
     assert found.notes == ()
 
 
-def test_what_zero_and_none_mean() -> None:
-    off = config(
-        "training.gradient_clip=0",
-        "training.eval_examples=0",
-        "training.guide_learning_rate=none",
-        training={"guide_learning_rate": 0.5, "eval_examples": 10},
-    ).training
-    assert (off.gradient_clip, off.eval_examples, off.guide_learning_rate) == (None, None, None)
-    assert config("training.gradient_clip=none").training.gradient_clip is None
-    on = config(training={"gradient_clip": 2, "eval_examples": 7, "guide_learning_rate": 0}).training
-    assert (on.gradient_clip, on.eval_examples) == (2.0, 7)
-    assert on.guide_learning_rate == Schedule.fixed(0.0)
-    assert config("training.validate=true", "training.compile=true").training.validate_sites
-
-
-@pytest.mark.parametrize("device", ["auto", "cpu", "cuda", "cuda:1", "mps"])
-def test_devices(device: str) -> None:
-    assert parse_config(tables(), device=device).training.device == device
-
-
 def test_the_given_tables_are_not_changed() -> None:
     given_tables = tables(model={"scales": [3]})
     before = copy.deepcopy(given_tables)
     parse_config(given_tables, ["model.scales=[5]", "training.seed=3"])
     assert given_tables == before
-
-
-# ---------------------------------------------------------------- overrides and shorthands
-
-
-@pytest.mark.parametrize(
-    ("text", "section", "key", "value"),
-    [
-        ("model.hidden=256", "model", "hidden", 256),
-        (" model . hidden = 256 ", "model", "hidden", 256),
-        ("model.scales=[1, 8]", "model", "scales", [1, 8]),
-        ("model.mode=soft", "model", "mode", "soft"),
-        ('model.mode="soft"', "model", "mode", "soft"),
-        ("model.folder=a=b", "model", "folder", "a=b"),
-        ("model.folder=2020-01-01", "model", "folder", "2020-01-01"),
-        ("model.folder=", "model", "folder", ""),
-        ("model.anything={ a = 1 }", "model", "anything", {"a": 1}),
-        ("model.anything.b=2", "model", "anything", {"b": 2}),
-        ("objective.max_plate_nesting=inf", "objective", "max_plate_nesting", math.inf),
-        ("objective.control_variate=self-normalized", "objective", "control_variate",
-         "self-normalized"),
-    ],
-)  # fmt: skip
-def test_overrides(text: str, section: str, key: str, value: Any) -> None:
-    assert getattr(config(text), section).options[key] == value
-
-
-def test_the_last_override_wins_and_shorthands_add_up() -> None:
-    found = parse_config(
-        tables(),
-        ["training.steps=5", "training.steps=6", "model.location_std={start=1,end=2}",
-         "model.location_std.end=3"],
-        objective="test-bound", guide="test-proposal", model="test-net",
-        control_variate="self-normalized", device="cuda", seed=7,
-    )  # fmt: skip
-    assert found.training.steps == 6
-    assert found.model.options["location_std"]["end"] == 3.0
-    assert found.objective.options["control_variate"] == "self-normalized"
-    assert (found.training.device, found.training.seed) == ("cuda", 7)
-
-
-def test_shorthand_against_override() -> None:
-    assert parse_config(tables(), ["training.seed=7"], seed=7).training.seed == 7
-    assert message(parse_config, tables(), ["training.seed=8"], seed=7) == (
-        "training.seed is given twice: 8 by --set, and 7"
-    )
-    with pytest.raises(TypeError, match="unknown shorthand 'sed'"):
-        parse_config(tables(), sed=7)
-
-
-def test_another_component_drops_the_files_options_and_says_so() -> None:
-    given_tables = tables(guide={"name": "some-network", "width": 64, "layers": 3, "a b": 1})
-    for found in (
-        parse_config(given_tables, guide="test-proposal"),
-        parse_config(given_tables, ["guide.name=test-proposal"]),
-    ):
-        assert found.guide.options == {"layers": 3, "tau": 0.5}
-        assert found.notes == (
-            "guide.width of 'some-network' is left out: 'test-proposal' has no such key",
-            "guide.'a b' of 'some-network' is left out: 'test-proposal' has no such key",
-        )
-    # Notes are no part of the config's identity.
-    assert found == parse_config(tables(guide={"layers": 3}))
-
-
-def test_options_set_by_hand_are_never_dropped() -> None:
-    given_tables = tables(guide={"name": "some-network", "width": 64})
-    text = message(parse_config, given_tables, ["guide.width=3"], guide="test-proposal")
-    assert text == "unknown key guide.width; valid keys: layers, tau"
-    whole = 'guide={name="test-proposal", width=3}'
-    assert "unknown key guide.width" in message(parse_config, given_tables, [whole])
-    text = message(parse_config, tables(), objective="test-plain", control_variate="self-normalized")
-    assert text == "unknown key objective.control_variate; valid keys: none"
-
-
-def test_nothing_is_dropped_when_the_component_stays() -> None:
-    given_tables = tables(guide={"width": 64})
-    assert "unknown key guide.width" in message(parse_config, given_tables, guide="test-proposal")
-    # Without a name in the file, its options can only be meant for the one that is chosen.
-    del given_tables["guide"]["name"]
-    assert "unknown key guide.width" in message(parse_config, given_tables, guide="test-proposal")
-
-
-# ---------------------------------------------------------------- schedules
-
-
-def test_scheduled_options() -> None:
-    found = config(model={"location_std": {"start": 0.25, "end": 0.06, "until": 0.5}})
-    assert found.model.options["location_std"] == {
-        "start": 0.25, "end": 0.06, "shape": "linear", "from": 0.0, "until": 0.5,
-    }  # fmt: skip
-    experiment = build(found)
-    assert experiment.model.arguments["location_std"] == 0.25
-    schedule = experiment.scheduled["model", "location_std"]
-    assert schedule == Schedule.model_validate({"start": 0.25, "end": 0.06, "until": 0.5})
-
-
-def test_a_constant_schedule_is_a_number() -> None:
-    found = config(model={"location_std": {"start": 1, "end": 1, "shape": "cosine"}})
-    assert found == config("model.location_std=1")
-    assert build(found).scheduled == {}
-
-
-def test_a_default_may_be_a_schedule() -> None:
-    experiment = build(config(model={"name": "test-scheduled"}))
-    assert experiment.model.noise == 1.0
-    assert experiment.scheduled == {("model", "noise"): Schedule(start=1.0, end=0.5)}
-    assert build(config("model.noise=0.25", model={"name": "test-scheduled"})).scheduled == {}
-
-
-def test_guide_options_are_scheduled_too() -> None:
-    found = config("guide.tau={start=1, end=2}")
-    assert message(build, found) == (
-        "guide.tau cannot be scheduled: 'test-proposal' does not keep it in a 0-dim buffer of "
-        "that name; give a number"
-    )
-
-
-def test_what_cannot_be_scheduled() -> None:
-    no_buffer, two_numbers = (
-        config("model.width={start=1,end=2}"),
-        config("model.spread={start=1,end=2}"),
-    )
-    assert "model.width cannot be scheduled" in message(build, no_buffer)
-    assert "model.spread cannot be scheduled" in message(build, two_numbers)
-    # A schedule among the types must not weaken the bounds of the number.
-    assert message(config, "model.spread=-1") == "model.spread = -1: should be greater than 0"
-    assert message(config, "data.count={start=1,end=2}").startswith("data.count = {'start': 1")
 
 
 # ---------------------------------------------------------------- messages
@@ -413,7 +88,7 @@ STEPS = "{start=1, end=2}"
         (["model.name=builtins:int"], "model.name: 'builtins:int' is not a torch.nn"),
         (["objective.name=pyro.infer:Trace_ELBO"], "'pyro.infer:Trace_ELBO' is not a "
          "wsram_ppl.objectives"),
-        (["data.source=torch.nn:Linear"], "'torch.nn:Linear' lacks methods of wsram_ppl.data"),
+        (["data.source=torch.nn:Linear"], "'torch.nn:Linear' lacks methods of wsram_ppl.interfaces"),
         (["guide.name=test-alone"], "Alone': its constructor should take the model as first"),
         (["model.name=test-required"], "model.vocabulary is missing"),
         (["model.name=test-needs-module"], "model.encoder is required, but its type has no form"),
@@ -428,7 +103,7 @@ STEPS = "{start=1, end=2}"
          "model.scales[2] = 0: should be greater than 0"),
         (["model.mode=sofd"], "model.mode = 'sofd': should be 'soft' or 'hard'; did you mean "
          "'soft'?"),
-        (["model.width={start=1, end=0}"], "model.width.end = 0.0: should be greater than 0"),
+        (["model.width={start=1, end=0}"], "model.width.end = 0: should be greater than 0"),
         (["model.location_std=nan"], "model.location_std = nan: should be a string, a 64-bit"),
         (["model.anything=9223372036854775808"], "should be a string, a 64-bit integer"),
         (["model.anything=0x" + "f" * 5000], "model.anything = an integer beyond all bounds"),
@@ -472,13 +147,16 @@ STEPS = "{start=1, end=2}"
         (["a." * 30 + "b=3"], "nested too deeply"),
         (["training.steps=0", "model.hidden=0"], "model.hidden = 0: should be greater than 0; "
          "training.steps = 0: should be greater than 0"),
+        (["model.hidden=0", "model.layer=1", "model.'a b'=2", "model.mode=5"],
+         "model.layer cannot be set: its type has no form in TOML; model.hidden = 0: should be greater "
+         "than 0; model.mode = 5: should be 'soft' or 'hard'; unknown key model.\"'a b'\"; valid"),
     ],
 )  # fmt: skip
 def test_messages(overrides: list[str], expected: str) -> None:
     assert expected in message(parse_config, tables(), overrides)
 
 
-def test_an_empty_spec_says_what_to_choose() -> None:
+def test_an_empty_config_says_what_to_choose() -> None:
     text = message(parse_config, {})
     for key in ("data.source", "model.name", "guide.name", "objective.name"):
         assert f"{key} is missing; available: " in text
@@ -520,6 +198,60 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     assert message(load_config, tmp_path / "no.toml").startswith("there is no file '")
     assert "Is a directory" in message(load_config, tmp_path)
     assert "cannot read" in message(load_config, "a\0b")
+
+
+def test_a_file_that_is_not_there_is_told_without_torch() -> None:
+    code = (
+        "import sys\n"
+        "from wsram_ppl.config import load_config\n"
+        "try: load_config('no.toml')\n"
+        "except ValueError as error: print(error, 'torch' in sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert done.stdout == "there is no file 'no.toml' False\n", done.stderr
+
+
+# ---------------------------------------------------------------- shipped experiments
+
+
+def test_a_shipped_experiment_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    shipped = experiment_path("digits")
+    assert shipped.samefile(ROOT / "experiments" / "digits.toml")
+    assert load_config("digits") == load_config(Path("digits")) == load_config(shipped)
+    assert experiment_path("figure2").name == "figure2.toml"  # a study
+    (tmp_path / "digits").mkdir()  # a folder of results, say
+    assert experiment_path("digits") == shipped
+
+
+def test_a_file_goes_before_a_shipped_experiment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "digits").write_text("[training]\nsteps = 3\n")
+    assert experiment_path("digits") == Path("digits")
+    assert "data.source is missing" in message(load_config, "digits")
+    (tmp_path / "below").mkdir()
+    (tmp_path / "below" / "scenes").write_text("")
+    assert experiment_path("scenes", "below") == Path("below", "scenes")
+    assert experiment_path("digits", "below").suffix == ".toml"
+    assert experiment_path("digits.toml", "below") == Path("below", "digits.toml")
+
+
+@pytest.mark.parametrize("path", ["digits.toml", "./digits", "below/digits", ".", "..", "", "/"])
+def test_what_is_no_name_is_a_path(path: str) -> None:
+    assert experiment_path(path) == Path(path)
+
+
+def test_a_name_of_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert message(load_config, "digts").startswith(
+        "there is no file 'digts', and no experiment of that name is shipped; did you mean 'digits'? "
+        "there are beyond, control_variates, digits, "
+    )
+    assert "is shipped; there are beyond" in message(experiment_path, "x" * 300)
 
 
 # ---------------------------------------------------------------- writing
@@ -604,7 +336,7 @@ def test_what_is_written_is_read_back_from_a_file(tmp_path: Path) -> None:
     assert load_config(str(path)) == found
 
 
-def test_the_written_spec_has_every_option() -> None:
+def test_the_written_config_has_every_option() -> None:
     written = tomllib.loads(config().to_toml())
     assert list(written) == ["data", "model", "guide", "objective", "exploration", "training"]
     expected = {info.alias or name for name, info in TrainingSettings.model_fields.items()}
@@ -614,7 +346,7 @@ def test_the_written_spec_has_every_option() -> None:
 
 @pytest.mark.parametrize(
     "same",
-    ["training.device=cuda", "training.devices=2", "training.num_nodes=2", "training.strategy=ddp",
+    ["training.device=cuda", "training.devices=2", "training.num_nodes=2",
      "training.threads=3", "training.log_every=1", "training.eval_every=0",
      "training.eval_examples=5", "training.eval_samples=9", "training.checkpoint_every=7",
      "model.hidden=8", "model.width=1", "model.location_std={start=0.25,end=0.25}"],
@@ -654,11 +386,9 @@ def test_fingerprint_changes(other: str) -> None:
 def test_fingerprint_is_the_same_in_another_process() -> None:
     code = (
         "import json, sys\n"
-        "from tests import test_spec as t\n"
-        "from wsram_ppl.config.catalogue import *\n"
+        "from tests.config.components import NAMES\n"
         "from wsram_ppl.config import parse_config\n"
-        "MODELS.register('test-net')(t.Net); GUIDES.register('test-proposal')(t.Proposal)\n"
-        "OBJECTIVES.register('test-bound')(t.Bound); DATA_SOURCES.register('test-ones')(t.Ones)\n"
+        "for registry, classes in NAMES.items(): registry.classes.update(classes)\n"
         "print(parse_config(json.loads(sys.argv[1])).fingerprint())"
     )
     done = subprocess.run(
@@ -666,110 +396,6 @@ def test_fingerprint_is_the_same_in_another_process() -> None:
         cwd=ROOT, capture_output=True, text=True, check=True, timeout=60,
     )  # fmt: skip
     assert done.stdout.strip() == config().fingerprint()
-
-
-# ---------------------------------------------------------------- building
-
-
-def test_build_passes_every_option() -> None:
-    found = config(
-        model={"hidden": 3, "width": 2, "scales": [5], "mode": "soft", "folder": "somewhere"},
-        guide={"layers": 4},
-        objective={"num_particles": 6, "control_variate": "self-normalized"},
-        data={"count": 9},
-    )
-    experiment = build(found)
-    assert experiment.model.arguments.items() >= {
-        "hidden": 3, "location_std": 0.25, "width": 2.0, "scales": (5,), "mode": "soft",
-        "folder": Path("somewhere"), "activation": torch.relu, "layer": None, "anything": (1, 2),
-    }.items()  # fmt: skip
-    assert type(experiment.model.arguments["width"]) is float
-    assert experiment.guide.model is experiment.model
-    assert (experiment.guide.layers, experiment.guide.tau) == (4, 0.5)
-    assert (experiment.objective.num_particles, experiment.objective.vectorize_particles) == (6, 1)
-    assert experiment.objective.control_variate == "self-normalized"
-    assert experiment.data.count == 9
-    assert experiment.scheduled == {}
-
-
-def test_a_constructor_with_kwargs_gets_anything() -> None:
-    found = config(model={"name": "test-anything", "some": {"deep": [1, "a"]}, "depth": 2})
-    assert build(found).model.arguments == {"depth": 2, "some": {"deep": [1, "a"]}}
-
-
-def test_true_is_not_taken_for_the_default_one() -> None:
-    (first, _) = build(config("model.anything=[true, 2]")).model.arguments["anything"]
-    assert first is True
-
-
-@pytest.mark.parametrize(
-    ("hidden", "kind", "expected"),
-    [
-        (13, InputError, "model 'test-net': hidden must not be 13"),
-        (14, InputError, "model 'test-net': hidden must not be 14"),
-        (15, RunError, "model 'test-net': RuntimeError: no memory"),
-        (16, InputError, "model 'test-net': KeyError: 'sixteen'"),
-    ],
-)
-def test_a_constructor_that_raises(hidden: int, kind: type[Exception], expected: str) -> None:
-    with pytest.raises(kind) as caught:
-        build(config(f"model.hidden={hidden}"))
-    assert str(caught.value) == expected
-
-
-THEIRS = '''
-from __future__ import annotations
-from typing import Annotated
-import torch
-from pydantic import Field
-from torch import nn
-
-class Model(nn.Module):
-    """Theirs."""
-    def __init__(self, *, size: Annotated[int, Field(ge=2)] = 2, noise: float = 0.5) -> None:
-        super().__init__()
-        self.size = size
-        self.register_buffer("noise", torch.tensor(noise))
-
-class Guide(nn.Module):
-    def __init__(self, model: Model) -> None:
-        super().__init__()
-        self.model = model
-'''
-
-
-def test_a_users_own_classes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "their_spec_classes.py").write_text(THEIRS)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    monkeypatch.setitem(sys.modules, "their_spec_classes", None)
-    monkeypatch.delitem(sys.modules, "their_spec_classes")
-    path = tmp_path / "experiment.toml"
-    path.write_text(
-        '[data]\nsource = "test-ones"\n[model]\nname = "their_spec_classes:Model"\nsize = 3\n'
-        'noise = { start = 1.0, end = 0.1 }\n[guide]\nname = "their_spec_classes:Guide"\n'
-        '[objective]\nname = "test-bound"\n'
-    )
-    experiment = build(load_config(path))
-    assert (experiment.model.size, float(experiment.model.noise)) == (3, 1.0)
-    assert experiment.guide.model is experiment.model
-    assert list(experiment.scheduled) == [("model", "noise")]
-    assert "model.size = 1: should be greater than or equal to 2" in message(
-        load_config, path, ["model.size=1"]
-    )
-
-
-def test_the_shipped_experiment() -> None:
-    import wsram_ppl.guides
-    import wsram_ppl.models  # noqa: F401
-
-    found = load_config(ROOT / "experiments" / "digits.toml")
-    assert found.notes == ()
-    assert parse_config(tomllib.loads(found.to_toml())) == found
-    experiment = build(found)
-    assert ("model", "location_std") in experiment.scheduled
-    images, labels = experiment.data.training_batch(0, 2, 0)
-    assert (images.shape, labels.shape) == ((2, 100, 100), (2,))
 
 
 # ---------------------------------------------------------------- fuzz
@@ -820,7 +446,7 @@ def test_whatever_is_given_is_read_or_refused_in_one_line(
 
 @settings(deadline=None, max_examples=60)
 @given(wild_overrides)
-def test_any_override_of_a_good_spec(override: str) -> None:
+def test_any_override_of_a_good_config(override: str) -> None:
     try:
         parse_config(tables(), [override]).to_toml().encode()
     except InputError as error:
