@@ -106,8 +106,8 @@ def main() -> None:
             killed, runs = killed + kills, runs + 1
             survived += kills if equal(run, whole) else 0
     print(
-        f"{survived} of {killed} kills survived: {runs} runs of {config.training.steps} updates, compared "
-        f"to the bit with one that was not disturbed ({time.monotonic() - begun:.0f} s)"
+        f"{survived} of {killed} kills survived: {runs} runs of {config.training.steps} updates, "
+        f"compared to the bit with one that was not disturbed ({time.monotonic() - begun:.0f} s)"
     )
     sys.exit(survived < killed)
 

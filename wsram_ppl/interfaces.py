@@ -2,9 +2,10 @@
 
 To bring your own, implement only
 
-* a **model**: an ``nn.Module`` whose ``forward(*batch)`` is a Pyro program on a batch of the data source;
-* a **guide**: an ``nn.Module`` made from the model, ``Guide(model, **options)``, whose ``forward(*batch)``
-  samples the model's latent sites. The prior as guide is :class:`wsram_ppl.objectives.Prior`;
+* a **model**: an ``nn.Module`` whose ``forward(*batch)`` is a Pyro program on a batch of the source;
+* a **guide**: an ``nn.Module`` made from the model, ``Guide(model, **options)``, whose
+  ``forward(*batch)`` samples the model's latent sites. The prior as guide is
+  :class:`wsram_ppl.objectives.Prior`;
 * a **data source**: a :class:`DataSource`.
 
 Everything else here is optional. A hook that is there is used, and one that is not is not missed:

@@ -557,9 +557,7 @@ def test_the_plain_networks_are_compiled(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_nothing_to_compile_is_told() -> None:
-    config = make_config(
-        "training.compile=true", f"model.name={__name__}:Coin", "guide.name=prior"
-    )
+    config = make_config("training.compile=true", f"model.name={__name__}:Coin", "guide.name=prior")
     for key in ("hidden", "num_glimpses", "patch", "scales", "location_std"):
         config.model.options.pop(key, None)
     with pytest.raises(

@@ -1,7 +1,8 @@
 """Tools to prove an estimator right: exact enumeration, and particles of one's own choice.
 
 Nothing here is needed to train. :mod:`~wsram_ppl.testing.enumeration` has small models whose every
-expectation is a finite sum, :mod:`~wsram_ppl.testing.variance` exact variances of wake-sleep's estimators.
+expectation is a finite sum, :mod:`~wsram_ppl.testing.variance` the exact variances of wake-sleep's
+estimators.
 """
 
 from wsram_ppl.testing.handlers import ForceSamples
