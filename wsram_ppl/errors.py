@@ -46,6 +46,10 @@ class Interrupted(RunError):
         return str(self.args[0])
 
 
+class SourceError(RunError):
+    """A data source has failed at work: between two updates, so that what is trained is whole."""
+
+
 class WorkerExit(RunError):
     """One of several processes ends because of what the first of them tells the user."""
 

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import errno
+import itertools
+import json
+import math
 import os
 import sys
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
 from wsram_ppl.errors import InputError, RunError, one_line
 
@@ -32,12 +38,64 @@ def make_folder(path: Path) -> None:
     """Makes a folder, and those that it is in, where they are not there yet.
 
     Raises:
+        InputError: its name is too long.
         RunError: it cannot be made.
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise RunError(f"cannot create {path}: {error.strerror}") from error
+        raise _cannot_create(path, error) from error
+
+
+def make_next_folder(path: Path) -> Path:
+    """Makes a folder that was not there: PATH, or the first free one of PATH-2, PATH-3, ...
+
+    Of several processes that ask at once, each gets its own.
+
+    Returns:
+        Its path.
+
+    Raises:
+        InputError: its name is too long.
+        RunError: it cannot be made.
+    """
+    make_folder(path.parent)
+    for count in itertools.count(1):
+        free = path if count == 1 else path.with_name(f"{path.name}-{count}")
+        try:
+            free.mkdir()
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise _cannot_create(free, error) from error
+        return free
+    raise AssertionError("there is always a next number")
+
+
+def _cannot_create(path: Path, error: OSError) -> InputError | RunError:
+    if error.errno == errno.ENAMETOOLONG:
+        return InputError(f"cannot create {str(path)[:60]}...: the name is too long: choose another")
+    return RunError(f"cannot create {path}: {error.strerror}")
+
+
+def to_json(data: Any, indent: int | None = None) -> str:
+    """JSON as every reader takes it: a number that is not finite is null, and a warning names it."""
+    lost: list[str] = []
+    text = json.dumps(_finite(data, "", lost), indent=indent, allow_nan=False)
+    if lost:
+        warnings.warn(f"not finite, so null in JSON: {', '.join(lost)}", stacklevel=2)
+    return text
+
+
+def _finite(value: Any, name: str, lost: list[str]) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        lost.append(f"{name} ({value})")
+        return None
+    if isinstance(value, Mapping):
+        return {key: _finite(v, f"{name}.{key}" if name else str(key), lost) for key, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(v, f"{name}[{place}]", lost) for place, v in enumerate(value)]
+    return value
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -69,8 +127,8 @@ def locked(path: Path, busy: str) -> Iterator[int]:
         busy: what to say where another process holds the lock.
 
     Yields:
-        The file descriptor, for children to inherit; -1 where the system has no such locks (Windows):
-        nobody is kept out there.
+        The file descriptor, for children to inherit; -1 where nobody can be kept out: on Windows, and,
+        with a warning, in a file system without locks.
 
     Raises:
         RunError: another process holds the lock, or the file cannot be written.
@@ -87,5 +145,13 @@ def locked(path: Path, busy: str) -> Iterator[int]:
         except BlockingIOError:
             raise RunError(busy) from None
         except OSError as error:
+            if error.errno in (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK):
+                warnings.warn(
+                    f"the file system of {path.parent} has no locks: see to it that no other process "
+                    "works there",
+                    stacklevel=3,
+                )
+                yield -1
+                return
             raise RunError(f"cannot write to {path.parent}: {error.strerror}") from error
         yield file.fileno()

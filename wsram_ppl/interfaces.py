@@ -6,7 +6,8 @@ To bring your own, implement only
 * a **guide**: an ``nn.Module`` made from the model, ``Guide(model, **options)``, whose
   ``forward(*batch)`` samples the model's latent sites. The prior as guide is
   :class:`wsram_ppl.objectives.Prior`;
-* a **data source**: a :class:`DataSource`.
+* a **data source**: a :class:`DataSource`. Annotate an option that names a file or a folder with
+  ``Path``: a run may then find it in another place.
 
 Everything else here is optional. A hook that is there is used, and one that is not is not missed:
 
@@ -39,6 +40,8 @@ from typing import Any, NamedTuple, Protocol, Self, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from wsram_ppl.errors import InputError
+
 __all__ = [
     "ComputesFeatures",
     "DataSource",
@@ -52,6 +55,7 @@ __all__ = [
     "Prepares",
     "Speaks",
     "batch_metrics",
+    "check_finite",
     "plate_nesting",
     "prepared",
     "training_rows",
@@ -239,3 +243,14 @@ def training_rows(
     if isinstance(source, DrawsRows) and rows != slice(0, size):
         return tuple(source.training_rows(step, size, seed, rows))
     return tuple(part[rows] for part in source.training_batch(step, size, seed))
+
+
+def check_finite(batch: tuple[Tensor, ...], what: str) -> None:
+    """InputError where a tensor of a batch holds what is not a number, or is infinite.
+
+    Args:
+        what: the batch, for the message.
+    """
+    for index, part in enumerate(batch):
+        if not part.isfinite().all():
+            raise InputError(f"part {index} of {what} is not finite: look at the data")

@@ -15,6 +15,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import numpy as np
@@ -44,10 +45,10 @@ class NoGuide:
 
 
 class Source:
-    """Images of which one holds something else than a number."""
+    """Images of which one holds something else than a number, but for those of the first steps."""
 
-    def __init__(self, clean: int = 0) -> None:
-        self.clean = clean
+    def __init__(self, clean: int = 0, held_out: int = 0) -> None:
+        self.clean, self.held_out = clean, held_out
 
     def training_batch(self, step, size, seed):
         images = torch.full((size, 32, 32), 0.5)
@@ -56,10 +57,18 @@ class Source:
         return images, torch.zeros(size, dtype=torch.int64)
 
     def evaluation_batches(self, size, limit=None):
-        yield self.training_batch(0, 4, 0)
+        yield self.training_batch(self.held_out, 4, 0)
 
     def to(self, device):
         return self
+
+
+class NothingHeldOut(Source):
+    def __init__(self) -> None:
+        super().__init__(clean=9)
+
+    def evaluation_batches(self, size, limit=None):
+        return iter(())
 '''
 
 
@@ -127,6 +136,23 @@ def photos(layout: str = "illinois", captions: str | bytes | None = None) -> Set
     return setup
 
 
+def some_of_mnist(folder: Path) -> None:
+    """MNIST's files but one, in no folders of their own."""
+    for name, content in small_mnist()[1].items():
+        if name != LABELS:
+            (folder / name).write_bytes(content)
+
+
+def weights(content: Any) -> Setup:
+    """A copy of Flickr8k, and ``net.pth``."""
+
+    def setup(folder: Path) -> None:
+        photos()(folder)
+        torch.save(content, folder / "net.pth")
+
+    return setup
+
+
 _finished: dict[str, bytes] = {}
 
 
@@ -176,6 +202,9 @@ NET = (
     "data.std=[1.0]",
 )
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
+FEATURES = ("features", "tiny.toml")
+WEIGHTS = (*PHOTOS, *NET, "data.weights=net.pth")
+STATE = {"weight": torch.zeros(2)}
 RESUME = ("train", "--resume", "run")
 
 TABLES: dict[str, list[Bad]] = {
@@ -238,7 +267,16 @@ TABLES: dict[str, list[Bad]] = {
         Bad("another run's directory", ("training.seed=1",), run(lambda path: None, finished=True)),
         Bad("somebody's directory", (), file("run/thesis.tex", "mine")),
         Bad("a file instead of a directory", (), file("run", "mine")),
+        Bad("a name that is too long", args=("train", "tiny.toml", "--out", "a" * 300)),
         Bad("nothing to resume", args=RESUME),
+        Bad("a run to resume with another model", ("model.hidden=9",), run(lambda path: None), RESUME),
+        Bad("a run to resume for longer", ("training.steps=3",), run(lambda path: None), RESUME),
+        Bad(
+            "a run to resume for fewer updates than it has",
+            ("training.steps=1", "training.schedule_steps=2"),
+            run(lambda path: None),
+            RESUME,
+        ),
         Bad("checkpoints cut short", (), run(both_checkpoints(cut)), RESUME),
         Bad("checkpoints with a changed byte", (), run(both_checkpoints(flip)), RESUME),
         Bad("a pickle", (), run(both_checkpoints(lambda _: b"\x80\x04cos\nsystem\n.")), RESUME),
@@ -261,6 +299,7 @@ TABLES: dict[str, list[Bad]] = {
         Bad("a gzip cut short", MNIST, mnist(IMAGES, cut, zipped=True)),
         Bad("a gzip with a changed byte", MNIST, mnist(IMAGES, flip, zipped=True)),
         Bad("no gzip", MNIST, mnist(IMAGES, lambda content: b"not gzip", zipped=True)),
+        Bad("a file missing beside the others", ("data.source=mnist", "data.root=."), some_of_mnist),
         Bad("no name of a folder", ("data.source=mnist", "data.root=")),
     ],
     "Photos and captions": [
@@ -273,9 +312,16 @@ TABLES: dict[str, list[Bad]] = {
         Bad("an unknown layout", (*PHOTOS, "data.layout=kagle"), photos()),
         Bad("a layout that is not there", (*PHOTOS, "data.layout=kaggle"), photos()),
         Bad("features that are not computed", (*PHOTOS, *NET), photos()),
+        Bad("weights without a net's state", WEIGHTS, weights({"state_dict": {}, "epoch": 3}), FEATURES),
+        Bad("weights of several nets", WEIGHTS, weights({"net": STATE, "ema": STATE}), FEATURES),
     ],
     "Data of one's own": [
         Bad("images that are not numbers", ("data={source='own:Source'}",)),
+        Bad(
+            "held-out images that are not numbers",
+            ("data={source='own:Source', clean=99, held_out=99}",),
+        ),
+        Bad("no held-out data", ("data={source='own:NothingHeldOut'}",)),
         Bad("a class that is no source", ("data={source='own:NoGuide'}",)),
     ],
     "Failures at work (exit code 1)": [
@@ -297,6 +343,7 @@ _VARYING = {
     r"(is not a whole checkpoint|not valid TOML|JSONDecodeError|UnicodeDecodeError): [^;]*": r"\1: ...",
     r"(summary\.json): [^;]*": r"\1: ...",
     r"(is damaged) \([^)]*\(\)[^)]*\)": r"\1 (...)",
+    r"seen from [^:]*:": "seen from ...:",
     r"(EOFError|BadGzipFile): [^;]*\);": r"\1: ...);",
     r"(No such (option|command) '[-\w]+').*": r"\1 ...",
 }

@@ -7,6 +7,7 @@ import re
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
@@ -146,6 +147,41 @@ def test_caption_describes_photos_of_the_users_own(photos: Path, tmp_path: Path)
     assert (photos / "run" / "captions" / "my photo.png").is_file()
     found = json.loads(fine("evaluate", photos / "run", *FEW, "--json"))
     assert found["sentences"] == 8
+
+
+def test_caption_draws_the_photo_that_it_describes(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also one with the name of a photo in the data set; and each to a file of its own."""
+    mine = [tmp_path / name for name in (DEV[0], f"b/{DEV[0]}", f"a/{Path(DEV[0]).stem}-2.png")]
+    for colour, path in zip(("red", "lime", "blue"), mine, strict=True):
+        path.parent.mkdir(exist_ok=True)
+        Image.new("RGB", (64, 64), colour).save(path, "png")
+    monkeypatch.chdir(tmp_path)
+    paths = [str(path.relative_to(tmp_path)) for path in mine]
+    lines = fine("caption", photos / "run", *paths, "--out", tmp_path / "out").splitlines()
+    stem = Path(DEV[0]).stem
+    drawn = [tmp_path / "out" / f"{stem}{more}.png" for more in ("", "-2", "-2-2")]
+    assert lines[1::2] == [f"  {path}" for path in drawn]
+    assert [line.split(": ")[0] for line in lines[::2]] == paths
+    for path, colour in zip(drawn, ((255, 0, 0), (0, 255, 0), (0, 0, 255)), strict=True):
+        with Image.open(path) as picture:
+            assert picture.convert("RGB").getpixel((90, 90)) == colour
+
+
+def test_caption_says_what_it_did_to_a_picture(photos: Path, tmp_path: Path) -> None:
+    deep, clear = tmp_path / "deep.png", tmp_path / "clear.png"
+    Image.fromarray(np.full((64, 64), 40000, np.uint16)).save(deep)
+    Image.new("RGBA", (64, 64)).save(clear)
+    result = call("caption", photos / "run", deep, clear, "--out", tmp_path / "out")
+    assert result.exit_code == 0
+    assert result.stderr.splitlines() == [
+        f"note: {deep}: its pixels, from 0 to 65,535, are scaled to 8 bits",
+        f"note: {clear}: its transparent parts are shown on white",
+    ]
+    for path, grey in ((deep, 156), (clear, 255)):
+        with Image.open(tmp_path / "out" / path.name) as picture:
+            assert picture.convert("RGB").getpixel((90, 90)) == (grey,) * 3
 
 
 def test_the_vocabulary_is_saved_with_the_run(photos: Path, tmp_path: Path) -> None:

@@ -112,11 +112,15 @@ def config_of(run: Path) -> dict[str, Any]:
 # Processes.
 
 
-def test_the_example_of_the_readme_trains_quietly_where_there_is_no_terminal(tmp_path: Path) -> None:
+def test_the_example_of_the_readme_where_there_is_no_terminal(tmp_path: Path) -> None:
+    """Plain lines on standard error tell how far it has come; none of them is the last update's."""
     out = tmp_path / "own"
     small = ["--set", "training.steps=30", "--set", "training.eval_examples=100"]
     done = process("train", "examples/own_model/own.toml", *small, "--out", out)
-    assert (done.returncode, done.stderr) == (0, "")
+    assert done.returncode == 0, done.stderr
+    lines, numbers = done.stderr.splitlines(), r"error \d+%, bound -\d+\.\d+, ess \d\.\d+, [\d:]+ left"
+    assert [line.partition(":")[0] for line in lines] == [f"update {n} of 30" for n in range(3, 30, 3)]
+    assert all(re.fullmatch(rf"update \d+ of 30: {numbers}", line) for line in lines)
     first, *measures = done.stdout.splitlines()
     assert re.fullmatch(rf"{re.escape(str(out))}: 30 updates in \d+ s \([\d.]+ per second\)", first)
     assert [line.split()[0] for line in measures] == ["error", "bound", "ess"]
@@ -271,6 +275,21 @@ def test_help_and_version() -> None:
     assert "wsram train digits --set" in call("train", "-h").stdout
 
 
+def test_variance_tells_how_far_it_is(run: Path) -> None:
+    result = call("variance", run, "--repeats", "2", "--fit", "1", "--batch-size", "4", "--json")
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    names = list(found["estimators"])
+    assert (found["updates"], found["repeats"], len(names)) == (2, 2, 9)
+    for name, row in found["estimators"].items():
+        assert row["model"]["variance"] > 0 and row["milliseconds"] > 0, name
+    told = [
+        re.fullmatch(r"estimator (\d) of 9: now (.*), [\d:]+ left", s)
+        for s in result.stderr.splitlines()
+    ]
+    assert [(int(line[1]), line[2]) for line in told if line] == list(enumerate(names))[1:]
+
+
 # Failures: nothing on standard output, one line on standard error.
 
 
@@ -372,7 +391,7 @@ def test_an_interrupted_run(tiny: Path, tmp_path: Path, monkeypatch: pytest.Monk
 
     monkeypatch.setattr(training, "train", interrupted)
     result = call("train", tiny, "--out", tmp_path / "run")
-    assert (result.exit_code, result.stderr.strip()) == (1, "Aborted!")
+    assert (result.exit_code, result.stderr) == (130, "stopped\n")
 
 
 def test_a_model_without_glimpses_cannot_be_drawn(

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -62,6 +64,122 @@ def test_what_is_shipped_goes_by_its_name_from_any_folder(tmp_path: Path) -> Non
     done = python(ROOT / "cli.py", "train", "digit", cwd=tmp_path)
     assert done.returncode == 2
     assert re.fullmatch(r"error: .*did you mean 'digits'\?.*\n", done.stderr)
+
+
+def test_a_mistyped_key_is_told_before_torch_is_imported() -> None:
+    for key in ("training.stepz", "exploration.entropi", "trainning.steps"):
+        code = f"import sys; sys.argv[1:] = ['train', 'digits', '--set', '{key}=3']\n"
+        code += "from wsram_ppl.commands import main\n"
+        code += "try: main()\nfinally: print('torch' in sys.modules)"
+        done = python("-c", code, cwd=ROOT)
+        assert (done.returncode, done.stdout) == (2, "False\n"), done.stderr
+        assert done.stderr.startswith("error: unknown key ") and done.stderr.count("\n") == 1
+
+
+# Standard streams, and Ctrl-C.
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A trained run, not to be changed."""
+    folder = tmp_path_factory.mktemp("program")
+    done = python(ROOT / "cli.py", "train", "digits", *SMALL, "--out", "run", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return folder / "run"
+
+
+def test_a_run_is_read_by_a_program_that_has_imported_nothing_else(run: Path) -> None:
+    code = (
+        f"from wsram_ppl.runs.directory import RunDirectory; print(RunDirectory({str(run)!r}).load()[2])"
+    )
+    done = python("-c", code, cwd=ROOT)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "1\n", "")
+
+
+def shell(line: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[bytes]:
+    """A line of bash, in which $WSRAM is the command; the exit code of a pipe is its first failure's."""
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "WSRAM": f"{sys.executable} {ROOT}/cli.py",
+    } | environment
+    command = ["bash", "-c", f"set -o pipefail; {line}"]
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, timeout=120)
+
+
+on_unix = pytest.mark.skipif(sys.platform == "win32", reason="in the words of bash")
+TRAIN = f"$WSRAM train digits {' '.join(SMALL)} --out run"
+
+
+@on_unix
+@pytest.mark.parametrize(
+    ("line", "code", "out", "err"),
+    [
+        ("$WSRAM --help | true", 0, "", ""),
+        ("$WSRAM list | true", 0, "", ""),
+        ("$WSRAM score said said | true", 0, "", ""),
+        ("$WSRAM score said said --json | head -c 1", 0, "{", ""),
+        ("$WSRAM score said missing 2>&1 | true", 2, "", ""),
+        ("$WSRAM score said missing 2>&-", 2, "", ""),
+        ("$WSRAM score said said >&- 2>&- <&-", 0, "", ""),
+        (f"{TRAIN} | true; echo $?; ls run/summary.json", 0, "0\nrun/summary.json\n", ""),
+        (f"{TRAIN} 2>&- | head -c 4; ls run/summary.json", 0, "run:run/summary.json\n", ""),
+        (f"{TRAIN} 2>&1 >&- | true; ls run/summary.json", 0, "run/summary.json\n", ""),
+        ("$WSRAM --help >/dev/full", 1, "", "error: cannot write the output: No space left on device\n"),
+        (
+            "$WSRAM score said said >/dev/full",
+            1,
+            "",
+            "error: cannot write the output: No space left on ",
+        ),
+    ],
+)
+def test_streams_that_are_closed_unread_or_full(
+    line: str, code: int, out: str, err: str, tmp_path: Path
+) -> None:
+    """The work is done and ends with its own exit code, whoever listens."""
+    if "/dev/full" in line and not Path("/dev/full").exists():
+        pytest.skip("there is no /dev/full")
+    (tmp_path / "said").write_text("a man on a horse\n")
+    done = shell(line, tmp_path)
+    assert (done.returncode, done.stdout.decode()) == (code, out), done.stderr
+    assert done.stderr.decode().startswith(err) and done.stderr.count(b"\n") == bool(err)
+
+
+@on_unix
+def test_characters_that_cannot_be_shown_are_replaced(tmp_path: Path) -> None:
+    """Those of a folder that is not UTF-8, and those that a terminal does not know."""
+    folder = os.fsencode(tmp_path) + b"/\xff"
+    try:
+        os.mkdir(folder)
+    except OSError:
+        pytest.skip("the file system takes only UTF-8")
+    done = shell(TRAIN.replace("--out run", "--out $'\\xff'/图"), tmp_path, PYTHONIOENCODING="cp1252")
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert done.stdout.startswith(b"?/?: 1 updates in ")
+    done = shell("$WSRAM evaluate $'\\xff'/图 --examples 4 --particles 2", tmp_path)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks into /proc for what is imported")
+@pytest.mark.parametrize("command", ["train", "evaluate", "variance"])
+def test_ctrl_c_while_a_command_imports(command: str, run: Path, tmp_path: Path) -> None:
+    what = ["digits", "--out", str(tmp_path / "new")] if command == "train" else [str(run)]
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "cli.py"), command, *what],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        cwd=tmp_path,
+        text=True,
+    )
+    deadline = time.monotonic() + 60
+    while "libtorch" not in Path(f"/proc/{process.pid}/maps").read_text():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, out, err) == (130, "", "stopped\n")
+    assert not (tmp_path / "new").exists()
 
 
 WITHOUT = """

@@ -145,8 +145,9 @@ STEPS = "{start=1, end=2}"
         (["training.steps.x=3", "training.steps=3", "training.steps.x=3"],
          "training.steps.x cannot be set: training.steps is 3, not a table"),
         (["a." * 30 + "b=3"], "nested too deeply"),
-        (["training.steps=0", "model.hidden=0"], "model.hidden = 0: should be greater than 0; "
-         "training.steps = 0: should be greater than 0"),
+        (["training.steps=0", "exploration.entropy=-1", "model.hidden=0", "modell.hidden=0"],
+         "did you mean 'model'? valid keys: data, model, guide, objective, exploration, training; "
+         "exploration.entropy = -1: should not be negative at either end; training.steps = 0: should"),
         (["model.hidden=0", "model.layer=1", "model.'a b'=2", "model.mode=5"],
          "model.layer cannot be set: its type has no form in TOML; model.hidden = 0: should be greater "
          "than 0; model.mode = 5: should be 'soft' or 'hard'; unknown key model.\"'a b'\"; valid"),

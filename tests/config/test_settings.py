@@ -32,6 +32,7 @@ def test_devices(device: str) -> None:
 
 def test_what_does_not_change_the_weights() -> None:
     assert IMMATERIAL == (
-        "log_every", "eval_every", "eval_examples", "eval_samples", "checkpoint_every", "probe_every",
-        "probe_repeats", "device", "devices", "num_nodes", "threads", "prefetch",
+        "steps", "schedule_steps", "log_every", "eval_every", "eval_examples", "eval_samples",
+        "checkpoint_every", "probe_every", "probe_repeats", "device", "devices", "num_nodes", "threads",
+        "prefetch",
     )  # fmt: skip

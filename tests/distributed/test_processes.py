@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -21,8 +22,8 @@ from torch import Tensor
 from tests.distributed.two_processes import RUNS, running_means, updates
 from tests.training.test_loop import make_config
 from tests.training.test_resume import metrics
-from wsram_ppl.config import ExperimentConfig
-from wsram_ppl.distributed.processes import first_process
+from wsram_ppl.config import ExperimentConfig, TrainingSettings
+from wsram_ppl.distributed.environment import process_rank
 from wsram_ppl.distributed.sharding import BatchShard
 from wsram_ppl.errors import InputError
 from wsram_ppl.runs.checkpoints import load_checkpoint
@@ -198,24 +199,68 @@ def test_processes_that_cannot_be_started(
     assert not (tmp_path / "run").exists()
 
 
+SLURM = {"SLURM_JOB_NAME": "x", "SLURM_JOB_ID": "1", "SLURM_NODEID": "0", "SLURM_NNODES": "1"}
+TWO_TASKS = SLURM | {"SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "2", "SLURM_LOCALID": "1"}
+SET_BY_OTHERS = (
+    *("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "WORLD_SIZE", "MASTER_PORT"),
+    *("TORCHELASTIC_RUN_ID", *TWO_TASKS, "SLURM_PROCID"),
+)
+
+
 @pytest.mark.parametrize(
-    ("environment", "first"),
+    ("processes", "environment", "rank"),
     [
-        ({}, True),
-        ({"LOCAL_RANK": "1"}, False),
-        ({"LOCAL_RANK": "0", "NODE_RANK": "1"}, False),
-        ({"RANK": "2", "LOCAL_RANK": "0"}, False),
-        ({"SLURM_PROCID": "0"}, True),
+        (1, {}, 0),
+        (2, {}, 0),
+        (2, {"LOCAL_RANK": "1", "MASTER_PORT": "1"}, 1),
+        (4, {"LOCAL_RANK": "1", "NODE_RANK": "1", "MASTER_PORT": "1"}, 3),
+        (2, {"TORCHELASTIC_RUN_ID": "1", "WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "0"}, 1),
+        (2, TWO_TASKS | {"SLURM_PROCID": "1"}, 1),
+        (2, TWO_TASKS | {"SLURM_PROCID": "1", "SLURM_JOB_NAME": "bash"}, 0),
+        # One process ignores the cluster.
+        (1, TWO_TASKS | {"SLURM_PROCID": "1"}, 0),
+        (1, {"SLURM_NTASKS": "4", "SLURM_PROCID": "3"}, 0),
+        # What cannot be.
+        (
+            1,
+            {"RANK": "1"},
+            "RANK = 1 in the environment, but training.devices x training.num_no",
+        ),
+        (1, {"LOCAL_RANK": "1"}, "LOCAL_RANK = 1 and NODE_RANK = 0 in the environment, but"),
+        (1, {"WORLD_SIZE": "2"}, "WORLD_SIZE in the environment stands for 2 processes, but"),
+        (2, {"RANK": "1"}, "RANK = 1 in the environment, but"),
+        (2, {"RANK": "one"}, "RANK = 'one' in the environment: should be a whole number"),
+        (2, {"MASTER_PORT": "-1"}, "MASTER_PORT = '-1' in the environment: should be a whole number"),
+        (2, {"LOCAL_RANK": "1"}, "LOCAL_RANK is set, as if the processes had been started already, but"),
+        (2, TWO_TASKS, "SLURM has 2 tasks, but SLURM_PROCID is not set: start them with srun --nodes=1"),
+        (
+            2,
+            SLURM | {"SLURM_NTASKS": "4"},
+            "SLURM has 4 tasks, but training.devices x",
+        ),
+        (
+            2,
+            SLURM | {"SLURM_NTASKS": "1"},
+            "SLURM has 1 tasks, but training.devices x",
+        ),
     ],
 )
-def test_which_process_speaks(
-    environment: dict[str, str], first: bool, monkeypatch: pytest.MonkeyPatch
+def test_which_process_this_is(
+    processes: int, environment: dict[str, str], rank: int | str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID"):
+    """The number of the process, or what contradicts the config: in one line."""
+    for name in SET_BY_OTHERS:
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    assert first_process() == first
+    nodes = max(processes // 2, 1)
+    training = TrainingSettings(devices=processes // nodes, num_nodes=nodes)
+    if isinstance(rank, int):
+        assert process_rank(training) == rank
+    else:
+        with pytest.raises(InputError) as caught:
+            process_rank(training)
+        assert str(caught.value).startswith(rank)
 
 
 # Two real processes, started by torchrun.
@@ -297,11 +342,11 @@ def test_what_one_process_finds_not_to_be_finite_ends_both(two: Two) -> None:
 class Command:
     """A run of two processes, at work."""
 
-    def __init__(self, config: Path, run: RunDirectory) -> None:
+    def __init__(self, config: Path, run: RunDirectory, **environment: str) -> None:
         command = [sys.executable, str(ROOT / "cli.py"), "train", str(config), "--out", str(run)]
         self.first = subprocess.Popen(
             command,
-            env=ENVIRONMENT,
+            env=ENVIRONMENT | environment,
             cwd=ROOT,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -319,8 +364,13 @@ class Command:
             time.sleep(0.02)
 
     def worker(self) -> int:
-        children = Path(f"/proc/{self.first.pid}/task/{self.first.pid}/children").read_text()
-        (worker,) = (int(number) for number in children.split())
+        """The other process, as soon as there is one."""
+        children = Path(f"/proc/{self.first.pid}/task/{self.first.pid}/children")
+        deadline = time.monotonic() + 60
+        while not (found := children.read_text().split()):
+            assert self.first.poll() is None and time.monotonic() < deadline, self.end()
+            time.sleep(0.02)
+        (worker,) = (int(number) for number in found)
         return worker
 
     def end(self) -> tuple[int, str, str]:
@@ -375,6 +425,45 @@ def test_a_signal_a_dead_worker_and_another_number_of_processes(
     reference = RunDirectory(tmp_path / "reference")
     train(alone, reference)
     assert_nearly_same_run(run, reference)
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds the worker in /proc")
+def test_none_is_left_where_one_dies_before_they_have_met(
+    config: ExperimentConfig, tmp_path: Path
+) -> None:
+    """While the second is still importing torch; standard error is let go, too."""
+    run = RunDirectory(tmp_path / "run")
+    command = Command(tmp_path / "config.toml", run)
+    worker = command.worker()
+    command.first.kill()
+    assert command.end() == (-signal.SIGKILL, "", "")
+    assert ended(worker)
+
+    command = Command(tmp_path / "config.toml", run)
+    os.kill(command.worker(), signal.SIGKILL)
+    code, out, err = command.end()
+    assert (code, out) == (1, "")
+    assert (
+        err.startswith("error: process 1 was killed by SIGKILL: what is saved") and err.count("\n") == 1
+    )
+
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        command = Command(tmp_path / "config.toml", run, MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
+        code, out, err = command.end()
+    assert (code, out) == (1, "")
+    assert err.startswith("error: the 2 processes did not find each other: ") and err.count("\n") == 1
+    assert not run.path.exists()
+
+
+def test_one_process_ignores_the_cluster(tmp_path: Path) -> None:
+    """Within a batch job of four tasks, of which this process is the only one."""
+    config = make_config("training.steps=1")
+    (tmp_path / "config.toml").write_text(config.to_toml())
+    job = {"SLURM_NTASKS": "4", "SLURM_JOB_NAME": "x", "SLURM_JOB_ID": "1", "SLURM_PROCID": "0"}
+    code, out, err = Command(tmp_path / "config.toml", RunDirectory(tmp_path / "run"), **job).end()
+    assert (code, err) == (0, "")
+    assert out.startswith(f"{tmp_path / 'run'}: 1 updates in ")
 
 
 def assert_nearly_same_run(one: RunDirectory, other: RunDirectory) -> None:

@@ -335,7 +335,7 @@ def test_a_checkpoint_of_an_earlier_version_is_refused_with_its_version(run: Run
 def test_a_run_of_an_earlier_version_is_refused_with_its_version(run: RunDirectory) -> None:
     (run.path / "config.toml").rename(run.path / "spec.toml")
     message = f"run was written by wsram_ppl 0.1, whose runs {__version__} does not read: use that"
-    for use in (run.load, run.config, lambda: run.claim(tiny_config(*SETTINGS))):
+    for use in (run.load, run.config, lambda: run.claim(tiny_config(*SETTINGS)).__enter__()):
         with pytest.raises(InputError, match=message):
             use()
 

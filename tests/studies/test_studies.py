@@ -461,12 +461,29 @@ def test_a_finished_run_of_another_config_is_in_the_way(bench: Bench) -> None:
         bench.run(TWO.replace("16", "32").replace("steps = 5", "steps = 6"))
     message = str(caught.value)
     assert (
-        "runs/a/seed-0 is a finished run of another config (training.steps 5, not 6): choose another"
-        in (message)
+        "runs/a/seed-0 is a finished run of another config (training.steps 5, not 6, and training.learn"
+        in message
     )
     with pytest.raises(InputError, match=r"runs/b/seed-0 is .* \(model.hidden 16, not 32\)"):
         bench.run(TWO.replace("16", "32"))
     assert bench.trained() == []
+
+
+def test_more_steps_extend_what_is_finished(bench: Bench) -> None:
+    """Where the schedules of the past stay what they were; and fewer steps are refused."""
+    bench.run(TWO)
+    bench.trained()
+    found = bench.run(TWO.replace("steps = 5", "steps = 6"), ["training.schedule_steps=5"])
+    assert bench.trained() == ["a/seed-0", "a/seed-1", "b/seed-0", "b/seed-1"]
+    assert not found.failed
+    assert json.loads((bench.out / "runs/a/seed-0/summary.json").read_text())["updates"] == 6
+    assert bench.watcher.notes[0] == (
+        "runs/a/seed-0 has fewer updates than the study now wants: it goes on from its last checkpoint"
+    )
+    with pytest.raises(
+        InputError, match=r"runs/a/seed-0 has 6 updates, more than the study's steps = 5"
+    ):
+        bench.run(TWO, ["training.schedule_steps=5"])
 
 
 def test_how_often_was_measured_is_no_other_config(bench: Bench) -> None:
@@ -755,6 +772,18 @@ def test_a_real_study_goes_on(finished: tuple[Path, CompletedProcess[str]], tmp_
     assert "note: runs/fails/seed-0 was not finished: it goes on from its last checkpoint" in done.stderr
     calls = json.loads((tmp_path / "out/calls.json").read_text())
     assert [call["trained"] for call in calls] == [4, 1]
+
+
+def test_data_that_are_missing_are_told_once(tmp_path: Path) -> None:
+    """Before any run is started; what is finished needs none."""
+    path = write_study(tmp_path)
+    root = path / "nowhere"  # no folder can be made there, so nothing is downloaded
+    missing = ["--set", "data.source=mnist", "--set", f"data.root={root}"]
+    done = cli("compare", str(path), "--out", "out", *missing, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    (line,) = (line for line in done.stderr.splitlines() if not line.startswith("note: "))
+    assert line.startswith("error: variant 'VAR+c': data 'mnist': ") and str(root) in line
+    assert not (tmp_path / "out/runs").exists() and not (tmp_path / "out/logs").exists()
 
 
 def test_wrong_input_to_the_command(tmp_path: Path) -> None:

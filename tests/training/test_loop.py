@@ -155,6 +155,7 @@ def test_the_resolved_config_is_written(finished: Finished) -> None:
     assert load_config(run.path / "config.toml") == run.config()
     assert run.config().training.seed == 0
     names = {
+        "lock",
         "last.safetensors",
         "previous.safetensors",
         "metrics.csv",

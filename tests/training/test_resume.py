@@ -22,6 +22,7 @@ from wsram_ppl.config import ExperimentConfig
 from wsram_ppl.errors import InputError, Interrupted, RunError
 from wsram_ppl.runs.checkpoints import load_checkpoint
 from wsram_ppl.runs.directory import RunDirectory
+from wsram_ppl.runs.signals import Signals
 from wsram_ppl.training.loop import train
 from wsram_ppl.training.trainer import Trainer
 
@@ -155,7 +156,7 @@ def test_stopped_before_any_checkpoint_starts_again(
     assert_same_run(reference, run)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_saves_and_stops(
     whole: tuple[ExperimentConfig, RunDirectory], number: signal.Signals, tmp_path: Path
 ) -> None:
@@ -176,6 +177,25 @@ def test_a_signal_saves_and_stops(
     assert load_checkpoint(run.checkpoint).step == 7
     train(config, run)
     assert_same_run(reference, run)
+
+
+def test_a_second_hangup_does_nothing_and_under_nohup_not_even_the_first() -> None:
+    """A closed terminal sends it twice: from the shell, and from the system."""
+    before = signal.getsignal(signal.SIGHUP)
+    try:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+        with Signals() as signals:
+            for number in (signal.SIGHUP, signal.SIGHUP):
+                signal.raise_signal(number)
+            assert signals.received == signal.SIGHUP
+            assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_DFL
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        with Signals() as signals:
+            signal.raise_signal(signal.SIGHUP)
+            assert signals.received is None
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")  # of Python 3.12, about threads

@@ -10,7 +10,7 @@ from wsram_ppl.captions.bleu import Bleu, corpus_bleu
 from wsram_ppl.captions.decoding import Sentences, Speaker, beam_search, sample
 from wsram_ppl.data.captions.batches import CaptionSource, Examples, HeldOut
 from wsram_ppl.errors import InputError
-from wsram_ppl.interfaces import DataSource, Speaks
+from wsram_ppl.interfaces import DataSource, Speaks, check_finite
 from wsram_ppl.primitives.handlers import evaluating
 
 
@@ -85,12 +85,16 @@ def score_held_out(
     """Corpus BLEU with a caption for each held-out picture (or of a fixed subset of ``examples``).
 
     None for a model that writes no captions, or a source without pictures.
+
+    Raises:
+        InputError: maps that are not finite.
     """
     if not (can_speak(model, source) and isinstance(source, CaptionSource)):
         return None
     said: list[str] = []
     references: list[list[str]] = []
-    for part in source.examples(batch_size, examples, split):
+    for number, part in enumerate(source.examples(batch_size, examples, split), start=1):
+        check_finite(part.maps, f"the maps of held-out batch {number}")
         said += map(source.vocabulary.decode, describe(model, part, how).words.tolist())
         references += part.references
     return corpus_bleu(said, references, tokenisation="captions")

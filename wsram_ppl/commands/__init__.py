@@ -6,6 +6,7 @@ commands. What is slow to import, torch first of all, is imported when one of th
 does not wait for it.
 """
 
+import sys
 from typing import NoReturn
 
 from wsram_ppl.commands import extra
@@ -23,4 +24,8 @@ try:
 except ModuleNotFoundError:
     main = _without_click
 else:
-    from wsram_ppl.commands.program import main
+    try:
+        from wsram_ppl.commands.program import main
+    except KeyboardInterrupt:  # told as when a command runs
+        print("stopped", file=sys.stderr)
+        raise SystemExit(130) from None

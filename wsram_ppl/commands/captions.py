@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from pathlib import Path
 
@@ -28,12 +27,11 @@ def features(experiment: Path, overrides: tuple[str, ...], device: str) -> None:
     Example:
       wsram features flickr8k --set data.root=DIR
     """
-    from tqdm import tqdm
-
     from wsram_ppl.config import load_config
     from wsram_ppl.config.catalogue import DATA_SOURCES
     from wsram_ppl.distributed.devices import resolve_device
     from wsram_ppl.interfaces import ComputesFeatures
+    from wsram_ppl.training.progress import Meter
 
     config = load_config(experiment, overrides)
     print_notes(config.notes)
@@ -41,15 +39,13 @@ def features(experiment: Path, overrides: tuple[str, ...], device: str) -> None:
     if not isinstance(source, ComputesFeatures):
         raise InputError(f"data source '{config.data.name}' has no features to compute: train as it is")
     begun: tuple[int, float] | None = None
-    with tqdm(unit="photo", disable=None, dynamic_ncols=True) as bar:
+    with Meter("photo") as meter:
 
         def progress(done: int, total: int) -> None:
             nonlocal begun
             if begun is None:
                 begun = done, time.monotonic()
-                bar.reset(total)
-                bar.initial = done
-            bar.update(done - bar.n)
+            meter(done, total)
 
         store, notices = source.compute_features(
             config.data.options, device=resolve_device(device), progress=progress
@@ -86,10 +82,11 @@ def score(hypotheses: Path, references: tuple[Path, ...], tokenisation: str, as_
       wsram score captions.txt references0.txt references1.txt
     """
     from wsram_ppl.captions.bleu import score_files
+    from wsram_ppl.files import to_json
 
     result = score_files(hypotheses, references, tokenisation=tokenisation)
     if as_json:
-        click.echo(json.dumps(result.to_data()))
+        click.echo(to_json(result.to_data()))
         return
     for line in result.lines():
         click.echo(f"  {line}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +28,8 @@ from wsram_ppl.commands.shared import opened, print_measures
 @click.option("--split", type=click.Choice(["dev", "test"]), help="Held-out split of captions.")
 @options.decoding
 @options.seed
-@options.device
+@options.run_device
+@options.places
 @options.as_json
 def evaluate(
     run: Path,
@@ -39,7 +39,8 @@ def evaluate(
     batch_size: int,
     split: str | None,
     seed: int,
-    device: str,
+    device: str | None,
+    overrides: tuple[str, ...],
     as_json: bool,
     **decoding: Any,
 ) -> None:
@@ -50,31 +51,35 @@ def evaluate(
     each picture.
     """
     from wsram_ppl.captions import evaluation as captions
+    from wsram_ppl.files import to_json
     from wsram_ppl.training import evaluation
+    from wsram_ppl.training.reading import held_out, reading
 
-    with opened(run, device, seed) as (_, parts, step):
+    with opened(run, device, seed, overrides) as (config, parts, step):
+        source = config.data.name
         chosen = captions.split_of(parts.data, split)
         default = captions.default_counts(parts.model, parts.data)
         result = evaluation.evaluate(
             parts.model,
             parts.guide,
-            parts.data.evaluation_batches(batch_size, examples, **chosen),
+            held_out(parts.data, source, batch_size, examples, **chosen),
             samples=samples or default.samples,
             particles=particles or default.particles,
         )
         result["updates"] = step
-        scored = captions.score_held_out(
-            parts.model,
-            parts.data,
-            captions.Decoding(**decoding),
-            examples=examples,
-            batch_size=batch_size,
-            **chosen,
-        )
+        with reading(source):
+            scored = captions.score_held_out(
+                parts.model,
+                parts.data,
+                captions.Decoding(**decoding),
+                examples=examples,
+                batch_size=batch_size,
+                **chosen,
+            )
     if scored is not None:
         result["bound_per_word"] = result["bound"] / result["words"]
     if as_json:
-        click.echo(json.dumps(result if scored is None else {**result, **scored.to_data(), **decoding}))
+        click.echo(to_json(result if scored is None else {**result, **scored.to_data(), **decoding}))
         return
     print_measures(result)
     for line in scored.lines() if scored is not None else ():
@@ -84,21 +89,31 @@ def evaluate(
 @click.command()
 @options.existing_run
 @click.option(
-    "--repeats", type=click.IntRange(min=2), default=200, show_default=True, help="Gradients drawn."
+    "--repeats", type=click.IntRange(min=2), default=30, show_default=True, help="Gradients drawn."
 )
 @click.option(
     "--fit",
     type=click.IntRange(min=0),
-    default=200,
+    default=20,
     show_default=True,
     help="Minibatches on which each estimator first fits its coefficients; weights stay as they are.",
 )
 @click.option("--batch-size", type=click.IntRange(min=1), default=64, show_default=True)
 @click.option("--particles", type=click.IntRange(min=2), help="By default as many as in the run.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@options.run_device
+@options.places
 @options.as_json
 def variance(
-    run: Path, repeats: int, fit: int, batch_size: int, particles: int | None, seed: int, as_json: bool
+    run: Path,
+    repeats: int,
+    fit: int,
+    batch_size: int,
+    particles: int | None,
+    seed: int,
+    device: str | None,
+    overrides: tuple[str, ...],
+    as_json: bool,
 ) -> None:
     """Compare the gradient noise of all estimators at RUN's checkpoint.
 
@@ -106,20 +121,35 @@ def variance(
     the model's parameters and the guide's own (coefficient networks left out), with the signal-to-noise
     ratio |mean| / standard deviation, and the time of one gradient.
     """
-    from wsram_ppl.interfaces import plate_nesting
-    from wsram_ppl.objectives.diagnostics import all_estimators, compare_estimators
+    from wsram_ppl.files import to_json
+    from wsram_ppl.interfaces import plate_nesting, prepared
+    from wsram_ppl.objectives.diagnostics import (
+        EstimatorMoments,
+        all_estimators,
+        compare_estimators,
+    )
+    from wsram_ppl.training.progress import Meter
+    from wsram_ppl.training.reading import reading
 
-    with opened(run, seed=seed) as (config, parts, step):
+    with opened(run, device, seed, overrides) as (config, parts, step):
         particles = particles or max(2, parts.objective.num_particles)
-        batches = [parts.data.training_batch(step + i, batch_size, seed) for i in range(fit + 1)]
-        found = compare_estimators(
-            all_estimators(particles, plate_nesting(parts.model)),
-            parts.model,
-            parts.guide,
-            batches[0],
-            repeats=repeats,
-            fit_batches=batches[1:],
-        )
+        with reading(config.data.name):
+            batches = [parts.data.training_batch(step + i, batch_size, seed) for i in range(fit + 1)]
+        estimators = all_estimators(particles, plate_nesting(parts.model))
+        fixed = prepared(parts.model, batches[0])
+        found: dict[str, EstimatorMoments] = {}
+        with Meter("estimator") as meter:
+            for name, objective in estimators.items():
+                meter(len(found), len(estimators), {"now": name})
+                found |= compare_estimators(
+                    {name: objective},
+                    parts.model,
+                    parts.guide,
+                    fixed,
+                    repeats=repeats,
+                    fit_batches=batches[1:],
+                )
+            meter(len(found), len(estimators))
     rows: dict[str, dict[str, Any]] = {
         name: {
             group: {"variance": m.variance / batch_size**2, "snr": m.snr}
@@ -130,7 +160,7 @@ def variance(
     }
     result = {"updates": step, "guide": config.guide.name, "particles": particles, "repeats": repeats}
     if as_json:
-        click.echo(json.dumps({**result, "estimators": rows}))
+        click.echo(to_json({**result, "estimators": rows}))
         return
     click.echo(", ".join(f"{key} {value}" for key, value in result.items()))
     groups = list(next(iter(found.values())).moments)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import math
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -10,7 +13,36 @@ import click
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
-path_type = click.Path(path_type=Path)
+
+class _PathType(click.Path):
+    """A path that the file system can hold, whether or not anything is there."""
+
+    def __init__(self) -> None:
+        super().__init__(path_type=Path)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        path = super().convert(value, param, ctx)
+        try:
+            os.lstat(path)
+        except OSError as error:
+            if error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
+                self.fail(f"{str(path)[:40]!r}...: {error.strerror}", param, ctx)
+        return path
+
+
+class _Finite(click.FloatRange):
+    """A number within bounds, and not an infinite one."""
+
+    name = "number"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        number = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{number} is not a finite number", param, ctx)
+        return number
+
+
+path_type = _PathType()
 
 existing_run = click.argument("run", type=path_type)
 overrides = click.option(
@@ -20,11 +52,21 @@ overrides = click.option(
     metavar="TABLE.KEY=VALUE",
     help="Override any key of the experiment; may be given often.",
 )
+places = click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="data.KEY=PATH",
+    help="Where RUN's data are now (data.root=DIR), if not where it was trained; may be given often.",
+)
 seed = click.option(
     "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the samples drawn."
 )
 device = click.option(
     "--device", default="cpu", show_default=True, help="auto, cpu, cuda, cuda:N or mps."
+)
+run_device = click.option(
+    "--device", help="auto, cpu, cuda, cuda:N or mps; by default as RUN was trained, if that is there."
 )
 as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 
@@ -58,7 +100,7 @@ _DECODING = [
     ),
     click.option(
         "--length-penalty",
-        type=click.FloatRange(min=0),
+        type=_Finite(min=0),
         default=0.7,
         show_default=True,
         help="Captions: 0 prefers short sentences, 1 the best mean per word.",

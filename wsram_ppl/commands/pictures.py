@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from wsram_ppl.commands import options
-from wsram_ppl.commands.shared import opened
+from wsram_ppl.commands.shared import opened, print_notes
 from wsram_ppl.errors import InputError, RunError
 
 
@@ -18,23 +18,30 @@ from wsram_ppl.errors import InputError, RunError
     "--count", type=click.IntRange(min=1), default=16, show_default=True, help="Held-out images to draw."
 )
 @options.out("The PNG to write (the GIF goes beside it); by default RUN/glimpses.png.")
-def glimpses(run: Path, count: int, out: Path | None) -> None:
+@options.run_device
+@options.places
+def glimpses(
+    run: Path, count: int, out: Path | None, device: str | None, overrides: tuple[str, ...]
+) -> None:
     """Draw where the trained RUN looks: a PNG with all glimpses, and a GIF of their order.
 
     Frames are glimpses at the most probable choices, numbered in order; their size is the scale.
     """
     from wsram_ppl.drawing.glimpses import draw_gaze
-    from wsram_ppl.interfaces import Gazes
+    from wsram_ppl.interfaces import Gazes, check_finite
+    from wsram_ppl.training.reading import held_out
 
     out = out or run / "glimpses.png"
     if out.suffix.lower() != ".png":
         raise InputError(f"--out {out}: should end in .png")
-    with opened(run) as (config, parts, _):
+    with opened(run, device, overrides=overrides) as (config, parts, _):
         if not isinstance(parts.model, Gazes):
             raise InputError(
                 f"model '{config.model.name}' has no method 'gaze' to draw its glimpses from"
             )
-        gaze = parts.model.gaze(*next(iter(parts.data.evaluation_batches(count, count))))
+        batch = next(held_out(parts.data, config.data.name, count, count))
+        check_finite(batch, "the held-out batch")
+        gaze = parts.model.gaze(*batch)
     try:
         files = draw_gaze(gaze, out)
     except OSError as error:
@@ -48,9 +55,16 @@ def glimpses(run: Path, count: int, out: Path | None) -> None:
 @options.decoding
 @options.out("Folder of the pictures; by default RUN/captions.")
 @options.seed
-@options.device
+@options.run_device
+@options.places
 def caption(
-    run: Path, photos: tuple[str, ...], out: Path | None, seed: int, device: str, **decoding: Any
+    run: Path,
+    photos: tuple[str, ...],
+    out: Path | None,
+    seed: int,
+    device: str | None,
+    overrides: tuple[str, ...],
+    **decoding: Any,
 ) -> None:
     """Describe PHOTOS by the trained RUN, and draw where it looked for each word.
 
@@ -66,11 +80,12 @@ def caption(
     from wsram_ppl.data.captions.batches import CaptionSource
     from wsram_ppl.drawing.captions import draw_captions
 
-    with opened(run, device, seed) as (config, parts, _):
+    with opened(run, device, seed, overrides) as (config, parts, _):
         source = parts.data
         if not isinstance(source, CaptionSource):
             raise InputError(f"data source '{config.data.name}' has no captions: {run} writes none")
         found = source.look_up(photos)
+        print_notes(found.notes)
         sentences = describe(parts.model, found, Decoding(**decoding))
         files = draw_captions(source, found.names, sentences, out or run / "captions")
     for name, words, file in zip(photos, sentences.words.tolist(), files, strict=True):

@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import os
+import signal
 import warnings
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 
 from wsram_ppl import __version__
 from wsram_ppl.commands import captions, extra, listing, measuring, pictures, studies, training
+from wsram_ppl.commands.streams import mend_streams
+from wsram_ppl.distributed.environment import end_with_launcher, is_worker
 from wsram_ppl.errors import InputError, Interrupted, RunError, WorkerExit, exit_code
 
 
 class _Commands(click.Group):
     """Turns every failure into one line and an exit code: 2 for wrong input, 1 for failed work."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        mend_streams()
+        end_with_launcher()
+        return super().__call__(*args, **kwargs)
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -24,7 +32,11 @@ class _Commands(click.Group):
             ctx.exit(error.exit_code)
         except (click.ClickException, click.exceptions.Exit, click.Abort):
             raise
+        except KeyboardInterrupt:
+            _stopped(ctx)
         except Exception as error:
+            if _interrupted(error):
+                _stopped(ctx)
             if os.environ.get("WSRAM_TRACEBACK"):
                 raise
             if extra.is_missing(error):
@@ -36,6 +48,20 @@ class _Commands(click.Group):
             if not isinstance(error, WorkerExit):
                 click.echo(text if isinstance(error, Interrupted) else f"error: {text}", err=True)
             ctx.exit(exit_code(error))
+
+
+def _stopped(ctx: click.Context) -> NoReturn:
+    """Ctrl-C where there is nothing to be saved."""
+    if not is_worker():
+        click.echo("stopped", err=True)
+    ctx.exit(128 + signal.SIGINT)
+
+
+def _interrupted(error: BaseException | None) -> bool:
+    """Whether an error comes of Ctrl-C, as where a library makes its own of what stops its import."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error is not None
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})

@@ -3,36 +3,60 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from wsram_ppl.errors import InputError
+
 if TYPE_CHECKING:
+    import torch
+
     from wsram_ppl.config import Components, ExperimentConfig
 
 
 @contextmanager
 def opened(
-    run: Path, device: str = "cpu", seed: int = 0
+    run: Path, device: str | None = None, seed: int = 0, overrides: Sequence[str] = ()
 ) -> Iterator[tuple[ExperimentConfig, Components, int]]:
     """A trained run on a device, to be looked at: its config, its components and the updates done.
+
+    Args:
+        device: None: that on which it was trained, if it is there.
+        overrides: where its data are.
 
     Within the context Pyro checks no arguments, and torch draws by the seed.
     """
     import torch
 
-    from wsram_ppl.distributed.devices import resolve_device
     from wsram_ppl.primitives.handlers import pyro_settings
     from wsram_ppl.runs.directory import RunDirectory
 
     quieten("pyro")
     with pyro_settings(validate=False):
-        found = RunDirectory(run).load(resolve_device(device))
+        config = RunDirectory(run).config(overrides)
+        found = RunDirectory(run).load(_device(run, config, device), config)
         torch.manual_seed(seed)
         yield found
+
+
+def _device(run: Path, config: ExperimentConfig, asked: str | None) -> torch.device:
+    from wsram_ppl.distributed.devices import resolve_device
+
+    if asked is not None:
+        return resolve_device(asked)
+    trained_on = config.training.device
+    try:
+        device = resolve_device(trained_on)
+    except InputError as error:
+        print_notes([f"on the CPU, though {run} was trained on {trained_on!r}: {error}"])
+        return resolve_device("cpu")
+    if device.type != "cpu":
+        print_notes([f"on {device}, as {run} was trained (--device cpu for the CPU)"])
+    return device
 
 
 def quieten(library: str) -> None:

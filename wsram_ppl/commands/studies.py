@@ -52,8 +52,12 @@ def compare(
     Example:
       wsram compare table1 --out studies/table1 --jobs 2
     """
-    from wsram_ppl.studies.comparison import compare as run_study
     from wsram_ppl.studies.definition import load_study
+
+    described = load_study(study, overrides)
+
+    # Slow to import: what is wrong with the study is told before.
+    from wsram_ppl.studies.comparison import compare as run_study
     from wsram_ppl.studies.progress import StudyBars
     from wsram_ppl.studies.report import write_report
 
@@ -70,7 +74,7 @@ def compare(
     call = shlex.join([*(["python"] if name.endswith(".py") else []), *name.split(), *sys.argv[1:]])
     with StudyBars() as bars:
         result = run_study(
-            load_study(study, overrides),
+            described,
             out or Path("studies") / study.stem,
             train_command,
             bars,

@@ -13,7 +13,7 @@ from wsram_ppl.errors import InputError
 
 @click.command()
 @click.argument("experiment", type=options.path_type, required=False)
-@options.out("Run directory; by default the next free runs/NAME.")
+@options.out("Run directory; by default the next free one of runs/NAME, runs/NAME-2, ...")
 @click.option(
     "--resume",
     type=options.path_type,
@@ -37,50 +37,56 @@ def train(
     """Train what EXPERIMENT describes: a TOML file, or the name of an experiment that is shipped.
 
     Called again with the same --out, or with --resume, it goes on from the last checkpoint of a run that
-    was stopped, and ends where the run would have ended without the stop.
+    was stopped, and ends where the run would have ended without the stop. With --resume the number of
+    updates may be raised (training.steps), and data that have moved be named (data.root).
 
     \b
     Examples:
       wsram train digits --set training.steps=20000 --out runs/a
       wsram train --resume runs/a
+      wsram train --resume runs/a --set training.steps=30000 --set training.schedule_steps=20000
       wsram train my/experiment.toml --objective variational --guide prior
     """
     from wsram_ppl.config import load_config
-    from wsram_ppl.distributed.processes import first_process
-    from wsram_ppl.runs.directory import CONFIG, RunDirectory
-    from wsram_ppl.training import loop
-    from wsram_ppl.training.progress import RunBar
+    from wsram_ppl.distributed.environment import process_rank
+    from wsram_ppl.training.progress import RunMeter
 
-    quieten("pyro")
-    quieten("lightning_fabric")
     if resume is not None and experiment is None:
         if out is not None:
             raise InputError("--resume goes on in the run's own directory: leave out --out")
-        RunDirectory(resume).config()  # says if it is not a run
-        path, out = resume / CONFIG, resume
+        from wsram_ppl.runs.directory import RunDirectory
+
+        config = RunDirectory(resume).config(overrides, **shorthands)
     elif experiment is not None and resume is None:
-        path = experiment
+        config = load_config(experiment, overrides, **shorthands)
     else:
         raise InputError("name an EXPERIMENT to train, or a run to --resume, not both and not neither")
-    config = load_config(path, overrides, **shorthands)
-    run = RunDirectory(out or _free_directory(path.stem))
-    if not first_process():
+    first = process_rank(config.training) == 0
+
+    # Slow to import: what is wrong with the config is told before.
+    from wsram_ppl.runs.directory import NewRunDirectory, RunDirectory
+    from wsram_ppl.training import loop
+
+    quieten("pyro")
+    quieten("lightning_fabric")
+    if resume is not None:
+        run = RunDirectory(resume, moved=True)
+    elif out is not None:
+        run = RunDirectory(out)
+    else:
+        assert experiment is not None
+        run = NewRunDirectory(Path("runs") / experiment.stem)
+    if not first:
         loop.train(config, run)
         return
     print_notes(config.notes)
-    with RunBar(config.training.steps) as bar:
-        summary = loop.train(config, run, bar.update)
+    if (finished := run.finished(config)) is not None:
+        text = f"{run} is finished: to go on, set more than its training.steps = {finished['updates']}"
+        print_notes([text])
+    with RunMeter(config.training.steps) as meter:
+        summary = loop.train(config, run, meter.update)
     click.echo(
         f"{run}: {summary['updates']} updates in {summary['seconds']:.0f} s "
         f"({summary['updates_per_second']:.1f} per second)"
     )
     print_measures(summary)
-
-
-def _free_directory(name: str) -> Path:
-    """runs/NAME, or the first of runs/NAME-2, runs/NAME-3, ... that is not there."""
-    path, count = Path("runs") / name, 1
-    while path.exists():
-        count += 1
-        path = Path("runs") / f"{name}-{count}"
-    return path

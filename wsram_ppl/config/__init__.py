@@ -19,7 +19,7 @@ ones into the buffer.
 ``[exploration]`` and ``[training]`` are :class:`ExplorationSettings` and :class:`TrainingSettings`.
 """
 
-from wsram_ppl.config.build import Components, build
+from wsram_ppl.config.build import Components, build, build_data
 from wsram_ppl.config.checking import check_table
 from wsram_ppl.config.overrides import read_value
 from wsram_ppl.config.parsing import (
@@ -37,6 +37,7 @@ __all__ = [
     "ExplorationSettings",
     "TrainingSettings",
     "build",
+    "build_data",
     "check_table",
     "experiment_path",
     "load_config",

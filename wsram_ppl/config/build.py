@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -49,7 +50,7 @@ def build(config: ExperimentConfig) -> Components:
     """
     from wsram_ppl.interfaces import InformsModel
 
-    data = _construct("data", config.data)
+    data = build_data(config)
     implied = data.model_options if isinstance(data, InformsModel) else {}
     implied = {name: value for name, value in implied.items() if name in config.model.parameters}
     model = _construct("model", config.model, implied=implied)
@@ -57,6 +58,33 @@ def build(config: ExperimentConfig) -> Components:
     objective = _construct("objective", config.objective)
     scheduled = _scheduled("model", config.model, model) | _scheduled("guide", config.guide, guide)
     return Components(model, guide, objective, data, scheduled)
+
+
+def build_data(config: ExperimentConfig) -> DataSource:
+    """Constructs the data source alone.
+
+    Raises:
+        InputError: its data are not there, or it does not accept its options.
+        RunError: it failed otherwise.
+    """
+    try:
+        data: DataSource = _construct("data", config.data)
+    except InputError as error:
+        raise InputError(f"{error}{_missing_places(config.data, str(error))}") from error
+    return data
+
+
+def _missing_places(data: Component, said: str) -> str:
+    """Which keys name the files and folders that a message says are not there, and what to do."""
+    named = {key: str(data.options[key]) for key in sorted(data.paths) if data.options.get(key)}
+    missing = {k: v for k, v in named.items() if v in said and not os.path.exists(os.path.expanduser(v))}
+    if not missing:
+        return ""
+    listed = " and ".join(f"data.{key} = {value!r}" for key, value in missing.items())
+    return (
+        f"; {listed}: not there, seen from {os.getcwd()}: if it is elsewhere, "
+        f"--set data.{next(iter(missing))}=PATH"
+    )
 
 
 def _construct(

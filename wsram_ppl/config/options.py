@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from inspect import Parameter
+from pathlib import PurePath
 from typing import Annotated, Any, Final, Union, get_args, get_origin, get_type_hints
 
 from pydantic import (
@@ -55,6 +56,7 @@ class Component:
         parameters: all names that its constructor takes, but for ``**kwargs``.
         arguments: the options that are not at their defaults, as the constructor wants them.
         schedules: of the options that change during the run; their first values are arguments.
+        paths: the options that name a file or a folder: those whose annotation has a ``Path``.
     """
 
     name: str
@@ -63,6 +65,7 @@ class Component:
     parameters: frozenset[str] = field(repr=False, compare=False)
     arguments: dict[str, Any] = field(repr=False, compare=False)
     schedules: dict[str, Schedule] = field(repr=False, compare=False)
+    paths: frozenset[str] = field(repr=False, compare=False)
 
 
 @dataclass(frozen=True)
@@ -74,12 +77,14 @@ class Constructor:
         model: reads a table of options; its fields have the keys as aliases.
         defaults: as plain values, where TOML can express them and the annotation allows them.
         schedulable: the options that may be schedules.
+        paths: the options that name a file or a folder.
     """
 
     parameters: frozenset[str]
     model: type[BaseModel]
     defaults: dict[str, Any]
     schedulable: frozenset[str]
+    paths: frozenset[str]
 
 
 def name_key(section: str) -> str:
@@ -158,7 +163,7 @@ def read_component(
         # As text, since 1 equals true. A default is left to the constructor.
         elif json.dumps(options[key]) != json.dumps(takes.defaults.get(key)):
             arguments[key] = value
-    return Component(name, options, cls, takes.parameters, arguments, schedules)
+    return Component(name, options, cls, takes.parameters, arguments, schedules, takes.paths)
 
 
 def component_class(section: str, name: str) -> type[Any]:
@@ -197,7 +202,7 @@ def constructor(section: str, cls: type[Any]) -> Constructor:
         raise InputError(f"{what}: its constructor should take the model as first argument") from None
     fields: dict[str, Any] = {}
     defaults: dict[str, Any] = {}
-    parameters, schedulable = set(), set()
+    parameters, schedulable, paths = set(), set(), set()
     settings = ConfigDict(strict=True, extra="forbid")
     for name, parameter in signature.parameters.items():
         if parameter.kind is Parameter.VAR_KEYWORD:
@@ -212,6 +217,8 @@ def constructor(section: str, cls: type[Any]) -> Constructor:
         parameters.add(name)
         try:
             annotation = _annotation(cls, parameter)
+            if _takes_path(annotation):
+                paths.add(name)
             if section in ("model", "guide") and _takes_float(annotation):
                 annotation = _or_schedule(annotation)
                 schedulable.add(name)
@@ -233,7 +240,7 @@ def constructor(section: str, cls: type[Any]) -> Constructor:
     except ValidationError as error:  # at odds with their annotations: the constructor has them
         for item in error.errors():
             defaults.pop(str(item["loc"][0]), None)
-    return Constructor(frozenset(parameters), model, defaults, frozenset(schedulable))
+    return Constructor(frozenset(parameters), model, defaults, frozenset(schedulable), frozenset(paths))
 
 
 def _annotation(cls: type[Any], parameter: Parameter) -> Any:
@@ -259,6 +266,12 @@ def _takes_float(annotation: Any) -> bool:
     if get_origin(annotation) in (Union, types.UnionType):
         return any(_takes_float(member) for member in get_args(annotation))
     return annotation is float
+
+
+def _takes_path(annotation: Any) -> bool:
+    if get_origin(annotation) is not None:
+        return any(_takes_path(member) for member in get_args(annotation))
+    return isinstance(annotation, type) and issubclass(annotation, PurePath)
 
 
 def _or_schedule(number: Any) -> Any:

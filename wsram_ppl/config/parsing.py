@@ -19,6 +19,7 @@ from pydantic import BaseModel
 from wsram_ppl.config.checking import check_table
 from wsram_ppl.config.options import COMPONENTS, Component, name_key, read_component
 from wsram_ppl.config.overrides import apply_overrides
+from wsram_ppl.config.schedules import Schedule
 from wsram_ppl.config.settings import IMMATERIAL, ExplorationSettings, TrainingSettings
 from wsram_ppl.config.values import plain_tables, show_value, unknown_key
 from wsram_ppl.errors import InputError, nearest
@@ -64,30 +65,72 @@ class ExperimentConfig:
         return tomli_w.dumps(self.tables())
 
     def fingerprint(self) -> str:
-        """SHA-256 (hexadecimal) of everything that determines the trained weights.
+        """SHA-256 (hexadecimal) of everything that determines what an update does.
 
-        Left out are the device, the threads, and how often to log, evaluate and save; and settings at
-        their defaults, so that one that a later version adds leaves the runs there are what they are.
+        Left out are the number of updates (but not the horizon of schedules), the device, the threads,
+        how often to log, evaluate and save, and where the data lie; and settings at their defaults, so
+        that one that a later version adds leaves the runs there are what they are.
         """
-        tables = self.tables()
+        tables = self._material()
         for section in _SETTINGS:
             changed = getattr(self, section).model_dump(exclude_defaults=True, by_alias=True)
-            tables[section] = {key: tables[section][key] for key in changed if key not in IMMATERIAL}
+            # The horizon is no setting of its own.
+            kept = {**changed, "horizon": 0}
+            tables[section] = {key: v for key, v in tables[section].items() if key in kept}
         return hashlib.sha256(json.dumps(tables, sort_keys=True).encode()).hexdigest()
 
-    def difference(self, other: ExperimentConfig, ignored: Sequence[str] = IMMATERIAL) -> str:
-        """The keys in which the configs differ, with both values, in one line; "" without any.
+    def _material(self) -> dict[str, dict[str, Any]]:
+        """The tables without what does not change an update."""
+        tables = self.tables()
+        tables["data"] = {k: v for k, v in tables["data"].items() if k not in self.data.paths}
+        tables["training"] = {k: v for k, v in tables["training"].items() if k not in IMMATERIAL}
+        if self.scheduled():
+            tables["training"]["horizon"] = self.training.horizon
+        return tables
 
-        Args:
-            ignored: keys of ``[training]`` to leave out, by default those that the fingerprint does.
-        """
-        here, there = (_flat(config.tables()) for config in (self, other))
-        lines = [
-            f"{key} {here.get(key, 'unset')}, not {there.get(key, 'unset')}"
-            for key in {**here, **there}
-            if here.get(key) != there.get(key) and key.removeprefix("training.") not in ignored
-        ]
-        return "; ".join(lines[:3]) + (f"; and {len(lines) - 3} more" if len(lines) > 3 else "")
+    def scheduled(self) -> list[str]:
+        """The keys of all that changes during the run."""
+        found = [f"model.{key}" for key in self.model.schedules]
+        found += [f"guide.{key}" for key in self.guide.schedules]
+        for section in _SETTINGS:
+            values = {key: value for key, value in getattr(self, section) if isinstance(value, Schedule)}
+            found += [f"{section}.{key}" for key, value in values.items() if not value.constant]
+        return found
+
+    def difference(self, other: ExperimentConfig) -> str:
+        """The keys that :meth:`fingerprint` tells apart, with both values, in one line, if any."""
+        here, there = self._material(), other._material()
+        steps, wanted = (each["training"].pop("horizon", None) for each in (here, there))
+        differing = _differing(here, there)
+        if steps and wanted and steps != wanted:
+            scheduled = " and ".join(self.scheduled())
+            differing.append(
+                f"training.steps {steps}, not {wanted}, and {scheduled} scheduled over them: with "
+                f"training.schedule_steps={steps} as well they stay at their last values from there "
+                "on, and past updates what they were"
+            )
+        return _joined(differing)
+
+    def deviation(self, other: ExperimentConfig, ignored: Sequence[str] = ()) -> str:
+        """The same of all keys, but for some of ``[training]``."""
+        tables = [config.tables() for config in (self, other)]
+        for key in ignored:
+            for table in tables:
+                del table["training"][key]
+        return _joined(_differing(*tables))
+
+
+def _differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    here, there = _flat(one), _flat(other)
+    return [
+        f"{key} {here.get(key, 'unset')}, not {there.get(key, 'unset')}"
+        for key in {**here, **there}
+        if here.get(key) != there.get(key)
+    ]
+
+
+def _joined(lines: Sequence[str]) -> str:
+    return "; ".join(lines[:3]) + (f"; and {len(lines) - 3} more" if len(lines) > 3 else "")
 
 
 def _flat(tables: Mapping[str, Any], above: str = "") -> dict[str, Any]:
@@ -169,7 +212,8 @@ def parse_config(
             ``seed``; None: not given.
 
     Raises:
-        InputError: anything unknown, missing or out of range; all that is wrong, in one line.
+        InputError: anything unknown, missing or out of range; all that is wrong, in one line, but for
+            components where it is in ``[exploration]``, ``[training]`` or a table that does not exist.
         TypeError: a shorthand that does not exist.
     """
     plain = plain_tables(tables, "the config")
@@ -179,17 +223,20 @@ def parse_config(
     problems = [unknown_key("", key, _SECTIONS) for key in plain if key not in _SECTIONS]
     notes: list[str] = []
     parts: dict[str, Any] = {}
-    for section in _SECTIONS:
-        table = plain.get(section, {})
-        try:
-            if not isinstance(table, dict):
-                raise InputError(f"{section} = {show_value(table)}: should be a table [{section}]")
-            if section in COMPONENTS:
-                parts[section] = read_component(section, table, tables.get(section), by_hand, notes)
-            else:
-                parts[section] = check_table(_SETTINGS[section], section, table)
-        except InputError as error:
-            problems.append(str(error))
-    if problems:
-        raise InputError(" ".join("; ".join(problems).split()))
+    # Components last: their classes are slow to import, and need not be where something else is wrong.
+    for sections in (_SETTINGS, COMPONENTS):
+        for section in sections:
+            table = plain.get(section, {})
+            try:
+                if not isinstance(table, dict):
+                    raise InputError(f"{section} = {show_value(table)}: should be a table [{section}]")
+                if section in COMPONENTS:
+                    before = tables.get(section)
+                    parts[section] = read_component(section, table, before, by_hand, notes)
+                else:
+                    parts[section] = check_table(_SETTINGS[section], section, table)
+            except InputError as error:
+                problems.append(str(error))
+        if problems:
+            raise InputError(" ".join("; ".join(problems).split()))
     return ExperimentConfig(**parts, notes=tuple(notes))

@@ -18,7 +18,7 @@ from pydantic import (
 
 from wsram_ppl.config.schedules import NonNegativeSchedule, PositiveSchedule, Schedule
 
-_IMMATERIAL: Final = "does not change the trained weights"
+_IMMATERIAL: Final = "does not change what an update does"
 
 
 def _none_if_unset(value: object) -> object:
@@ -63,8 +63,11 @@ class TrainingSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
-    steps: PositiveInt = 20_000
+    steps: _Immaterial[PositiveInt] = 20_000
     """Number of updates."""
+    schedule_steps: _Immaterial[_OrOff[PositiveInt]] = None
+    """Updates over which schedules run from start to end, where they stay; None (in TOML 0 or "none"):
+    all ``steps``."""
     batch_size: PositiveInt = 64
     """Examples per update, of all processes together."""
     learning_rate: NonNegativeSchedule = Schedule(start=3e-3, end=3e-5, shape="cosine")
@@ -116,8 +119,14 @@ class TrainingSettings(BaseModel):
     cuda_graph: bool = False
     """Whether updates on a GPU are recorded and replayed (:mod:`wsram_ppl.training.cuda_graph`)."""
 
+    @property
+    def horizon(self) -> int:
+        """Updates over which schedules run."""
+        return self.schedule_steps or self.steps
 
-#: The keys of ``[training]`` that do not change the trained weights.
+
+#: The keys of ``[training]`` that do not change what an update does. Where anything is scheduled,
+#: ``steps`` and ``schedule_steps`` do, by the horizon that they make.
 IMMATERIAL: Final = tuple(
     info.alias or name
     for name, info in TrainingSettings.model_fields.items()

@@ -14,21 +14,29 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from lightning_fabric import Fabric
+from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 from lightning_fabric.strategies.ddp import DDPStrategy
+from lightning_fabric.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 from torch import nn
 
 from wsram_ppl import collectives
 from wsram_ppl.config import TrainingSettings
 from wsram_ppl.distributed.devices import resolve_device
+from wsram_ppl.distributed.environment import (
+    end_with_launcher,
+    from_torchrun,
+    name_launcher,
+    process_rank,
+)
 from wsram_ppl.distributed.sharding import BatchShard
 from wsram_ppl.errors import Diverged, InputError, RunError, WorkerExit, exit_code
 
@@ -44,13 +52,31 @@ class _OnePerDevice(DDPStrategy):
     def setup_module(self, module: nn.Module) -> nn.Module:  # type: ignore[override]
         return module
 
+    def _configure_launcher(self) -> None:
+        assert self.cluster_environment is not None
+        self._launcher = _Launcher(self.cluster_environment, self.num_processes, self.num_nodes)
 
-def first_process() -> bool:
-    """Whether this is the process that speaks to the user, as far as the environment tells."""
-    for name in ("RANK", "SLURM_PROCID"):
-        if name in os.environ:
-            return os.environ[name] == "0"
-    return os.environ.get("LOCAL_RANK", "0") == "0" and os.environ.get("NODE_RANK", "0") == "0"
+    def end_workers(self) -> None:
+        """Ends the processes that this one has started, if any."""
+        assert isinstance(self.launcher, _Launcher)
+        workers = list(self.launcher.workers)
+        self.launcher.workers.clear()  # so that nobody wonders
+        for worker in workers:
+            worker.kill()
+
+
+class _Launcher(_SubprocessScriptLauncher):
+    """Fabric's, with another watch: Fabric's own would kill this process without a word."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.workers: list[subprocess.Popen[bytes]] = []
+
+    def _call_children_scripts(self) -> None:
+        name_launcher()
+        super()._call_children_scripts()
+        self.workers, self.procs = self.procs, []  # Fabric's watch finds none
+        _Watch(self.workers).start()
 
 
 @dataclass(frozen=True)
@@ -83,29 +109,26 @@ class Processes:
                 accelerator=device.type,
                 devices=[device.index or 0] if device.type == "cuda" else 1,
                 precision=training.precision,
+                plugins=LightningEnvironment(),  # else Fabric would ask the cluster that it is on
             )
             return cls(fabric, BatchShard(0, 1, fabric.device))
+        strategy = _OnePerDevice(timeout=_PATIENCE)
         fabric = Fabric(
             accelerator=device.type,
-            strategy=_OnePerDevice(timeout=_PATIENCE),
+            strategy=strategy,
             devices=training.devices,
             num_nodes=training.num_nodes,
             precision=training.precision,
         )
-        _die_with_parent()
+        end_with_launcher()
         try:
             fabric.launch()
             if dist.get_backend() != "gloo":
                 collectives.use_host_group(dist.new_group(backend="gloo", timeout=_PATIENCE))
-        except RuntimeError as error:
+        except (RuntimeError, OSError) as error:
+            strategy.end_workers()
             text = " ".join(str(error).split())[:200]
             raise RunError(f"the {count} processes did not find each other: {text}") from error
-        workers: Sequence[subprocess.Popen[bytes]] = getattr(fabric.strategy.launcher, "procs", ())
-        for thread in threading.enumerate():
-            if thread.name == "child-process-observer":
-                # Fabric's own watch, which would kill this process without a word.
-                thread._finished = True  # type: ignore[attr-defined]
-        _Watch(workers).start()
         return cls(fabric, BatchShard(fabric.global_rank, fabric.world_size, fabric.device))
 
     @property
@@ -150,7 +173,7 @@ class Processes:
         rank = min(causes or failed)
         if not self.first:
             # To Fabric a worker that ends with another code than 0 has died, which is another story.
-            return WorkerExit(exit_code(failed[rank]) if _from_outside() else 0)
+            return WorkerExit(exit_code(failed[rank]) if from_torchrun() else 0)
         if rank == 0 or len(causes) == len(told):
             return failed[rank]
         return _prefixed(failed[rank], f"process {rank} of {len(told)}: ")
@@ -162,10 +185,6 @@ class Processes:
             dist.destroy_process_group()
 
 
-def _from_outside() -> bool:
-    return dist.is_available() and dist.is_torchelastic_launched()
-
-
 def check_processes(training: TrainingSettings, device: torch.device) -> None:
     """Whether so many processes can be started here.
 
@@ -174,12 +193,7 @@ def check_processes(training: TrainingSettings, device: torch.device) -> None:
     """
     devices, nodes = training.devices, training.num_nodes
     count = devices * nodes
-    started = int(os.environ.get("WORLD_SIZE", "1")) if _from_outside() else count
-    if started != count:
-        raise InputError(
-            f"torchrun has started {started} processes, but training.devices x training.num_nodes is "
-            f"{devices} x {nodes}: make them agree"
-        )
+    process_rank(training)
     if count == 1:
         return
     if device.type == "mps":
@@ -202,7 +216,7 @@ def check_processes(training: TrainingSettings, device: torch.device) -> None:
             f"training.batch_size = {training.batch_size} cannot be divided among {count} processes: "
             f"choose a multiple of {count} (it is the size of the whole minibatch)"
         )
-    clustered = _from_outside() or "SLURM_NTASKS" in os.environ or "MASTER_ADDR" in os.environ
+    clustered = from_torchrun() or "SLURM_NTASKS" in os.environ or "MASTER_ADDR" in os.environ
     if nodes > 1 and not clustered:
         raise InputError(
             f"training.num_nodes = {nodes}: start this command on every node with torchrun, as in "
@@ -231,9 +245,9 @@ class _Watch(threading.Thread):
     Over gloo the connection breaks and the next exchange fails; a collective on GPUs would wait.
     """
 
-    def __init__(self, workers: Sequence[subprocess.Popen[bytes]]) -> None:
+    def __init__(self, workers: list[subprocess.Popen[bytes]]) -> None:
         super().__init__(daemon=True, name="watch")
-        self.workers = list(workers)
+        self.workers = workers
 
     def run(self) -> None:
         while self.workers:
@@ -254,18 +268,3 @@ class _Watch(threading.Thread):
                     os._exit(1)
             if all(worker.returncode == 0 for worker in self.workers):
                 return
-
-
-def _die_with_parent() -> None:
-    """A worker that Fabric has started ends when the process that started it is gone."""
-    if os.environ.get("LOCAL_RANK", "0") == "0" or _from_outside():
-        return
-    parent = os.getppid()
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(0.5)
-        time.sleep(3.0)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True, name="parent").start()

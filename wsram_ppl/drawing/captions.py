@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
+import unicodedata
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -70,7 +71,7 @@ def draw_captions(
     """Draws the captions of pictures that a source knows by name, each to a file of its own.
 
     Returns:
-        The files, FOLDER/NAME.png, or NAME-2.png and so on where a name comes again.
+        The files, FOLDER/NAME.png, or NAME-2.png and so on where that is another picture's.
 
     Raises:
         InputError: the model did not tell where it looked.
@@ -79,23 +80,28 @@ def draw_captions(
     if sentences.looks is None:
         raise InputError("this model does not tell where it looks: there is nothing to draw")
     sizes = [(height, width) for _, height, width in source.layer_shapes]
-    taken: Counter[str] = Counter()
-    files = []
+    files = [folder / f"{stem}.png" for stem in _distinct(Path(name).stem for name in names)]
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for index, (name, photo) in enumerate(zip(names, source.pictures(names), strict=True)):
-            stem = Path(name).stem
-            taken[stem] += 1
-            again = f"-{taken[stem]}" if taken[stem] > 1 else ""
-            files.append(folder / f"{stem}{again}.png")
+        for index, (file, photo) in enumerate(zip(files, source.pictures(names), strict=True)):
             said = source.vocabulary.decode(sentences.words[index].tolist()).split()
             ended = END in sentences.words[index].tolist()
-            draw_caption(
-                photo, [*said, "."] if ended else said, sentences.looks.of(index), sizes, files[-1]
-            )
+            draw_caption(photo, [*said, "."] if ended else said, sentences.looks.of(index), sizes, file)
     except OSError as error:
         raise RunError(f"cannot write pictures to {folder}: {error.strerror or error}") from error
     return files
+
+
+def _distinct(names: Iterable[str]) -> Iterator[str]:
+    """The names, with a number behind those that are taken, also on disks that ignore case."""
+    taken: set[str] = set()
+    for name in names:
+        numbered = (name if n == 1 else f"{name}-{n}" for n in count(1))
+        free = next(
+            each for each in numbered if unicodedata.normalize("NFC", each).casefold() not in taken
+        )
+        taken.add(unicodedata.normalize("NFC", free).casefold())
+        yield free
 
 
 def _shrunk(photo: npt.NDArray[np.uint8]) -> Image.Image:

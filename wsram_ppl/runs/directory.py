@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,11 +18,11 @@ from torch import Tensor
 from wsram_ppl import __version__
 from wsram_ppl.config import Components, ExperimentConfig, build, load_config
 from wsram_ppl.errors import InputError, RunError
-from wsram_ppl.files import make_folder, write_atomically
+from wsram_ppl.files import locked, make_folder, make_next_folder, to_json, write_atomically
 from wsram_ppl.interfaces import DataSource, KeepsRecord
 from wsram_ppl.runs.checkpoints import Checkpoint, TrainingState, load_checkpoint, save_checkpoint
 
-CONFIG, SUMMARY, DATA = "config.toml", "summary.json", "data.json"
+CONFIG, SUMMARY, DATA, LOCK = "config.toml", "summary.json", "data.json", "lock"
 CHECKPOINT, PREVIOUS = "last.safetensors", "previous.safetensors"
 _WRITTEN_BY, _EARLIER_CONFIG = "# wsram_ppl ", "spec.toml"
 
@@ -29,10 +32,12 @@ class RunDirectory:
 
     Args:
         path: the directory; created with the first file written.
+        moved: whether the run may go on with its data in another place.
     """
 
-    def __init__(self, path: Path | str) -> None:
+    def __init__(self, path: Path | str, *, moved: bool = False) -> None:
         self.path = Path(path)
+        self._moved = moved
 
     def __str__(self) -> str:
         return str(self.path)
@@ -42,14 +47,30 @@ class RunDirectory:
         return self.path / CHECKPOINT
 
     def finished(self, config: ExperimentConfig) -> dict[str, Any] | None:
-        """The summary, if the directory holds this run and it has come to its end; writes nothing.
+        """The summary, if the directory holds this run and it has come to this end; writes nothing.
 
         Raises:
-            InputError: the directory holds something else.
+            InputError: the directory holds something else, or a run that has come further.
         """
-        if not self._holds(config):
+        found = self.summary() if self._holds(config) else None
+        if found is None or found["updates"] < config.training.steps:
             return None
-        return self.summary()
+        self._check_length(found["updates"], config)
+        return found
+
+    def is_empty(self) -> bool:
+        """Whether nothing is there, but for the lock of a process that has ended."""
+        if not self.path.exists():
+            return True
+        return self.path.is_dir() and all(file.name == LOCK for file in self.path.iterdir())
+
+    def _check_length(self, done: int, config: ExperimentConfig) -> None:
+        steps = config.training.steps
+        if done > steps:
+            raise InputError(
+                f"{self.path} has {done} updates behind it, and training.steps = {steps} is fewer: ask "
+                f"for at least {done}, or choose another --out"
+            )
 
     def _holds(self, config: ExperimentConfig) -> bool:
         """Whether an earlier part of the same run is there.
@@ -59,7 +80,7 @@ class RunDirectory:
             RunError: it cannot be read.
         """
         try:
-            if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+            if not self.is_empty():
                 self._check_version()
                 if not (self.path / CONFIG).is_file():
                     raise InputError(
@@ -71,20 +92,78 @@ class RunDirectory:
                         f"{self.path} belongs to another run ({found.difference(config)}): choose "
                         "another --out, or remove it"
                     )
+                if not self._moved:
+                    self._check_places(found, config)
                 return True
         except OSError as error:
-            raise RunError(f"cannot read {self.path}: {error.strerror}") from error
+            kind = InputError if error.errno == errno.ENAMETOOLONG else RunError
+            raise kind(f"cannot read {self.path}: {error.strerror}") from error
         return False
 
-    def claim(self, config: ExperimentConfig) -> None:
-        """Makes the directory, or finds in it an earlier part of the same run, and writes the config.
+    def _check_places(self, found: ExperimentConfig, config: ExperimentConfig) -> None:
+        for key in sorted(config.data.paths):
+            before, now = (each.data.options.get(key, "unset") for each in (found, config))
+            if before != now:
+                raise InputError(
+                    f"{self.path} was trained with data.{key} {before}, not {now}: for the same data in "
+                    f"another place use train --resume {self.path} --set data.{key}={now}, for others "
+                    "choose another --out"
+                )
+
+    def check_free(self) -> None:
+        """Makes sure that no other process trains this run now; writes nothing.
+
+        Raises:
+            RunError: one does.
+        """
+        if (self.path / LOCK).exists():
+            with self._locked():
+                pass
+
+    @contextmanager
+    def claim(self, config: ExperimentConfig) -> Iterator[None]:
+        """Makes the directory, or finds in it an earlier part of the same run.
+
+        While entered, no other process can do so.
 
         Raises:
             InputError: the directory holds something else.
-            RunError: it cannot be made.
+            RunError: it cannot be made, or another process has claimed it.
         """
         self._holds(config)
         make_folder(self.path)
+        with self._locked():
+            self._holds(config)  # another process may have left it just now
+            yield
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        busy = f"another process is training {self.path}: wait for its end, or choose another --out"
+        with locked(self.path / LOCK, busy):
+            yield
+
+    def begin(self, config: ExperimentConfig, data: DataSource) -> Checkpoint | None:
+        """Writes the config, and what the data ask to be kept, into a directory that is claimed.
+
+        Returns:
+            The newest whole checkpoint, to go on from; None where there is none yet.
+
+        Raises:
+            InputError: there are checkpoints, but not one is whole and of this config; the run has come
+                further; its data have changed.
+            RunError: a file cannot be written.
+        """
+        saved = self.saved(config)
+        if saved is not None:
+            self._check_length(saved.step, config)
+        self.check_data(data)
+        self.write_config(config)
+        self.keep_data(data)
+        # That of an earlier end, of fewer updates.
+        (self.path / SUMMARY).unlink(missing_ok=True)
+        return saved
+
+    def write_config(self, config: ExperimentConfig) -> None:
         text = f"{_WRITTEN_BY}{__version__}\n{config.to_toml()}"
         write_atomically(self.path / CONFIG, text.encode())
 
@@ -97,7 +176,7 @@ class RunDirectory:
             InputError: an earlier part of the run had other data.
         """
         if isinstance(data, KeepsRecord) and not (self.path / DATA).exists():
-            text = json.dumps(data.record, indent=1) + "\n"
+            text = to_json(data.record, indent=1) + "\n"
             write_atomically(self.path / DATA, text.encode())
         self.check_data(data)
 
@@ -114,7 +193,7 @@ class RunDirectory:
             kept: dict[str, Any] = json.loads(path.read_bytes())
         except (OSError, ValueError) as error:
             raise InputError(f"cannot read {path}: {error}") from error
-        now = json.loads(json.dumps(data.record if isinstance(data, KeepsRecord) else {}))
+        now = json.loads(to_json(data.record if isinstance(data, KeepsRecord) else {}))
         changed = [key for key in {**kept, **now} if kept.get(key) != now.get(key)]
         if changed:
             raise InputError(
@@ -123,7 +202,7 @@ class RunDirectory:
             )
 
     def summary(self, remedy: str = "remove it to go on") -> dict[str, Any] | None:
-        """The summary of a finished run, else None.
+        """The summary of a finished run, else None; what is null in the file is NaN.
 
         Args:
             remedy: what to do about a damaged one.
@@ -133,13 +212,13 @@ class RunDirectory:
         """
         try:
             found = json.loads((self.path / SUMMARY).read_text(encoding="utf-8"))
-            if not isinstance(found, dict) or "updates" not in found:
+            if not isinstance(found, dict) or not isinstance(found.get("updates"), int):
                 raise ValueError("it is not the summary of a run")
         except FileNotFoundError:
             return None
         except (OSError, ValueError, RecursionError) as error:
             raise InputError(f"cannot read {self.path / SUMMARY}: {error}; {remedy}") from error
-        return found
+        return {name: math.nan if value is None else value for name, value in found.items()}
 
     def save(self, tensors: Mapping[str, Tensor], data: Mapping[str, Any]) -> None:
         """Writes a checkpoint; the one before it is kept, and both names hold whole files always.
@@ -178,16 +257,35 @@ class RunDirectory:
             raise InputError("; ".join(refused))
         return None
 
-    def config(self) -> ExperimentConfig:
+    def config(self, overrides: Sequence[str] = (), **shorthands: str | int | None) -> ExperimentConfig:
         """The resolved config of the run.
 
+        Args:
+            overrides, shorthands: as in :func:`~wsram_ppl.config.load_config`; only of what does not
+                change its updates.
+
         Raises:
-            InputError: this is not a run's directory, or its config is not valid.
+            InputError: this is not a run's directory, its config is not valid, or an override changes
+                its updates.
         """
         path = self.path / CONFIG
-        self._check_version()
-        if not path.is_file():
-            raise InputError(f"{self.path} is not a run: it has no {CONFIG}")
+        try:
+            self._check_version()
+            if not path.is_file():
+                raise InputError(f"{self.path} is not a run: it has no {CONFIG}")
+        except OSError as error:
+            raise InputError(f"cannot read {self.path}: {error.strerror}") from error
+        found = self._read_config(path)
+        config = load_config(path, overrides, **shorthands)
+        if found.fingerprint() != config.fingerprint():
+            places = "".join(f", data.{key}" for key in sorted(found.data.paths))
+            raise InputError(
+                f"{self.path} is a run of other settings ({found.difference(config)}); those that may "
+                f"change are training.steps, the device, how often to log, evaluate and save{places}"
+            )
+        return config
+
+    def _read_config(self, path: Path) -> ExperimentConfig:
         try:
             return load_config(path)
         except InputError as error:
@@ -204,10 +302,15 @@ class RunDirectory:
             )
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
-        write_atomically(self.path / SUMMARY, (json.dumps(summary, indent=2) + "\n").encode())
+        write_atomically(self.path / SUMMARY, (to_json(summary, indent=2) + "\n").encode())
 
-    def load(self, device: torch.device | str = "cpu") -> tuple[ExperimentConfig, Components, int]:
+    def load(
+        self, device: torch.device | str = "cpu", config: ExperimentConfig | None = None
+    ) -> tuple[ExperimentConfig, Components, int]:
         """Builds the run's components with the weights of its last checkpoint.
+
+        Args:
+            config: that of the run, with its data in another place, say; None: as it is.
 
         Returns:
             The config, the components on the device, and the number of updates behind the weights.
@@ -216,7 +319,7 @@ class RunDirectory:
             InputError: not a run; a checkpoint that is missing, damaged or of another config; changed
                 data.
         """
-        config = self.config()
+        config = config or self.config()
         saved = self.saved(config)
         if saved is None:
             raise InputError(f"there is no checkpoint {self.checkpoint}: the run has not come that far")
@@ -227,3 +330,19 @@ class RunDirectory:
         components.guide.to(device)
         components.data.to(torch.device(device))
         return config, components, saved.step
+
+
+class NewRunDirectory(RunDirectory):
+    """A directory that is not there yet: once claimed, the first free one of PATH, PATH-2, ..."""
+
+    def finished(self, config: ExperimentConfig) -> None:
+        return None
+
+    def check_free(self) -> None:
+        pass
+
+    @contextmanager
+    def claim(self, config: ExperimentConfig) -> Iterator[None]:
+        self.path = make_next_folder(self.path)
+        with super().claim(config):
+            yield

@@ -7,10 +7,13 @@ import socket
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Final
 
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
+
+_PREFIX: Final = "events.out.tfevents."
 
 
 class EventLog:
@@ -29,8 +32,10 @@ class EventLog:
 
     def __init__(self, folder: Path, after: int = 0) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        # TensorBoard reads the files of a folder in the order of their names.
-        name = f"events.out.tfevents.{time.time_ns():020d}.{socket.gethostname()}.{os.getpid()}"
+        # TensorBoard reads the files of a folder in the order of their names. The clock may have been
+        # set back since the last one.
+        number = max([time.time_ns(), *(_number(file.name) + 1 for file in folder.iterdir())])
+        name = f"{_PREFIX}{number:020d}.{socket.gethostname()}.{os.getpid()}"
         self._file = open(folder / name, "wb")  # noqa: SIM115
         self._records = RecordWriter(self._file)
         self._write(Event(wall_time=time.time(), file_version="brain.Event:2"))
@@ -49,3 +54,9 @@ class EventLog:
 
     def close(self) -> None:
         self._file.close()
+
+
+def _number(name: str) -> int:
+    """The number in the name of a file of events; 0 where it is none."""
+    number = name.removeprefix(_PREFIX).partition(".")[0]
+    return int(number) if name.startswith(_PREFIX) and number.isdecimal() else 0

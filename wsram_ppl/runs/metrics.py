@@ -38,6 +38,9 @@ class MetricsLog:
         columns: names of the numbers that a row may have; a row leaves the others empty.
         after: the number of updates behind the checkpoint that the run goes on from: rows up to
             there are kept, later ones (which will come again) are dropped.
+
+    Attributes:
+        measured: the splits that have a row after so many updates.
     """
 
     def __init__(self, run: Path, columns: Iterable[str], after: int = 0) -> None:
@@ -45,6 +48,7 @@ class MetricsLog:
 
         path = run / METRICS
         header, rows = _rows_until(path, after) if after else ([], [])
+        self.measured = {row["split"] for row in rows if int(row["step"]) == after}
         self._columns = list(dict.fromkeys([*header, "step", "split", *columns]))
         text = io.StringIO(newline="")
         writer = csv.DictWriter(text, self._columns)

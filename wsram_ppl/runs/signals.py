@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import signal
+import sys
 import threading
 from types import FrameType, TracebackType
 from typing import Any
 
 
 class Signals:
-    """While entered, the first SIGINT or SIGTERM is only noted; a second one acts at once.
+    """While entered, the first SIGINT, SIGTERM or SIGHUP is only noted; a second one acts at once.
+
+    SIGHUP, which comes when a terminal is closed, may come twice then (from the shell and from the
+    system): a second one does nothing. Where it was ignored before, as under ``nohup``, it stays so.
 
     Does nothing outside the main thread, where Python lets nobody handle signals.
 
@@ -23,7 +27,7 @@ class Signals:
 
     def __enter__(self) -> Signals:
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in _numbers():
                 self._before[number] = signal.signal(number, self._note)
         return self
 
@@ -33,13 +37,21 @@ class Signals:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._restore()
+        self._restore(*self._before)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        self.received = signal.Signals(number)
-        self._restore()
+        if self.received is None:
+            self.received = signal.Signals(number)
+        self._restore(signal.SIGINT, signal.SIGTERM)
 
-    def _restore(self) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-        self._before = {}
+    def _restore(self, *numbers: signal.Signals) -> None:
+        for number in numbers:
+            if number in self._before:
+                signal.signal(number, self._before.pop(number))
+
+
+def _numbers() -> list[signal.Signals]:
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    if sys.platform != "win32" and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        numbers.append(signal.SIGHUP)
+    return numbers

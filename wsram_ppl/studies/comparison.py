@@ -20,14 +20,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
-from wsram_ppl.config import ExperimentConfig
+from wsram_ppl.config import ExperimentConfig, build_data
 from wsram_ppl.errors import InputError, Interrupted, RunError
 from wsram_ppl.files import locked, make_folder, write_atomically
 from wsram_ppl.runs.directory import CONFIG, SUMMARY, RunDirectory
 from wsram_ppl.studies.definition import Candidate, Search, Study, Variant
 from wsram_ppl.studies.executors import Job, Watcher, last_line, run_jobs
 from wsram_ppl.studies.results import read_summary
+from wsram_ppl.training.reading import held_out, reading
 
 __all__ = ["Call", "Comparison", "Trial", "VariantRun", "compare"]
 
@@ -127,7 +129,8 @@ def compare(
         call: the command line, for the record.
 
     Raises:
-        InputError: a finished run of another config is in the way, or something that is no run.
+        InputError: a finished run of another config is in the way, or something that is no run; data
+            that are not there.
         Interrupted: by a signal; calling again goes on.
         RunError: the folder cannot be written, or another process is at work in it.
     """
@@ -164,6 +167,7 @@ class _Work:
     jobs: int
     lock: int | None  # None: nothing is run
     notes: list[str] = field(default_factory=list)
+    checked: list[tuple[str, dict[str, Any]]] = field(default_factory=list)  # data that are there
     started: bool = False  # whether any run was
     trained: int = 0
 
@@ -236,6 +240,7 @@ class _Work:
             return
         if not missing:
             return
+        self.check_data(missing)
         jobs = [self.prepare(run, run.config) for run in missing if run.config is not None]
         self.started = True
         try:
@@ -252,6 +257,31 @@ class _Work:
         for run in missing:
             run.failure = failures.get(run.name)
             run.finished = run.failure is None
+
+    def check_data(self, runs: Sequence[VariantRun]) -> None:
+        """Makes sure that the data of runs to come are there: once, not by each run's failure.
+
+        Raises:
+            InputError, RunError: they are not; the message names the first variant that wants them.
+        """
+        for run in runs:
+            assert run.config is not None
+            name, options, size = (
+                run.config.data.name,
+                run.config.data.options,
+                run.config.training.batch_size,
+            )
+            if (name, options) in self.checked:
+                continue
+            try:
+                data = build_data(run.config)
+                with reading(name):
+                    data.training_batch(0, size, run.config.training.seed)
+                next(held_out(data, name, size, size))
+            except (InputError, RunError) as error:
+                kind = InputError if isinstance(error, InputError) else RunError
+                raise kind(f"variant {run.variant.name!r}: {error}") from error
+            self.checked.append((name, options))
 
     def note(self, text: str) -> None:
         if text not in self.notes:
@@ -277,15 +307,21 @@ class _Work:
         path = self.folder / run.name
         if (path / CONFIG).is_file():
             # An earlier part of the same run: what trains goes on from its last checkpoint.
-            if RunDirectory(path).config().fingerprint() == config.fingerprint():
-                self.note(f"{run.name} was not finished: it goes on from its last checkpoint")
+            earlier = RunDirectory(path)
+            if earlier.config().fingerprint() == config.fingerprint():
+                ended = (path / SUMMARY).exists()
+                why = "has fewer updates than the study now wants" if ended else "was not finished"
+                self.note(f"{run.name} {why}: it goes on from its last checkpoint")
+                earlier.write_config(config)  # its data may lie elsewhere by now
+                (path / SUMMARY).unlink(missing_ok=True)
             else:
                 aside = self.folder / "interrupted" / run.name
                 self.note(f"{run.name} was not finished, of another config: it is now in {aside}")
                 _move(path, aside)
         file = self.config_file(run)
         make_folder(file.parent)
-        write_atomically(file, f"# {run.command}\n\n{config.to_toml()}".encode())
+        # A TOML file is UTF-8, which a path in the command need not be.
+        write_atomically(file, f"# {run.command}\n\n{config.to_toml()}".encode(errors="replace"))
         command = self.command(file, path)
         return Job(run.name, command, path, self.log_file(run), config.training.steps)
 
@@ -296,20 +332,27 @@ class _Work:
             InputError: the result of another config, or something else.
         """
         path = self.folder / run.name
-        if not path.exists() or (path.is_dir() and not any(path.iterdir())):
+        if RunDirectory(path).is_empty():
             return False
         if not (path / CONFIG).is_file():
             raise InputError(f"{path} is in the way: it is no run; move it, or choose another --out")
         if not (path / SUMMARY).is_file():
             return False
-        read_summary(path)
+        done = read_summary(path)["updates"]
         found = RunDirectory(path).config()
         if found.fingerprint() != config.fingerprint():
             raise InputError(
                 f"{path} is a finished run of another config ({found.difference(config)}): "
                 "choose another --out, or remove it"
             )
-        others = found.difference(config, ignored=("device", "threads"))
+        if done < config.training.steps:
+            return False
+        if done > config.training.steps:
+            raise InputError(
+                f"{path} has {done} updates, more than the study's steps = {config.training.steps}: "
+                "choose another --out, or remove it"
+            )
+        others = found.deviation(config, ignored=("device", "threads"))
         if others:
             self.note(f"{run.name} is kept, though it was run with {others}")
         return True

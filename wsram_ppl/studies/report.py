@@ -32,6 +32,7 @@ from wsram_ppl.studies.definition import Variant
 from wsram_ppl.studies.figures import Drawn, Line, draw
 from wsram_ppl.studies.results import Summary, read_summary, summarize
 from wsram_ppl.studies.tables import table_caption, table_cells, table_csv, table_markdown
+from wsram_ppl.training.reading import held_out
 
 __all__ = ["Written", "environment", "write_report"]
 
@@ -80,7 +81,7 @@ def write_report(comparison: Comparison) -> Written:
     glimpses = [_draw_glimpses(comparison, variant) for variant in study.variants]
     page = folder / "report.html"
     text = _page(comparison, head, body, caption, figures, [g for g in glimpses if g is not None])
-    write_atomically(page, text.encode())
+    write_atomically(page, text.encode(errors="replace"))  # paths need not be UTF-8
     return Written(head, body, page)
 
 
@@ -156,10 +157,10 @@ def _draw_glimpses(comparison: Comparison, variant: Variant) -> _Glimpses | None
     # The model may be the user's own, and its data may be gone by now: no reason to have no report.
     try:
         with pyro_settings(validate=False):
-            _, parts, _ = RunDirectory(comparison.folder / run.name).load()
+            config, parts, _ = RunDirectory(comparison.folder / run.name).load()
             if not isinstance(parts.model, Gazes):
                 return None
-            batch = next(iter(parts.data.evaluation_batches(_IMAGES, _IMAGES)))
+            batch = next(held_out(parts.data, config.data.name, _IMAGES, _IMAGES))
             draw_gaze(parts.model.gaze(*batch), file)
     except Exception as error:
         return _Glimpses(variant.title, run.name, None, one_line(error))

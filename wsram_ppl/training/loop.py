@@ -5,20 +5,28 @@ from __future__ import annotations
 import signal
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from wsram_ppl.config import ExperimentConfig
 from wsram_ppl.distributed.processes import Processes
-from wsram_ppl.errors import Diverged, Interrupted, RunError
+from wsram_ppl.errors import Diverged, InputError, Interrupted, RunError, SourceError
 from wsram_ppl.primitives.handlers import pyro_settings
 from wsram_ppl.runs.checkpoints import Checkpoint, save_checkpoint
 from wsram_ppl.runs.directory import RunDirectory
-from wsram_ppl.runs.metrics import MetricsLog
+from wsram_ppl.runs.metrics import METRICS, MetricsLog
 from wsram_ppl.runs.signals import Signals
-from wsram_ppl.training.measurements import measure_held_out, measure_minibatch, measure_variance
+from wsram_ppl.training.measurements import (
+    check_held_out,
+    measure_held_out,
+    measure_minibatch,
+    measure_variance,
+)
 from wsram_ppl.training.trainer import Trainer
 
 #: Called after every update with its number and, when measured, the row of numbers.
@@ -31,7 +39,8 @@ def train(
     """Trains a config and fills the run's directory, or goes on where an earlier call was stopped.
 
     A run that goes on ends with the weights, metrics and random draws of one that was never stopped.
-    SIGTERM and SIGINT (Ctrl-C) save a checkpoint first.
+    SIGTERM, SIGINT (Ctrl-C) and SIGHUP save a checkpoint first. While it is trained no other process can
+    train it. With more ``training.steps`` a finished run goes on too.
 
     With several processes (``training.devices``, ``training.num_nodes``) the calling script is run again
     for each, unless ``torchrun`` has started them, and each comes here. The first one writes.
@@ -43,19 +52,17 @@ def train(
     Raises:
         InputError: the config cannot be built here, the directory is another run's, or none of its
             checkpoints is whole.
-        RunError: the work failed (no space, a quantity that is not finite).
+        RunError: the work failed (no space, a quantity that is not finite, data that cannot be read), or
+            another process trains this run.
         Interrupted: by a signal.
         WorkerExit: in all processes but the first, whatever the first one raises.
     """
     with pyro_settings(validate=config.training.validate_sites), Signals() as signals:
         processes = Processes.launch(config.training)
         try:
-            try:
-                summary = processes.decide(lambda: run.finished(config))
-                if summary is None:
-                    summary = _train(config, run, signals, progress, processes)
-            except OSError as error:
-                raise RunError(f"cannot write to {run}: {error.strerror or error}") from error
+            summary = processes.decide(partial(_look, config, run))
+            if summary is None:
+                summary = _train(config, run, signals, progress, processes)
         except Exception as error:
             # Every process comes here when one does.
             told = processes.agreed(error)
@@ -70,6 +77,14 @@ def train(
         return summary
 
 
+def _look(config: ExperimentConfig, run: RunDirectory) -> dict[str, Any] | None:
+    """The summary of a finished run; that another process is at work is told before much is built."""
+    summary = run.finished(config)
+    if summary is None:
+        run.check_free()
+    return summary
+
+
 def _train(
     config: ExperimentConfig,
     run: RunDirectory,
@@ -78,20 +93,30 @@ def _train(
     processes: Processes,
 ) -> dict[str, Any]:
     trainer = Trainer.start(config, processes)
-    trainer.minibatches.check(trainer.step, config.data.name)
+    trainer.minibatches.check(trainer.step)
+    check_held_out(trainer)
+    with ExitStack() as claimed:
 
-    def claim() -> Checkpoint | None:
-        run.claim(config)
-        run.keep_data(trainer.components.data)
-        return run.saved(config)
+        def begin() -> Checkpoint | None:
+            claimed.enter_context(run.claim(config))
+            with _writing(run):
+                return run.begin(config, trainer.components.data)
 
-    saved = processes.decide(claim)
-    if saved is not None:
-        for reason in saved.refused if processes.first else ():
-            warnings.warn(f"{reason}; going on from {saved.path}", stacklevel=2)
-        trainer.state.load(saved.tensors)
-        trainer.step = saved.step
-    return _loop(trainer, run, signals, progress or (lambda step, numbers: None), saved)
+        saved = processes.decide(begin)
+        if saved is not None:
+            for reason in saved.refused if processes.first else ():
+                warnings.warn(f"{reason}; going on from {saved.path}", stacklevel=2)
+            trainer.state.load(saved.tensors)
+            trainer.step = saved.step
+        return _loop(trainer, run, signals, progress or (lambda step, numbers: None), saved)
+
+
+@contextmanager
+def _writing(run: RunDirectory) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise RunError(f"cannot write to {run}: {error.strerror or error}") from error
 
 
 def _due(step: int, every: int) -> bool:
@@ -116,71 +141,136 @@ def save(trainer: Trainer, run: RunDirectory, seconds: float = 0.0) -> None:
     run.save(tensors, {"step": trainer.step, "seconds": seconds, "fingerprint": fingerprint})
 
 
+class _Loop:
+    """A run at work: what it writes, and when.
+
+    Args:
+        saved: what it goes on from.
+    """
+
+    def __init__(self, trainer: Trainer, run: RunDirectory, saved: Checkpoint | None) -> None:
+        self.trainer, self.run = trainer, run
+        self.begun = self.kept = trainer.step  # kept: the updates behind the last checkpoint
+        self.started = time.perf_counter() - (saved.data["seconds"] if saved else 0.0)
+        training = trainer.training
+        self.probed = ("variance", "mean", "snr") if training.probe_every else ()
+        self.log: MetricsLog | None = None
+        # A new log opens with the first row, whose numbers name its columns.
+        decide = trainer.processes.decide
+        self.opened = decide(lambda: saved is not None and (run.path / METRICS).exists())
+        if self.opened:
+            self.open_log(())
+        #: The splits that were measured after the updates behind the checkpoint.
+        self.done = decide(lambda: self.log.measured if self.log else set[str]())
+
+    def open_log(self, columns: Iterable[str]) -> None:
+        """One process writes."""
+        self.opened = True
+        if self.trainer.processes.first:
+            with _writing(self.run):
+                self.log = MetricsLog(self.run.path, [*columns, *self.probed], after=self.begun)
+
+    def write(self, split: str, values: Mapping[str, float]) -> None:
+        if self.log is not None:
+            with _writing(self.run):
+                self.log.write(self.trainer.step, split, values)
+
+    def keep(self) -> None:
+        save(self.trainer, self.run, time.perf_counter() - self.started)
+        self.kept = self.trainer.step
+
+    @contextmanager
+    def kept_after(self, *errors: type[Exception]) -> Iterator[None]:
+        """For work between two updates: an error there costs none of those before."""
+        try:
+            yield
+        except errors:
+            if self.trainer.step > self.kept:
+                self.keep()
+            raise
+
+    def update(self, signal_number: int) -> tuple[Tensor, ...]:
+        on_cpu = self.trainer.fabric.device.type == "cpu"
+        with self.kept_after(InputError, SourceError):
+            return self.trainer.update(check=on_cpu, signal=signal_number)
+
+    def evaluate(self) -> dict[str, Any]:
+        with self.kept_after(Exception):
+            return measure_held_out(self.trainer)
+
+    def measure(self, done: Collection[str] = ()) -> None:
+        """What is due after this number of updates, but for the splits done and the last evaluation."""
+        training, step = self.trainer.training, self.trainer.step
+        if _due(step, training.eval_every) and step < training.steps and "eval" not in done:
+            self.write("eval", self.evaluate())
+        if _due(step, training.probe_every) and "probe" not in done:
+            with self.kept_after(Exception):
+                moments = measure_variance(self.trainer)
+            self.write("probe", moments)
+
+    def close(self) -> None:
+        if self.log is not None:
+            with _writing(self.run):
+                self.log.close()
+
+
 def _loop(
     trainer: Trainer, run: RunDirectory, signals: Signals, progress: Progress, saved: Checkpoint | None
 ) -> dict[str, Any]:
     training, first = trainer.training, trainer.processes.first
-    probed = ("variance", "mean", "snr") if training.probe_every else ()
-    # A new log opens with the first row, whose numbers name its columns. One process writes.
-    log = MetricsLog(run.path, probed, after=saved.step) if saved and first else None
-    opened = saved is not None
-
-    def write(split: str, values: Mapping[str, float]) -> None:
-        if log is not None:
-            log.write(trainer.step, split, values)
-
-    begun = since = trainer.step
-    measured = time.perf_counter()
-    started = measured - (saved.data["seconds"] if saved else 0.0)
     alone = trainer.shard.count == 1
-    on_cpu = trainer.fabric.device.type == "cpu"
+    loop = _Loop(trainer, run, saved)
     busy = 0.0  # seconds spent updating, without evaluations and checkpoints
     try:
+        if loop.opened and trainer.step < training.steps:
+            loop.measure(loop.done)  # what failed, or did not come to its end
+        since, measured = trainer.step, time.perf_counter()
         while trainer.step < training.steps:
-            batch = trainer.update(check=on_cpu, signal=signals.received or 0)
+            batch = loop.update(signals.received or 0)
             last = trainer.step == training.steps
             numbers = None
-            if _due(trainer.step, training.log_every) or last or not opened:
-                numbers, opened = measure_minibatch(trainer, batch), True
+            if _due(trainer.step, training.log_every) or last or not loop.opened:
+                numbers = measure_minibatch(trainer, batch)
                 now = time.perf_counter()
                 numbers["updates_per_second"] = (trainer.step - since) / (now - measured)
-                numbers["seconds"] = now - started
+                numbers["seconds"] = now - loop.started
                 busy += now - measured
-                if log is None and first:
-                    log = MetricsLog(run.path, [*numbers, *probed])
-                write("train", numbers)
+                if not loop.opened:
+                    loop.open_log(numbers)
+                loop.write("train", numbers)
                 since, measured = trainer.step, now
             if first:
                 progress(trainer.step, numbers)
+            if last:
+                break
             pause = time.perf_counter()
-            if _due(trainer.step, training.eval_every) and not last:
-                write("eval", measure_held_out(trainer))
-            if _due(trainer.step, training.probe_every):
-                write("probe", measure_variance(trainer))
+            loop.measure()
             # Several processes stop together, for a signal that any of them had before the update.
             received = signals.received if alone else trainer.signal
-            if not last and (received or _due(trainer.step, training.checkpoint_every)):
-                save(trainer, run, time.perf_counter() - started)
-            if not last and received:
+            if received or _due(trainer.step, training.checkpoint_every):
+                loop.keep()
+            if received:
                 raise Interrupted(
                     f"stopped by {signal.Signals(received).name} after update {trainer.step}, which is "
                     f"saved: the same command, or wsram train --resume {run}, goes on from there",
                     received,
                 )
             measured += time.perf_counter() - pause
-        evaluation = measure_held_out(trainer)
-        if trainer.step > begun:
-            write("eval", evaluation)
-        save(trainer, run, time.perf_counter() - started)
+        if trainer.step > loop.kept:
+            loop.keep()  # before anything else can fail
+        done = loop.done if trainer.step == loop.begun else ()
+        loop.measure(done)
+        evaluation = loop.evaluate()
+        if "eval" not in done:
+            loop.write("eval", evaluation)
     finally:
-        if log is not None:
-            log.close()
-    seconds = time.perf_counter() - started
+        loop.close()
+    seconds = time.perf_counter() - loop.started
     summary = {
         **evaluation,
         "updates": trainer.step,
         "seconds": round(seconds, 3),
-        "updates_per_second": round((trainer.step - begun) / max(busy, 1e-9), 3),
+        "updates_per_second": round((trainer.step - loop.begun) / max(busy, 1e-9), 3),
         "torch": torch.__version__,
         "device": str(trainer.fabric.device),
         "threads": torch.get_num_threads(),

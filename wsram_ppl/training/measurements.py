@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Iterator
 from functools import partial
 from typing import Any
 
@@ -10,13 +11,14 @@ from torch import Tensor
 
 from wsram_ppl import collectives
 from wsram_ppl.distributed.devices import Stream
-from wsram_ppl.interfaces import Measure, batch_metrics
+from wsram_ppl.interfaces import Measure, batch_metrics, check_finite
 from wsram_ppl.objectives.diagnostics import gradient_moments, parameter_groups
 from wsram_ppl.training.evaluation import evaluate
 from wsram_ppl.training.minibatches import cast
+from wsram_ppl.training.reading import held_out
 from wsram_ppl.training.trainer import Trainer
 
-__all__ = ["measure_held_out", "measure_minibatch", "measure_variance"]
+__all__ = ["check_held_out", "measure_held_out", "measure_minibatch", "measure_variance"]
 
 #: The probe's minibatch is that of a step which no training reaches.
 _PROBE_STEP = 2**40
@@ -46,10 +48,34 @@ def measure_minibatch(trainer: Trainer, batch: tuple[Tensor, ...]) -> dict[str, 
 
 
 def measure_held_out(trainer: Trainer) -> dict[str, Any]:
-    """Measures on held-out data (:func:`wsram_ppl.training.evaluation.evaluate`)."""
+    """Measures on held-out data (:func:`wsram_ppl.training.evaluation.evaluate`).
+
+    Raises:
+        InputError: there are none, or they are not finite.
+        SourceError: they cannot be read.
+    """
+    return _measure(trainer, _held_out(trainer))
+
+
+def check_held_out(trainer: Trainer) -> None:
+    """Measures on the first held-out data, so that what is wrong with them is told before it costs work.
+
+    Raises:
+        InputError, SourceError: as :func:`measure_held_out`.
+    """
+    first = next(_held_out(trainer))
+    check_finite(first, "held-out batch 1")
+    _measure(trainer, [tuple(part[:2] for part in first)])
+
+
+def _held_out(trainer: Trainer) -> Iterator[tuple[Tensor, ...]]:
+    source = trainer.config.data.name
+    return held_out(trainer.components.data, source, 256, trainer.training.eval_examples)
+
+
+def _measure(trainer: Trainer, batches: Iterable[tuple[Tensor, ...]]) -> dict[str, Any]:
     training, components = trainer.training, trainer.components
     trainer.seed(Stream.EVALUATION)
-    batches = components.data.evaluation_batches(256, training.eval_examples)
     return evaluate(
         components.model,
         components.guide,

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from wsram_ppl.config import Components, TrainingSettings
 from wsram_ppl.distributed.sharding import BatchShard
-from wsram_ppl.errors import InputError
-from wsram_ppl.interfaces import prepared, training_rows
+from wsram_ppl.interfaces import check_finite, prepared, training_rows
+from wsram_ppl.training.reading import reading
 
 __all__ = ["Minibatch", "Minibatches", "Prefetcher", "cast"]
 
@@ -37,12 +37,16 @@ class Minibatches:
 
     Args:
         components: the data source, and the model, which may prepare its batches.
+        source: the name of the data source, for messages.
         training: size, seed and precision; whether the next one is made ahead.
         shard: which rows are this process's.
     """
 
-    def __init__(self, components: Components, training: TrainingSettings, shard: BatchShard) -> None:
-        self._components, self._training, self._shard = components, training, shard
+    def __init__(
+        self, components: Components, source: str, training: TrainingSettings, shard: BatchShard
+    ) -> None:
+        self._components, self._source = components, source
+        self._training, self._shard = training, shard
         self._ahead = Prefetcher(self._make, training.steps, ahead=training.prefetch)
 
     def __call__(self, step: int) -> Minibatch:
@@ -57,25 +61,22 @@ class Minibatches:
         """Waits until nothing is being made."""
         self._ahead.settle()
 
-    def check(self, step: int, name: str) -> None:
+    def check(self, step: int) -> None:
         """Makes sure that a minibatch of this size can be had.
-
-        Args:
-            name: of the data source, for the message.
 
         Raises:
             InputError: it cannot, or it holds what is not a number.
+            SourceError: it cannot be read.
         """
-        for index, part in enumerate(self.extra(step).batch):
-            if not part.isfinite().all():
-                raise InputError(f"data {name!r}: part {index} of the first minibatch is not finite")
+        check_finite(self.extra(step).batch, f"the first minibatch of data {self._source!r}")
 
     @torch.no_grad()
     def _make(self, step: int) -> Minibatch:
         training, components = self._training, self._components
         size = training.batch_size
         rows = self._shard.rows(size)
-        batch = training_rows(components.data, step, size, training.seed, rows)
+        with reading(self._source):
+            batch = training_rows(components.data, step, size, training.seed, rows)
         batch = cast(batch, training.precision)
         # An update that is recorded prepares its batch itself.
         return Minibatch(batch, batch if training.cuda_graph else prepared(components.model, batch))

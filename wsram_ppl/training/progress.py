@@ -1,32 +1,92 @@
-"""Progress of a run in a terminal."""
+"""Progress of long work, on standard error."""
 
 from __future__ import annotations
 
+import sys
+import time
 from collections.abc import Mapping
+from typing import Any, Final, Self
 
 from tqdm import tqdm
 
-__all__ = ["RunBar"]
+__all__ = ["Meter", "RunMeter"]
+
+#: Seconds between lines where there is no terminal, unless a tenth of the work is done earlier.
+_QUIET: Final = 60.0
 
 
-class RunBar:
-    """A progress bar on standard error, silent where that is not a terminal."""
+class Meter:
+    """A bar at a terminal; elsewhere one plain line for every tenth of the work, or every minute.
 
-    def __init__(self, steps: int) -> None:
-        self._bar = tqdm(total=steps, unit="update", disable=None, dynamic_ncols=True)
+    The end has no line: what the work has found is told then. Nothing is shown before the first call,
+    so that neither a wait for that nor what an earlier call has done counts as speed.
 
-    def __enter__(self) -> RunBar:
+    Args:
+        unit: what is counted, in the singular.
+    """
+
+    def __init__(self, unit: str) -> None:
+        self._unit = unit
+        self._bar: tqdm[Any] | None = None
+        self._lines: _Lines | None = None
+
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._bar.close()
+        if self._bar is not None:
+            self._bar.close()
+
+    def __call__(self, done: int, total: int, shown: Mapping[str, str] | None = None) -> None:
+        """Tells how far the work has come.
+
+        Args:
+            shown: what else to say, by name.
+        """
+        if self._bar is None and self._lines is None:
+            if sys.stderr is not None and sys.stderr.isatty():
+                self._bar = tqdm(total=total, initial=done, unit=self._unit, dynamic_ncols=True)
+            else:
+                self._lines = _Lines(self._unit, done, total)
+        if self._bar is not None:
+            self._bar.set_postfix(shown, refresh=False)
+            self._bar.update(done - self._bar.n)
+        if self._lines is not None:
+            self._lines.update(done, shown or {})
+
+
+class _Lines:
+    def __init__(self, unit: str, begun: int, total: int) -> None:
+        self._unit, self._begun, self._total = unit, begun, total
+        self._tenth = 10 * begun // total
+        self._started = self._told = time.monotonic()
+
+    def update(self, done: int, shown: Mapping[str, str]) -> None:
+        now, tenth = time.monotonic(), 10 * done // self._total
+        if done >= self._total or (tenth == self._tenth and now - self._told < _QUIET):
+            return
+        self._tenth, self._told = tenth, now
+        rest = (now - self._started) * (self._total - done) / max(done - self._begun, 1)
+        parts = [f"{name} {value}" for name, value in shown.items()]
+        parts.append(f"{tqdm.format_interval(rest)} left")
+        print(f"{self._unit} {done} of {self._total}: {', '.join(parts)}", file=sys.stderr, flush=True)
+
+
+class RunMeter(Meter):
+    """The same for a run, with what it last measured.
+
+    Args:
+        steps: updates of the whole run.
+    """
+
+    def __init__(self, steps: int) -> None:
+        super().__init__("update")
+        self._steps = steps
+        self._shown: dict[str, str] = {}
 
     def update(self, step: int, numbers: Mapping[str, float] | None) -> None:
-        self._bar.update(step - self._bar.n)
+        """To be told of every update, and of the numbers of those that are measured."""
         if numbers is not None:
-            shown = {
-                "error": f"{numbers['error']:.0%}" if "error" in numbers else None,
-                "bound": f"{numbers['bound']:.3f}",
-                "ess": f"{numbers['ess']:.2f}",
-            }
-            self._bar.set_postfix({k: v for k, v in shown.items() if v is not None})
+            forms = {"error": ".0%", "bound": ".3f", "ess": ".2f"}
+            self._shown = {k: format(numbers[k], form) for k, form in forms.items() if k in numbers}
+        self(step, self._steps, self._shown)

@@ -69,7 +69,7 @@ class Trainer:
         if self.shard.count > 1:
             self.copy_from_first()
         self._finite = torch.ones((), dtype=torch.bool, device=device)
-        self.minibatches = Minibatches(parts, training, self.shard)
+        self.minibatches = Minibatches(parts, self.config.data.name, training, self.shard)
         self._recorded = (
             CudaGraphStep(self._whole_update, self.minibatches.settle) if training.cuda_graph else None
         )
@@ -163,8 +163,9 @@ class Trainer:
 
         Raises:
             Diverged: the gradient is not finite, or a distribution cannot be sampled from.
+            SourceError: there is no minibatch; all is as it was before.
         """
-        self.schedule(self.step / max(self.training.steps - 1, 1))  # the last update is at the end
+        self.schedule(self.step / max(self.training.horizon - 1, 1))  # the last update is at the end
         batch, ready = self.minibatches(self.step)
         self.seed(Stream.SAMPLES)
         with self.explained(batch, self.step + 1):

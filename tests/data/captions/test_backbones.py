@@ -98,12 +98,60 @@ class Code:
 
 
 def test_weights_in_pytorchs_own_format(tmp_path: Path, photos: list[Path], weights: Path) -> None:
-    for n, wrap in enumerate((lambda s: s, lambda s: {"state_dict": s, "epoch": 3})):
-        path = tmp_path / f"net{n}.pth"
-        torch.save(wrap(load_file(weights)), path)
-        picture = torch.from_numpy(read_picture(photos[0], SIZE))[None]
-        ours, theirs = (Backbone(feature_request(p), p)(picture) for p in (path, weights))
+    optimizer = {"state": {0: {"step": torch.zeros(1)}}, "param_groups": [{"lr": 0.1}]}
+    state = load_file(weights)
+    picture = torch.from_numpy(read_picture(photos[0], SIZE).pixels)[None]
+    theirs = Backbone(feature_request(weights), weights)(picture)
+    for content in (
+        state,
+        {"state_dict": state, "epoch": 3},
+        {"model_state_dict": state, "optimizer_state_dict": optimizer},
+        {"ema": state},
+        {"net": state, "best": torch.zeros(())},
+    ):
+        path = tmp_path / "net.pth"
+        torch.save(content, path)
+        ours = Backbone(feature_request(path), path)(picture)
         assert all(map(torch.equal, ours, theirs))
+
+
+@pytest.mark.parametrize(
+    ("content", "held"),
+    [
+        ({}, "nothing (dict)"),
+        ({"state_dict": {}}, "'state_dict'"),
+        ({"state_dict": {"model": "w"}, "epoch": 3}, "'state_dict', 'epoch'"),
+        ({"model": {"w": torch.zeros(1)}, "ema": {"w": torch.zeros(1)}}, "several: 'model', 'ema'"),
+        ({"model": {"net": {"w": torch.zeros(1)}}}, "'model'"),
+        (torch.zeros(3), "nothing (Tensor)"),
+        ([1, 2], "nothing (list)"),
+        ({"w": torch.zeros(1), "version": 2}, "'w', 'version'"),
+        (None, "nothing (dict)"),
+    ],
+)
+def test_weights_without_the_state_of_one_net(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: Any, held: str
+) -> None:
+    """timm, which would download its own instead, is not asked."""
+    path = tmp_path / ("net.safetensors" if content is None else "net.pth")
+    if content is None:
+        save_file({}, path)
+    else:
+        torch.save(content, path)
+    monkeypatch.setattr("timm.create_model", None)
+    with pytest.raises(InputError) as caught:
+        Backbone(feature_request(path), path)
+    assert f"but holds {held}; write it with torch.save(net.state_dict(), FILE)" in str(caught.value)
+    assert str(caught.value).startswith(f"{path} should hold the state of one net")
+
+
+def test_nothing_but_the_file_is_ever_loaded(
+    tmp_path: Path, weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not even where no tensor comes through."""
+    monkeypatch.setattr("wsram_ppl.data.captions.backbones._read_state", lambda path: {})
+    with pytest.raises(InputError, match="No pretrained weights exist for test_efficientnet"):
+        Backbone(feature_request(weights), weights)
 
 
 def test_weights_that_cannot_be_downloaded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

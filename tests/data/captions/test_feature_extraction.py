@@ -42,7 +42,7 @@ def test_they_are_the_nets_maps(tmp_path: Path, photos: list[Path], weights: Pat
     assert store.rows == {photo.name: row for row, photo in enumerate(photos)}
     net = timm.create_model(NET)
     net.load_state_dict(load_file(weights))
-    pixels = np.stack([read_picture(photo, SIZE) for photo in photos])
+    pixels = np.stack([read_picture(photo, SIZE).pixels for photo in photos])
     with torch.no_grad():
         inputs = (torch.from_numpy(pixels).permute(0, 3, 1, 2).float() - 127) / 128
         expected = net.eval().forward_intermediates(inputs, indices=[1, 3], intermediates_only=True)
@@ -78,12 +78,98 @@ def test_pictures_are_upright_whole_and_in_colour(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned by 90 degrees
     Image.fromarray(picture).save(tmp_path / "turned.jpg", exif=exif, quality=95)
-    upright = read_picture(tmp_path / "turned.jpg")
+    upright, note = read_picture(tmp_path / "turned.jpg")
     assert upright.shape == (60, 30, 3) and upright[5, 15, 0] > 200 > 50 > upright[55, 15, 0]
-    assert read_picture(tmp_path / "turned.jpg", 20).shape == (20, 20, 3)
+    assert note == "" and read_picture(tmp_path / "turned.jpg", 20).pixels.shape == (20, 20, 3)
     for mode in ("L", "CMYK"):
-        Image.fromarray(picture).convert(mode).save(tmp_path / f"{mode}.jpg")
-        assert read_picture(tmp_path / f"{mode}.jpg", 8).shape == (8, 8, 3)
+        original = Image.fromarray(picture).convert(mode)
+        original.save(tmp_path / f"{mode}.jpg", quality=95)
+        pixels, note = read_picture(tmp_path / f"{mode}.jpg")
+        assert np.abs(pixels.astype(int) - np.array(original.convert("RGB"))).max() < 12 and note == ""
+        assert read_picture(tmp_path / f"{mode}.jpg", 8).pixels.shape == (8, 8, 3)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "white", "form"),
+    [
+        ("<u2", 65535, "png"),
+        ("<u2", 65535, "tiff"),
+        (">u2", 65535, "tiff"),
+        ("<i4", 65535, "tiff"),
+        ("<i4", 255, "tiff"),
+        ("<f4", 1, "tiff"),
+        ("<f4", 255, "tiff"),
+    ],
+)
+def test_grey_of_more_than_8_bits_is_scaled(tmp_path: Path, dtype: str, white: int, form: str) -> None:
+    ramp = np.tile(np.linspace(0, white, 256), (3, 1)).astype(dtype)
+    Image.fromarray(ramp).save(tmp_path / f"ramp.{form}")
+    pixels, note = read_picture(tmp_path / f"ramp.{form}")
+    assert np.array_equal(pixels, np.broadcast_to(np.arange(256)[:, None], (3, 256, 3)))
+    assert note == f"its pixels, from 0 to {white:,}, are scaled to 8 bits"
+
+
+def test_a_dark_picture_of_16_bits_stays_dark(tmp_path: Path) -> None:
+    Image.fromarray(np.full((8, 8), 200, np.uint16)).save(tmp_path / "dark.png")
+    assert read_picture(tmp_path / "dark.png").pixels.max() == 1
+
+
+@pytest.mark.parametrize("pixel", [-3.0, 1e6, float("nan")])
+def test_numbers_that_are_no_grey(tmp_path: Path, pixel: float) -> None:
+    Image.fromarray(np.array([[0.0, pixel]], np.float32)).save(tmp_path / "odd.tiff")
+    with pytest.raises(Unreadable, match=r"its pixels go from .* to .*, not from 0 to 1, 255 or 65535"):
+        read_picture(tmp_path / "odd.tiff")
+
+
+def test_a_turned_picture_of_16_bits(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(np.zeros((30, 60), np.uint16)).save(tmp_path / "turned.png", exif=exif)
+    assert read_picture(tmp_path / "turned.png").pixels.shape == (60, 30, 3)
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "RGB", "L", "I;16"])
+def test_what_is_transparent_is_shown_on_white(tmp_path: Path, mode: str) -> None:
+    """A black square on nothing at all, in every way that a PNG can say so."""
+    shape = np.zeros((16, 16, 4), np.uint8)
+    shape[4:12, 4:12, 3] = 255
+    options: dict[str, Any] = {}
+    if mode in ("RGBA", "LA"):
+        image = Image.fromarray(shape).convert(mode)
+    else:
+        nothing = {"P": 1, "RGB": (9, 9, 9), "L": 9, "I;16": 999}[mode]
+        grey = np.where(shape[..., 3] == 255, 0, nothing if isinstance(nothing, int) else 9)
+        image = Image.fromarray(grey.astype(np.uint16 if mode == "I;16" else np.uint8))
+        if mode == "P":
+            image = image.convert("P")
+            image.putpalette([0] * 768)
+        elif mode == "RGB":
+            image = image.convert("RGB")
+        options["transparency"] = nothing
+    image.save(tmp_path / "shape.png", **options)
+    pixels, note = read_picture(tmp_path / "shape.png")
+    assert np.array_equal(pixels, np.where(shape[..., 3:] == 255, 0, 255).repeat(3, 2))
+    assert note.endswith("its transparent parts are shown on white")
+
+
+def test_half_transparent_and_opaque(tmp_path: Path) -> None:
+    for alpha, grey, note in ((128, 127, "its transparent parts are shown on white"), (255, 0, "")):
+        Image.new("RGBA", (4, 4), (0, 0, 0, alpha)).save(tmp_path / "plain.png")
+        pixels, said = read_picture(tmp_path / "plain.png")
+        assert (pixels == grey).all() and said == note
+
+
+def test_changed_pixels_are_told(tmp_path: Path, photos: list[Path], weights: Path) -> None:
+    """Also of photos that are no JPEG, whatever their names say."""
+    Image.new("RGBA", (30, 30)).save(photos[3], "png")
+    Image.fromarray(np.full((30, 30), 60000, np.uint16)).save(photos[7], "png")
+    store = extract(feature_request(weights), photos, tmp_path / "cache", weights=weights)
+    assert store.notices() == [
+        "2 photos are not used as they are (the first: 1003_0003.jpg: its transparent parts are shown "
+        "on white)"
+    ]
+    assert store.notes[photos[7].name] == "its pixels, from 0 to 65,535, are scaled to 8 bits"
+    assert len(store.rows) == 20
 
 
 # ---------------------------------------------------------------- photos that cannot be read

@@ -87,7 +87,7 @@ def test_a_damaged_store(tmp_path: Path, photos: list[Path], weights: Path, dama
     elif damage == "index":
         index.write_text(index.read_text()[:-100])
     elif damage == "format":
-        index.write_text(index.read_text().replace("features 1", "features 0"))
+        index.write_text(index.read_text().replace("features 2", "features 0"))
     else:
         layer.unlink()
     with pytest.raises(InputError, match=r"the features are damaged \(.*\); delete '.*' and compute"):

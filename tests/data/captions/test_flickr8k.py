@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner, Result
+from PIL import Image
 
 import cli
 from tests.data.captions.copies import NET, SHARED, add_photos, some_captions, some_splits, write
@@ -218,6 +219,38 @@ def test_out_of_range(source: FlickrCaptions, call: Any, message: str) -> None:
         call(source)
 
 
+def test_a_photo_of_the_data_sets_name_is_still_the_users(
+    source: FlickrCaptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine = tmp_path / DEV[0]
+    Image.new("RGBA", (20, 10), (0, 0, 0, 0)).save(mine, "png")
+    monkeypatch.chdir(tmp_path)
+    found = source.look_up([DEV[0]])
+    assert found.names == [str(mine)]
+    assert found.notes == (f"{DEV[0]}: its transparent parts are shown on white",)
+    (picture,) = source.pictures(found.names)
+    assert picture.shape == (10, 20, 3) and (picture == 255).all()
+    (stored,) = source.pictures([DEV[0]])
+    assert stored.shape != picture.shape
+
+
+def test_photos_under_other_names_are_not_lost(
+    copy: dict[str, Any], tmp_path: Path, weights: Path
+) -> None:
+    """Files whose names are not quite those in the captions."""
+    shutil.copytree(copy["root"], tmp_path / "copy", ignore=shutil.ignore_patterns("cache"))
+    folder = tmp_path / "copy" / "Images"
+    (folder / TRAIN[0]).rename(folder / TRAIN[0].upper())
+    (folder / DEV[0]).rename(folder / f"{DEV[0]}.1")
+    given = options(tmp_path / "copy", tmp_path / "cache", weights)
+    FlickrCaptions.compute_features(given)
+    source = FlickrCaptions(**given)
+    assert [name for part in source.examples(100) for name in part.names] == [
+        name for name in DEV if name not in BAD
+    ]
+    assert len(source._splits["train"].photos) == len(TRAIN) - 1
+
+
 def test_a_split_without_photos(copy: dict[str, Any], tmp_path: Path, weights: Path) -> None:
     shutil.copytree(copy["root"], tmp_path / "copy")
     (tmp_path / "copy" / "Flickr_8k.testImages.txt").unlink()
@@ -267,7 +300,8 @@ def test_features_then_the_source_of_a_spec(tmp_path: Path, copy: dict[str, Any]
     result = features(path)
     assert result.exit_code == 0, result.output
     notes, (line,) = result.stderr.splitlines(), result.stdout.splitlines()
-    assert all(note.startswith("note: ") for note in notes)
+    assert all(note.startswith(("note: ", "photo ")) for note in notes)
+    assert re.fullmatch(r"photo \d+ of 40: [\d:]+ left", next(n for n in notes if n.startswith("photo")))
     assert "note: Flickr8k.token.txt: 80 lines end in CR LF (Windows); read like any other" in notes
     assert any(note.startswith("note: 2 photos cannot be read") for note in notes)
     place = re.escape(str(tmp_path / "cache" / NET))

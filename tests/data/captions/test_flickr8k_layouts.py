@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import re
 import tempfile
+import unicodedata
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from hypothesis import given, settings
@@ -98,6 +101,69 @@ def test_commas_without_quotes(tmp_path: Path) -> None:
     data = read_flickr8k(tmp_path)
     assert {photo.name: list(photo.captions) for photo in data.photos} == CAPTIONS
     assert data.notices == ()
+
+
+def as_csv(separator: str, quoting: Literal[0, 1], index: bool, titles: bool = True) -> str:
+    """Kaggle's captions as a CSV library writes them, some over two lines."""
+    file = io.StringIO()
+    rows = csv.writer(file, delimiter=separator, quoting=quoting, lineterminator="\n")
+    if titles:
+        rows.writerow([*([""] if index else []), "image", "caption"])
+    captions = [(name, text) for name, own in CAPTIONS.items() for text in own]
+    for number, (name, text) in enumerate(captions):
+        broken = text.replace(" , ", " ,\n\n", 1)
+        rows.writerow([*([number] if index else []), name, broken])
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+@pytest.mark.parametrize("quoting", [csv.QUOTE_MINIMAL, csv.QUOTE_ALL])
+@pytest.mark.parametrize("index", [True, False])
+@pytest.mark.parametrize("newline", ["\n", "\r\n"])
+def test_csv_of_every_kind(
+    tmp_path: Path, separator: str, quoting: Literal[0, 1], index: bool, newline: str
+) -> None:
+    path = write(tmp_path, "kaggle", CAPTIONS, SPLITS)
+    for titles in (True, False):
+        text = as_csv(separator, quoting, index, titles)
+        assert "number 0" in text and text.count("\n") > 40
+        path.write_bytes(text.replace("\n", newline).encode())
+        data = read_flickr8k(tmp_path)
+        assert {photo.name: list(photo.captions) for photo in data.photos} == CAPTIONS
+        assert all("CR LF" in line for line in data.notices) and bool(data.notices) == (newline != "\n")
+
+
+def test_quotes_that_are_never_closed_cost_a_row_at_most(tmp_path: Path) -> None:
+    path = write(tmp_path, "kaggle", CAPTIONS, SPLITS)
+    first, second, third = names(3)
+    lines = [
+        "image,caption",
+        f'{first},"A dog runs .',
+        f'{first},"big" dogs .',
+        f'{second},"A dog',
+        "",
+        ' runs ""fast"" ."',
+        "lost",
+        f'{second},"A cat',
+        "lost too",
+        f'{third},"An ""odd"" one"',
+    ]
+    path.write_text("\n".join(lines))
+    data = read_flickr8k(tmp_path)
+    assert {photo.name: list(photo.captions) for photo in data.photos} == {
+        first: ['"A dog runs .', '"big" dogs .'],
+        second: ['A dog runs "fast" .', '"A cat'],
+        third: ['An "odd" one'],
+    }
+    assert "captions.txt: 2 lines are not NAME.jpg,a caption (the first: line 7): left out" in (
+        data.notices
+    )
+
+
+def test_a_long_file_without_a_row_is_read_at_once(tmp_path: Path) -> None:
+    path = write(tmp_path, "kaggle", CAPTIONS, SPLITS)
+    path.write_text(f'{names(1)[0]},"A dog .\n' + 'no " row\n' * 100_000)
+    assert "100,000 lines are not" in notice(read_flickr8k(tmp_path), "lines are not")
 
 
 def test_tokens_where_karpathys_file_has_no_raw_text(tmp_path: Path) -> None:
@@ -284,6 +350,75 @@ def test_odd_entries_of_karpathys_file(tmp_path: Path) -> None:
         f"{file}: 1 captions are empty: left out",
         f"{file}: 1 photos are in splits other than train, val and test ('holdout')",
         "1 photos with captions are in no split: not used",
+    )
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_names_in_other_capitals_and_unicode_forms(tmp_path: Path, layout: str) -> None:
+    """As a copy by way of Windows or macOS leaves them."""
+    composed, decomposed = (unicodedata.normalize(form, "café.jpg") for form in ("NFC", "NFD"))
+    captions = {**CAPTIONS, composed: ["A café ."]}
+    splits = {**SPLITS, composed: "train"}
+    write(tmp_path, layout, captions, splits)
+    folder = tmp_path / "Flicker8k_Dataset"
+    (folder / composed).rename(folder / decomposed)
+    for name in names(2):
+        (folder / name).rename(folder / name.upper())
+    data = read_flickr8k(tmp_path)
+    assert content(data) == [(name, splits[name], tuple(captions[name])) for name in sorted(captions)]
+    assert [photo.path.name for photo in data.photos[:2]] == [name.upper() for name in names(2)]
+    assert data.photos[-1].path == folder / decomposed
+    assert data.notices == (
+        f"3 names in the captions are in {folder} with other capitals or in another Unicode form: taken "
+        "as the same (the first: '1000_0000.jpg' as '1000_0000.JPG')",
+    )
+
+
+def test_split_files_with_other_capitals(tmp_path: Path) -> None:
+    write(tmp_path, "illinois", CAPTIONS, SPLITS)
+    path = tmp_path / "Flickr_8k.devImages.txt"
+    path.write_text(path.read_text().upper())
+    data = read_flickr8k(tmp_path)
+    assert {photo.name: photo.split for photo in data.photos} == SPLITS
+    assert data.notices == (
+        "3 names in Flickr_8k.devImages.txt are in Flickr8k.token.txt with other capitals or in another "
+        "Unicode form: taken as the same (the first: '1001_0001.JPG' as '1001_0001.jpg')",
+    )
+
+
+def test_names_that_only_capitals_tell_apart(tmp_path: Path) -> None:
+    """Which of two is meant is not guessed."""
+    first, second = "A.jpg", "a.jpg"
+    captions = {**CAPTIONS, first: ["One ."], second: ["Another ."]}
+    write(tmp_path, "illinois", captions, {**SPLITS, first: "train", second: "train"})
+    folder = tmp_path / "Flicker8k_Dataset"
+    found = {photo.name: photo.path.name for photo in read_flickr8k(tmp_path).photos}
+    assert found == {name: name for name in captions}
+    (folder / first).unlink()
+    data = read_flickr8k(tmp_path)
+    assert second in {photo.name for photo in data.photos} and len(data.photos) == 13
+    (folder / second).rename(folder / "a.JPG")
+    data = read_flickr8k(tmp_path)
+    assert content(data) == [(name, SPLITS[name], tuple(CAPTIONS[name])) for name in sorted(CAPTIONS)]
+    assert data.notices == (
+        f"2 captions are of 2 photos that are not in {folder}: left out (the first: A.jpg)",
+        f"1 photos in {folder} have no captions",
+    )
+
+
+def test_links_to_nowhere_and_to_themselves(tmp_path: Path) -> None:
+    write(tmp_path, "illinois", CAPTIONS, SPLITS)
+    folder = tmp_path / "Flicker8k_Dataset"
+    for path in (tmp_path / "loop", folder / "loop.jpg", tmp_path / "captions.txt"):
+        path.symlink_to(path.name)
+    (folder / "gone.jpg").symlink_to("nowhere.jpg")
+    (folder / "up").symlink_to("..")
+    (folder / names(1)[0]).unlink()
+    (folder / names(1)[0]).symlink_to(names(1)[0])
+    data = read_flickr8k(tmp_path)
+    assert [photo.name for photo in data.photos] == names(12)[1:]
+    assert data.notices == (
+        f"2 captions are of 1 photos that are not in {folder}: left out (the first: {names(1)[0]})",
     )
 
 

@@ -95,6 +95,53 @@ def test_a_home_folder_in_the_root(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert len(read_mnist("~/data")[0].labels) == 12
 
 
+KAGGLE = {name: name.replace("-idx", ".idx") for name in small_mnist()[1]}
+
+
+@pytest.mark.parametrize("place", ["MNIST/raw", "raw", "."])
+@pytest.mark.parametrize("kaggle", [True, False])
+def test_the_root_may_be_any_folder_above_the_files(tmp_path: Path, place: str, kaggle: bool) -> None:
+    arrays, files = small_mnist()
+    folder = tmp_path / place
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in files.items():
+        (folder / (KAGGLE[name] if kaggle else name)).write_bytes(content)
+        if kaggle:  # whose archive has folders beside the files
+            (folder / name).mkdir()
+            (folder / name / name).write_bytes(content)
+    before = tree(tmp_path)
+    for root in {folder, folder.parent, tmp_path} - {tmp_path.parent}:
+        training, test = read_mnist(root)
+        assert np.array_equal(training.images, arrays[IMAGES])
+        assert np.array_equal(test.labels, arrays[LABELS])
+    assert tree(tmp_path) == before
+
+
+def test_a_file_missing_where_torchvision_would_not_put_it(tmp_path: Path) -> None:
+    files = small_mnist()[1]
+    del files[LABELS]
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(InputError) as caught:
+        read_mnist(tmp_path)
+    assert str(caught.value) == (
+        f"no {LABELS}.gz in {tmp_path}, where the others are; put the missing files of MNIST there"
+    )
+    (tmp_path / LABELS).write_bytes(b"junk")
+    with pytest.raises(InputError, match=rf"; delete it and put a good copy of {LABELS} there$"):
+        read_mnist(tmp_path)
+
+
+@pytest.mark.parametrize("root", [".", "MNIST", "MNIST/raw"])
+def test_where_nothing_is_torchvisions_place_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, root: str
+) -> None:
+    datasets = pytest.importorskip("torchvision.datasets")
+    monkeypatch.setattr(datasets.MNIST, "mirrors", [nobody()])
+    with pytest.raises(InputError, match=rf"in {tmp_path}/MNIST/raw, and downloading failed"):
+        read_mnist(tmp_path / root)
+
+
 @pytest.fixture(scope="module")
 def official() -> tuple[Digits, Digits]:
     if not MNIST.is_dir():

@@ -95,7 +95,8 @@ class Backbone:
     Args:
         request: what to compute.
         weights: the local file that ``request.weights`` identifies: the state of the whole net, head
-            included, under timm's names (safetensors or PyTorch); None: downloaded by timm.
+            included, under timm's names (safetensors or PyTorch; in PyTorch's it may be the one state
+            in a dict, like ``{"state_dict": ..., "epoch": 3}``); None: downloaded by timm.
         device: where to compute.
 
     Attributes:
@@ -211,18 +212,22 @@ def _load_net(request: FeatureRequest, weights: Path | None) -> nn.Module:
     source: dict[str, Any] = {"pretrained": True}
     if weights is not None:
         state = _read_state(weights)
+        # There is to be nothing else that timm could load.
+        only: dict[str, Any] = {"url": "", "hf_hub_id": None, "file": None, "source": None}
         try:
             # timm loads a cut net leniently: what the file lacks would stay random, without a word.
             # The whole net is loaded strictly.
             timm.create_model(
-                request.backbone, pretrained=True, pretrained_cfg_overlay={"state_dict": {**state}}
+                request.backbone,
+                pretrained=True,
+                pretrained_cfg_overlay={"state_dict": {**state}, **only},
             )
         except Exception as error:  # torch's, and whatever timm's adaptations raise
             raise InputError(
                 f"{weights} does not hold the weights of {request.backbone}, head included: "
                 f"{_shortened(one_line(error))}"
             ) from error
-        source["pretrained_cfg_overlay"] = {"state_dict": state}
+        source["pretrained_cfg_overlay"] = {"state_dict": state, **only}
     out = sorted(request.layers)
     try:
         with _quiet("timm"):
@@ -256,20 +261,40 @@ def _quiet(library: str) -> Iterator[None]:
 
 
 def _read_state(path: Path) -> dict[str, Tensor]:
-    """The tensors of a file of weights; no code in it is ever run."""
+    """The tensors of a file of weights, by name; no code in it is ever run."""
     path = Path(os.path.expanduser(path))
     try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        content: Any = torch.load(path, map_location="cpu", weights_only=True)
-        for key in ("state_dict", "model"):
-            content = content.get(key, content)
-        return {name: value for name, value in content.items() if isinstance(value, Tensor)}
+        content: Any = (
+            load_file(path)
+            if path.suffix == ".safetensors"
+            else torch.load(path, map_location="cpu", weights_only=True)
+        )
     except Exception as error:  # whatever safetensors, zip and pickle raise
         raise InputError(
             f"{path} is not a file of weights (safetensors, or PyTorch's without code): "
             f"{_shortened(one_line(error))}"
         ) from error
+    if _is_state(content):
+        return dict(content)
+    entries = content if isinstance(content, Mapping) else {}
+    states = [key for key, value in entries.items() if _is_state(value)]
+    if len(states) != 1:
+        keys = ", ".join(repr(key) for key in states or entries)
+        held = f"several: {keys}" if states else keys or f"nothing ({type(content).__name__})"
+        raise InputError(
+            f"{path} should hold the state of one net, tensors by name, alone or in a dict with other "
+            f"things, but holds {_shortened(held)}; write it with torch.save(net.state_dict(), FILE)"
+        )
+    return dict(entries[states[0]])
+
+
+def _is_state(value: Any) -> bool:
+    """Whether this is tensors by name, and not nothing."""
+    return (
+        isinstance(value, Mapping)
+        and bool(value)
+        and all(isinstance(name, str) and isinstance(part, Tensor) for name, part in value.items())
+    )
 
 
 def _shortened(text: str) -> str:

@@ -40,11 +40,13 @@ class Examples(NamedTuple):
         names: of the pictures; :meth:`CaptionSource.pictures` takes them.
         maps: for each layer [B, C, H, W], float32, on the source's device.
         references: for each picture its captions, normalised; none for a picture of the user's own.
+        notes: a line for each picture whose pixels had to be changed.
     """
 
     names: list[str]
     maps: tuple[Tensor, ...]
     references: list[list[str]]
+    notes: tuple[str, ...] = ()
 
 
 @runtime_checkable

@@ -16,7 +16,7 @@ import shutil
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -34,7 +34,10 @@ from wsram_ppl.data.captions.flickr8k_layouts import is_lfs_pointer
 from wsram_ppl.errors import InputError, RunError, one_line
 from wsram_ppl.files import locked
 
-__all__ = ["Progress", "Unreadable", "extract", "read_picture"]
+if TYPE_CHECKING:
+    from PIL import Image
+
+__all__ = ["Picture", "Progress", "Unreadable", "extract", "read_picture"]
 
 #: Photos per call of the net. Fixed, since another size may round differently.
 _CHUNK: Final = 16
@@ -47,6 +50,18 @@ Progress = Callable[[int, int], None]
 
 class Unreadable(Exception):
     """A picture that cannot be read; the text says why."""
+
+
+class Picture(NamedTuple):
+    """A picture as a net takes it.
+
+    Attributes:
+        pixels: [height, width, 3], uint8 RGB, upright.
+        note: what had to be done for that which changes how it looks; "" for most pictures.
+    """
+
+    pixels: npt.NDArray[np.uint8]
+    note: str
 
 
 class _Chunk(NamedTuple):
@@ -116,8 +131,8 @@ def extract(
     return FeatureStore.open(folder, photos)
 
 
-def read_picture(path: Path, size: int | None = None) -> npt.NDArray[np.uint8]:
-    """A picture as [height, width, 3], uint8 RGB, upright.
+def read_picture(path: Path, size: int | None = None) -> Picture:
+    """A picture from its file: numbers of more than 8 bits scaled, what is transparent shown on white.
 
     Args:
         size: resize it to a square of so many pixels, bicubic; None: as it is.
@@ -200,18 +215,18 @@ def _compute_chunk(photos: Sequence[Path], size: int, backbone: Backbone) -> _Ch
     pictures = np.zeros((_CHUNK, size, size, 3), np.uint8)  # black where there is none
     entries = []
     for place, photo in enumerate(photos):
-        content, fault = b"", None
+        content, fault, note = b"", None, ""
         length = modified = 0
         try:
             status = photo.stat()
             length, modified = status.st_size, status.st_mtime_ns
             content = photo.read_bytes()
-            pictures[place] = _decode(content, size)
+            pictures[place], note = _decode(content, size)
         except Unreadable as error:
             fault = str(error)
         except OSError as error:
             fault = error.strerror or one_line(error)
-        entries.append(Entry.make(photo, length, modified, content, fault))
+        entries.append(Entry.make(photo, length, modified, content, fault, note))
     maps = [m.half().cpu().numpy().astype("<f2") for m in backbone(torch.from_numpy(pictures))]
     for place, entry in enumerate(entries):
         if entry.fault is not None:
@@ -225,7 +240,7 @@ def _compute_chunk(photos: Sequence[Path], size: int, backbone: Backbone) -> _Ch
     return _Chunk(entries, [layer[: len(photos)] for layer in maps])
 
 
-def _decode(content: bytes, size: int | None) -> npt.NDArray[np.uint8]:
+def _decode(content: bytes, size: int | None) -> Picture:
     try:
         from PIL import Image, ImageOps
     except ImportError as error:
@@ -241,12 +256,56 @@ def _decode(content: bytes, size: int | None) -> npt.NDArray[np.uint8]:
             # Broken comments in a file are no reason to bother anyone while its pixels can be read.
             warnings.simplefilter("ignore")
             with Image.open(io.BytesIO(content)) as image:
-                upright = ImageOps.exif_transpose(image).convert("RGB")
-                if size is not None and upright.size != (size, size):
-                    upright = upright.resize((size, size), Image.Resampling.BICUBIC)
-                return np.array(upright)
+                upright = ImageOps.exif_transpose(image)
+                eight_bits, scaled = _eight_bits(upright, image.format == "PNG")
+                opaque, composed = _on_white(eight_bits)
+                if size is not None and opaque.size != (size, size):
+                    opaque = opaque.resize((size, size), Image.Resampling.BICUBIC)
+                return Picture(np.array(opaque), "; ".join(filter(None, (scaled, composed))))
+    except Unreadable:
+        raise
     except Exception as error:  # each decoder has its own
         text = one_line(error)
         if "cannot identify image file" in text:
             text = "not a picture"
         raise Unreadable(text) from error
+
+
+def _eight_bits(image: Image.Image, sixteen: bool) -> tuple[Image.Image, str]:
+    """A grey picture of more than 8 bits in 8 (others as they are), and a note on that.
+
+    Files of 32 bits do not say what white is: the least of 1 (of fractions), 255 and 65,535 that no
+    pixel exceeds.
+
+    Args:
+        sixteen: whether more than 8 bits are 16 in this kind of file, whatever they are read as.
+    """
+    if image.mode not in ("I", "F") and not image.mode.startswith("I;"):
+        return image, ""
+    from PIL import Image
+
+    pixels = np.asarray(image, np.float64)
+    sixteen = sixteen or image.mode.startswith("I;16")
+    candidates = (65535,) if sixteen else (1, 255, 65535) if image.mode == "F" else (255, 65535)
+    white = next((each for each in candidates if pixels.max() <= each), None)
+    if white is None or not pixels.min() >= 0:
+        raise Unreadable(
+            f"its pixels go from {pixels.min():g} to {pixels.max():g}, not from 0 to 1, 255 or 65535"
+        )
+    grey = Image.fromarray((pixels * (255 / white)).round().astype(np.uint8))
+    if (colourless := image.info.get("transparency")) is not None:
+        grey.putalpha(Image.fromarray(np.where(pixels == colourless, 0, 255).astype(np.uint8)))
+    return grey, f"its pixels, from 0 to {white:,}, are scaled to 8 bits"
+
+
+def _on_white(image: Image.Image) -> tuple[Image.Image, str]:
+    """A picture in red, green and blue, with white behind what is transparent, and a note on that."""
+    if not image.has_transparency_data:
+        return image.convert("RGB"), ""
+    from PIL import Image
+
+    picture = image.convert("RGBA")
+    if picture.getchannel("A").getextrema()[0] == 255:
+        return picture.convert("RGB"), ""
+    shown = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
+    return shown.convert("RGB"), "its transparent parts are shown on white"

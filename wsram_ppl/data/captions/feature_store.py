@@ -30,22 +30,28 @@ from wsram_ppl.files import write_atomically
 
 __all__ = ["Entry", "FeatureStore", "layer_file", "store_folder", "write_index"]
 
-_FORMAT: Final = "wsram_ppl features 1"
+_FORMAT: Final = "wsram_ppl features 2"
 _INDEX: Final = "index.json"
 
 
 class Entry(NamedTuple):
-    """A row of the index; ``fault`` is None for a photo that could be read."""
+    """A row of the index.
+
+    ``fault`` is None for a photo that could be read, ``note`` what had to be done to its pixels.
+    """
 
     name: str
     size: int
     modified: int  # nanoseconds
     sha256: str
     fault: str | None
+    note: str
 
     @classmethod
-    def make(cls, photo: Path, size: int, modified: int, content: bytes, fault: str | None) -> Self:
-        return cls(_text(photo.name), size, modified, hashlib.sha256(content).hexdigest(), fault)
+    def make(
+        cls, photo: Path, size: int, modified: int, content: bytes, fault: str | None, note: str
+    ) -> Self:
+        return cls(_text(photo.name), size, modified, hashlib.sha256(content).hexdigest(), fault, note)
 
     def describes(self, photo: Path) -> bool:
         """Whether the photo is unchanged: by size and time; if only the time differs, by content."""
@@ -69,12 +75,14 @@ class FeatureStore:
         shapes: (channels, height, width) of each layer.
         rows: row of each readable photo, by name.
         unreadable: why each other photo could not be read, by name.
+        notes: what had to be done to the pixels of some photos, by name.
     """
 
     folder: Path
     shapes: tuple[tuple[int, int, int], ...]
     rows: dict[str, int]
     unreadable: dict[str, str]
+    notes: dict[str, str]
     _maps: tuple[npt.NDArray[np.float16], ...]
 
     @classmethod
@@ -116,6 +124,7 @@ class FeatureStore:
             shapes,
             {entry.name: row for row, entry in enumerate(entries) if entry.fault is None},
             {entry.name: entry.fault for entry in entries if entry.fault is not None},
+            {entry.name: entry.note for entry in entries if entry.note},
             maps,
         )
 
@@ -124,13 +133,14 @@ class FeatureStore:
         return tuple(torch.from_numpy(np.asarray(array[rows])) for array in self._maps)
 
     def notices(self) -> list[str]:
-        """A line on the photos that could not be read, if any."""
-        if not self.unreadable:
-            return []
-        name, fault = min(self.unreadable.items())
-        count = len(self.unreadable)
+        """A line on the photos that could not be read, and on those whose pixels were changed."""
         return [
-            f"{count:,} photos cannot be read: left out, captions and all (the first: {name}: {fault})"
+            f"{len(photos):,} photos {what} (the first: {min(photos)}: {photos[min(photos)]})"
+            for photos, what in (
+                (self.unreadable, "cannot be read: left out, captions and all"),
+                (self.notes, "are not used as they are"),
+            )
+            if photos
         ]
 
 

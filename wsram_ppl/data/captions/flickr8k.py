@@ -26,7 +26,13 @@ from wsram_ppl.data.captions.batches import (
     check_split,
     moved,
 )
-from wsram_ppl.data.captions.feature_extraction import Progress, Unreadable, extract, read_picture
+from wsram_ppl.data.captions.feature_extraction import (
+    Picture,
+    Progress,
+    Unreadable,
+    extract,
+    read_picture,
+)
 from wsram_ppl.data.captions.feature_store import FeatureStore, store_folder
 from wsram_ppl.data.captions.flickr8k_layouts import Flickr8k, Layout, Photo, read_flickr8k
 from wsram_ppl.data.captions.vocabulary import Vocabulary, normalize
@@ -111,7 +117,7 @@ class FlickrCaptions(CaptionSource):
         self.notices = (*data.notices, *self._store.notices())
         for line in self.notices:
             _log.info(line)
-        photos = [photo for photo in data.photos if photo.name in self._store.rows]
+        photos = [photo for photo in data.photos if photo.path.name in self._store.rows]
         self.vocabulary = Vocabulary.of_captions(
             (text for photo in photos if photo.split == "train" for text in photo.captions),
             minimum_count,
@@ -158,6 +164,11 @@ class FlickrCaptions(CaptionSource):
             progress=progress,
         )
         return store, (*data.notices, *store.notices())
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """Also which weights the net has: those of a file may have moved, but not changed."""
+        return {**super().record, "weights": self._request.weights}
 
     def training_batch(self, step: int, size: int, seed: int) -> CaptionBatch:
         """The batch of update ``step``: ``size`` captions; a pure function of its arguments.
@@ -208,6 +219,8 @@ class FlickrCaptions(CaptionSource):
     def look_up(self, names: Sequence[str]) -> Examples:
         """Photos of the user's own, from their files; the net runs on them now.
 
+        Their names in what is returned are absolute paths, which no photo of the data set has.
+
         Raises:
             InputError: no name, or a file that cannot be read or is no picture.
         """
@@ -216,10 +229,15 @@ class FlickrCaptions(CaptionSource):
         if self._backbone is None:
             self._backbone = Backbone(self._request, self._weights, self._device)
         size = self._request.image_size
-        pictures = np.stack([_read(Path(os.path.expanduser(name)), size) for name in names])
+        files = [os.path.expanduser(name) for name in names]
+        pictures = [_read(Path(file), size) for file in files]
         # As stored features are rounded.
-        maps = tuple(m.half().float() for m in self._backbone(torch.from_numpy(pictures)))
-        return Examples([*names], maps, [[] for _ in names])
+        pixels = torch.from_numpy(np.stack([picture.pixels for picture in pictures]))
+        maps = tuple(m.half().float() for m in self._backbone(pixels))
+        notes = (
+            f"{n}: {picture.note}" for n, picture in zip(names, pictures, strict=True) if picture.note
+        )
+        return Examples([*map(os.path.abspath, files)], maps, [[] for _ in names], tuple(notes))
 
     def pictures(self, names: Sequence[str]) -> list[npt.NDArray[np.uint8]]:
         """The photos, each [height, width, 3]: of the data set by name, others by their path.
@@ -227,7 +245,8 @@ class FlickrCaptions(CaptionSource):
         Raises:
             InputError: a file cannot be read or is no picture.
         """
-        return [_read(self._paths.get(name, Path(os.path.expanduser(name)))) for name in names]
+        paths = (self._paths.get(name, Path(os.path.expanduser(name))) for name in names)
+        return [_read(path).pixels for path in paths]
 
     def to(self, device: torch.device | str) -> Self:
         """Batches will be on ``device``; features stay on disk. Returns the source itself."""
@@ -242,7 +261,7 @@ class FlickrCaptions(CaptionSource):
             own,
             EncodedCaptions(sentences),
             np.repeat(np.arange(len(own)), [len(photo.captions) for photo in own]),
-            np.array([self._store.rows[photo.name] for photo in own], dtype=np.int64),
+            np.array([self._store.rows[photo.path.name] for photo in own], dtype=np.int64),
         )
 
     def _held_out(self, name: str) -> _Split:
@@ -269,7 +288,7 @@ def _path(weights: str | Path) -> Path | None:
     return Path(weights) if os.fspath(weights).strip() else None
 
 
-def _read(path: Path, size: int | None = None) -> npt.NDArray[np.uint8]:
+def _read(path: Path, size: int | None = None) -> Picture:
     try:
         return read_picture(path, size)
     except Unreadable as error:

@@ -5,13 +5,16 @@ layout     captions                                                        split
 =========  ==============================================================  =========================
 illinois   ``Flickr8k.token.txt``: name, #, number, tab, caption           split files
 karpathy   ``dataset_flickr8k.json``                                       in the same file
-kaggle     ``captions.txt``: a line ``image,caption``, then name, caption  split files, if any
+kaggle     ``captions.txt``: CSV of name, caption, below a line of titles  split files, if any
 =========  ==============================================================  =========================
 
 Split files are ``Flickr_8k.trainImages.txt``, ``Flickr_8k.devImages.txt`` and
 ``Flickr_8k.testImages.txt``, a name per line; where captions come without any, the photos are split at
 random by a seed. All files may lie in the root folder or in a folder right below it. The photos lie in
 a folder of any name (``Flicker8k_Dataset`` and ``Images`` are usual) at most three levels below.
+
+Names are matched as they are written, or else without regard to capitals and to the Unicode form of
+accents, which some file systems change.
 
 A fault that concerns some photos or lines never stops the reading: they are left out, counted, and
 told in one line each. A fault that leaves nothing to work with is an InputError in one line.
@@ -23,8 +26,9 @@ import hashlib
 import json
 import os
 import re
+import unicodedata
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple, get_args
@@ -54,7 +58,18 @@ _KARPATHY_SPLITS: Final[dict[str, Split]] = {
 }
 _PHOTO: Final = re.compile(r"(?P<name>.+\.jpe?g)(?P<copy>\.\d+)?", re.IGNORECASE)
 _TOKEN_LINE: Final = re.compile(r"(?P<name>[^\t]+)#\d+\t(?P<caption>.*)")
-_KAGGLE_LINE: Final = re.compile(r"(?P<name>[^,]+\.jpe?g(?:\.\d+)?)\s*,(?P<caption>.*)", re.IGNORECASE)
+#: A line with which a row of CSV begins, for each separator; the row's number may come first. White
+#: space and quotes around fields are optional.
+_ROWS: Final = [
+    re.compile(
+        rf"""(?:\s*"?\d+"?\s*{s})?\s*"?(?P<name>[^{s}]+?\.jpe?g(?:\.\d+)?)"?\s*{s}(?P<caption>.*)""",
+        re.IGNORECASE | re.DOTALL,
+    )
+    for s in (",", ";", "\t")
+]
+#: A field in quotes, to the end of its line.
+_QUOTED: Final = re.compile(r"""\s*"(?:[^"]|"")*"[^\S\n]*(?=\n|\Z)""")
+_TITLES: Final = re.compile(r"image|file|caption|comment", re.IGNORECASE)
 _DEEPEST: Final = 3
 
 
@@ -150,7 +165,7 @@ def _listing(root: Path) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for folder in [root, *_subfolders(root)]:
         for entry in _entries(folder):
-            if entry.is_file():
+            if _holds(entry.is_file):
                 found.setdefault(entry.name.lower(), Path(entry.path))
     return found
 
@@ -171,7 +186,15 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
 
 
 def _subfolders(folder: Path) -> list[Path]:
-    return [Path(entry.path) for entry in _entries(folder) if entry.is_dir()]
+    return [Path(entry.path) for entry in _entries(folder) if _holds(entry.is_dir)]
+
+
+def _holds(question: Callable[[], bool]) -> bool:
+    """The answer, or no where even looking fails, as at a link to itself."""
+    try:
+        return question()
+    except OSError:
+        return False
 
 
 def _expected() -> str:
@@ -207,17 +230,18 @@ def _choose_layout(
 
 def _photo_files(root: Path, captioned: set[str]) -> tuple[Path, dict[str, Path]]:
     """The folder that holds most of the captioned photos, and its photos by name."""
-    best: tuple[int, Path, dict[str, Path]] = (0, root, {})
+    best: tuple[tuple[int, int], Path, dict[str, Path]] = ((0, 0), root, {})
+    forms = set(map(_form, captioned))
     folders = [(root, 0)]
     for folder, depth in folders:
         photos = {
             entry.name: Path(entry.path)
             for entry in _entries(folder)
-            if _PHOTO.fullmatch(entry.name) and entry.is_file()
+            if _PHOTO.fullmatch(entry.name) and _holds(entry.is_file)
         }
         # A photo may itself be stored as "x.jpg.1".
         photos = {**{_plain_name(name): path for name, path in photos.items()}, **photos}
-        known = len(captioned & photos.keys())
+        known = len(forms & set(map(_form, photos))), len(captioned & photos.keys())
         if known > best[0]:
             best = known, folder, photos
         if depth < _DEEPEST:
@@ -229,6 +253,42 @@ def _plain_name(name: str) -> str:
     """The name without the ".1" that a second download left behind ".jpg"."""
     match = _PHOTO.fullmatch(name)
     return match["name"] if match and match["copy"] else name
+
+
+def _form(name: str) -> str:
+    """The name without regard to capitals and to the Unicode form."""
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
+
+
+def _matched(
+    wanted: Set[str], wanted_in: str, there: Set[str], there_in: str, notes: _Notes
+) -> dict[str, str]:
+    """For each name wanted the one meant of those that are there, as far as there is just one.
+
+    Args:
+        wanted_in, there_in: where the names are, for the note.
+    """
+    matched = {name: name for name in wanted & there}
+    sought, found = _by_form(wanted - there), _by_form(there - wanted)
+    loose = {
+        names[0]: found[form][0]
+        for form, names in sought.items()
+        if len(names) == len(found.get(form, ())) == 1
+    }
+    if loose:
+        first = min(loose)
+        notes.tell(
+            f"{len(loose):,} names in {wanted_in} are in {there_in} with other capitals or in another "
+            f"Unicode form: taken as the same (the first: {first!a} as {loose[first]!a})"
+        )
+    return matched | loose
+
+
+def _by_form(names: Iterable[str]) -> dict[str, list[str]]:
+    grouped: dict[str, list[str]] = {}
+    for name in names:
+        grouped.setdefault(_form(name), []).append(name)
+    return grouped
 
 
 # ---------------------------------------------------------------- reading text
@@ -268,22 +328,15 @@ def _lines(path: Path, notes: _Notes) -> Iterator[tuple[int, str]]:
 
 
 def _read_lines_of_captions(path: Path, layout: str, notes: _Notes) -> dict[str, list[str]]:
-    form, example = _TOKEN_LINE, "NAME.jpg#0, a tab, a caption"
-    if layout == "kaggle":
-        form, example = _KAGGLE_LINE, "NAME.jpg,a caption"
+    lines = [(number, line.strip("\x00 ")) for number, line in _lines(path, notes)]
+    example = "NAME.jpg,a caption" if layout == "kaggle" else "NAME.jpg#0, a tab, a caption"
+    rows, bad = (_csv_rows if layout == "kaggle" else _token_rows)(lines)
     captions: dict[str, list[str]] = {}
-    bad: list[int] = []
     empty = renamed = 0
-    for number, line in _lines(path, notes):
-        match = form.fullmatch(line.strip("\x00 "))
-        if match is None:
-            if not (layout == "kaggle" and number == 1 and line.lower().startswith("image")):
-                bad.append(number)
-            continue
-        written = _one_spaced(match["name"])
+    for field, text in rows:
+        written, caption = _one_spaced(field), _one_spaced(text)
         name = _plain_name(written)
         renamed += name != written
-        caption = _one_spaced(_unquoted(match["caption"]) if layout == "kaggle" else match["caption"])
         own = captions.setdefault(name, [])
         if caption:
             own.append(caption)
@@ -296,6 +349,41 @@ def _read_lines_of_captions(path: Path, layout: str, notes: _Notes) -> dict[str,
         )
     _note_captions(path, renamed, empty, notes)
     return captions
+
+
+def _token_rows(lines: list[tuple[int, str]]) -> tuple[list[tuple[str, str]], list[int]]:
+    """Name and caption of each line, and the numbers of the lines without."""
+    found = [(number, _TOKEN_LINE.fullmatch(line)) for number, line in lines]
+    rows = [(match["name"], match["caption"]) for _, match in found if match]
+    return rows, [number for number, match in found if not match]
+
+
+def _csv_rows(lines: list[tuple[int, str]]) -> tuple[list[tuple[str, str]], list[int]]:
+    """Name and caption of each row of CSV, and the numbers of the lines that are of none.
+
+    Not by Python's reader: many copies have captions with commas and quotes but no quotes around them,
+    and a quote too many is to spoil a row, not the rest of the file. A caption in quotes may go on in
+    the next lines, but no further than to the next row.
+    """
+    begins = max(_ROWS, key=lambda form: sum(bool(form.fullmatch(line)) for _, line in lines))
+    parts: list[list[tuple[int, str]]] = []
+    for line in lines:
+        if not parts or begins.fullmatch(line[1]):
+            parts.append([])
+        parts[-1].append(line)
+    rows: list[tuple[str, str]] = []
+    bad: list[int] = []
+    for (number, first), *more in parts:
+        match = begins.fullmatch(first)
+        if match is None:  # before the first row
+            bad += [] if _TITLES.search(first) else [number]
+        else:
+            field = _QUOTED.match("\n".join([match["caption"], *(line for _, line in more)]))
+            caption = field[0] if field else match["caption"]
+            more = more[caption.count("\n") :]
+            rows.append((match["name"], _unquoted(caption)))
+        bad += [number for number, _ in more]
+    return rows, bad
 
 
 def _note_captions(path: Path, renamed: int, empty: int, notes: _Notes) -> None:
@@ -427,12 +515,10 @@ def _read_splits(
         if path is None:
             notes.tell(f"there is no {_SPLIT_FILES[split]}: the {split} split is empty")
             continue
-        for _, line in _lines(path, notes):
-            name = _plain_name(_one_spaced(line))
-            if name in captions:
-                conflicts += _assign(splits, name, split)
-            else:
-                unknown += 1
+        names = [_plain_name(_one_spaced(line)) for _, line in _lines(path, notes)]
+        meant = _matched(set(names), path.name, captions.keys(), caption_file.name, notes)
+        conflicts += sum(_assign(splits, meant[name], split) for name in names if name in meant)
+        unknown += sum(name not in meant for name in names)
     where = f"in the split files have no captions in {caption_file.name}"
     notes.tell(f"{unknown:,} names {where}: left out", unknown)
     _note_conflicts(conflicts, notes)
@@ -464,12 +550,14 @@ def _random_splits(
 
 
 def _join(root: Path, table: _Table, notes: _Notes) -> tuple[Photo, ...]:
-    folder, files = _photo_files(root, set(table.captions))
-    if not files:
+    folder, there = _photo_files(root, set(table.captions))
+    if not there:
         raise InputError(
             f"none of the {len(table.captions):,} captioned photos is in {str(root)!r} or at most "
             f"{_DEEPEST} folders below; {_expected()}"
         )
+    meant = _matched(table.captions.keys(), "the captions", there.keys(), str(folder), notes)
+    files = {name: there[file] for name, file in meant.items()}
     missing = [name for name in table.captions if name not in files]
     lost = sum(len(table.captions[name]) for name in missing)
     if lost:
@@ -479,9 +567,7 @@ def _join(root: Path, table: _Table, notes: _Notes) -> tuple[Photo, ...]:
         )
     bare = [name for name, own in table.captions.items() if not own]
     notes.tell(f"{len(bare):,} photos have only empty captions: left out", len(bare))
-    spare = {path for name, path in files.items()} - {
-        files[name] for name in table.captions if name in files
-    }
+    spare = set(there.values()) - set(files.values())
     notes.tell(f"{len(spare):,} photos in {folder} have no captions", len(spare))
     photos = tuple(
         Photo(name, files[name], table.splits.get(name), tuple(own))

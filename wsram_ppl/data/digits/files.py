@@ -74,17 +74,23 @@ def read_mnist(root: str | os.PathLike[str]) -> tuple[Digits, Digits]:
     """The training and the test digits of MNIST, from where ``torchvision.datasets.MNIST`` has it.
 
     The files are ``root/MNIST/raw/train-images-idx3-ubyte`` and its three companions, gzipped
-    (``.gz``, read first since it carries a checksum) or not. They are only read, so the folder may
-    be write-protected, and torchvision is needed only where files are missing: it then downloads
-    them.
+    (``.gz``, read first since it carries a checksum) or not; they may also be named as Kaggle does
+    (``train-images.idx3-ubyte``) and lie in ``root/raw`` or in the root itself. They are only read, so
+    the folder may be write-protected, and torchvision is needed only where files are missing: it then
+    downloads them.
 
     Raises:
         InputError: a file is missing and cannot be downloaded, or is damaged.
     """
-    raw = Path(os.path.expanduser(root)) / "MNIST" / "raw"
     names = [
         f"{p}-{kind}-ubyte" for p in MNIST_FILES.values() for kind in ("images-idx3", "labels-idx1")
     ]
+    top = Path(os.path.expanduser(root))
+    # Where most of the files are; of several such, or where there are none, as torchvision has it.
+    raw = max(
+        (top, top / "raw", top / "MNIST" / "raw"),
+        key=lambda each: (sum(_find(each, n) is not None for n in names), _is_torchvisions(each)),
+    )
     if any(_find(raw, name) is None for name in names):
         _download(raw, names)
     training, test = (_read_split(raw, prefix) for prefix in MNIST_FILES.values())
@@ -94,33 +100,32 @@ def read_mnist(root: str | os.PathLike[str]) -> tuple[Digits, Digits]:
 def _read_split(raw: Path, prefix: str) -> Digits:
     images = _require(raw, f"{prefix}-images-idx3-ubyte")
     labels = _require(raw, f"{prefix}-labels-idx1-ubyte")
-    advice = "delete it and put a good copy there (or let it be downloaded again)"
-    return _digits(_read_idx(images, 3), _read_idx(labels, 1), images, labels, advice)
+    return _digits(_read_idx(images, 3), _read_idx(labels, 1), images, labels, _advice(raw, "there"))
 
 
 def _read_idx(path: Path, dimensions: int) -> npt.NDArray[np.uint8]:
     """The array of bytes in an IDX file: two zeros, type 8, the number of dimensions, the sizes
     (big-endian, 32 bits each), then the bytes themselves, the last index running fastest."""
+    advice = _advice(path.parent, f"of {path.name} there")
     try:
         content = path.read_bytes()
         if path.suffix == ".gz":
             content = gzip.decompress(content)
     except (OSError, EOFError, zlib.error) as error:
-        raise InputError(f"{path} cannot be read ({one_line(error)}); {_advice(path)}") from error
+        raise InputError(f"{path} cannot be read ({one_line(error)}); {advice}") from error
     start = 4 + 4 * dimensions
     magic = bytes((0, 0, 8, dimensions))
     if len(content) < start or content[:4] != magic:
         raise InputError(
             f"{path} is not an IDX file of bytes in {dimensions} dimension(s): it starts with "
-            f"0x{content[:4].hex()}, not 0x{magic.hex()}; {_advice(path)}"
+            f"0x{content[:4].hex()}, not 0x{magic.hex()}; {advice}"
         )
     sizes = [int(n) for n in np.frombuffer(content, ">u4", dimensions, offset=4)]
     expected = start + math.prod(sizes)
     if len(content) != expected:
         fault = "truncated" if len(content) < expected else "too long"
         raise InputError(
-            f"{path} is {fault}: {len(content):,} bytes where its header promises {expected:,}; "
-            f"{_advice(path)}"
+            f"{path} is {fault}: {len(content):,} bytes where its header promises {expected:,}; {advice}"
         )
     return np.frombuffer(content, np.uint8, offset=start).reshape(sizes)
 
@@ -153,9 +158,10 @@ def _digits(
 
 
 def _find(raw: Path, name: str) -> Path | None:
-    for path in (raw / f"{name}.gz", raw / name):
-        if os.path.exists(path):  # unlike Path.exists, False where looking is not allowed
-            return path
+    for each in (name, name.replace("-idx", ".idx")):
+        for path in (raw / f"{each}.gz", raw / each):
+            if os.path.isfile(path):  # unlike Path.is_file, False where looking is not allowed
+                return path
     return None
 
 
@@ -170,6 +176,8 @@ def _download(raw: Path, names: list[str]) -> None:
     """Lets torchvision fetch what is missing; it leaves alone what is there."""
     missing = [f"{name}.gz" for name in names if _find(raw, name) is None]
     expected = f"no {', '.join(missing)} in {raw}"
+    if not _is_torchvisions(raw):
+        raise InputError(f"{expected}, where the others are; put the missing files of MNIST there")
     try:
         from torchvision.datasets import MNIST
     except Exception as error:  # a torchvision that does not fit torch raises what it likes
@@ -189,5 +197,11 @@ def _download(raw: Path, names: list[str]) -> None:
         ) from error
 
 
-def _advice(path: Path) -> str:
-    return f"delete it and put a good copy of {path.name} there (or let it be downloaded again)"
+def _is_torchvisions(raw: Path) -> bool:
+    """Whether torchvision would download into this folder."""
+    return Path(os.path.abspath(raw)).parts[-2:] == ("MNIST", "raw")
+
+
+def _advice(raw: Path, copy: str) -> str:
+    again = " (or let it be downloaded again)" if _is_torchvisions(raw) else ""
+    return f"delete it and put a good copy {copy}{again}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
 from collections.abc import Iterator
@@ -162,8 +163,9 @@ class MNISTDigits(PlacedDigits):
 
     Args:
         root: folder that holds ``MNIST/raw/train-images-idx3-ubyte.gz`` and its companions, as
-            ``torchvision.datasets.MNIST`` lays them out (gzipped or not). If files are missing,
-            torchvision downloads them.
+            ``torchvision.datasets.MNIST`` lays them out (gzipped or not); the files may also lie in
+            ``raw`` below it or in itself, and be named as on Kaggle. If they are missing, torchvision
+            downloads them.
         scale: least and greatest factor of the resize; the factor is uniform between them.
         canvas: side of the canvas in pixels; the largest digit must fit.
         test_seed: fixes the order and the places of the test digits.
@@ -183,7 +185,13 @@ class MNISTDigits(PlacedDigits):
     ) -> None:
         if not os.fspath(root).strip():
             raise InputError("root is empty; name the folder that holds (or shall hold) MNIST")
-        super().__init__(*read_mnist(root), scale=scale, canvas=canvas, test_seed=test_seed)
+        splits = read_mnist(root)
+        digest = hashlib.sha256()
+        for part in (part for split in splits for part in split):
+            digest.update(part.numpy().tobytes())
+        #: What is kept with a run: other data have files of these names too.
+        self.record = {"digits": digest.hexdigest()}
+        super().__init__(*splits, scale=scale, canvas=canvas, test_seed=test_seed)
 
 
 def _checked_scale(scale: tuple[float, float]) -> tuple[float, float]:

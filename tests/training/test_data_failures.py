@@ -1,0 +1,115 @@
+"""Data that fail: held-out data before the first update, and reading at any time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from scripts.survive_kills import equal
+from tests.training.test_loop import make_config, rows
+from wsram_ppl.config import ExperimentConfig
+from wsram_ppl.data.digits.source import SampleDigits
+from wsram_ppl.errors import InputError, RunError
+from wsram_ppl.runs.checkpoints import load_checkpoint
+from wsram_ppl.runs.directory import RunDirectory
+from wsram_ppl.training.loop import train
+
+#: What fails, by name; a file that is missing, or a mistake.
+broken: dict[str, Exception] = {}
+
+
+def gone(name: str) -> OSError:
+    try:
+        open(name)  # noqa: SIM115
+    except OSError as error:
+        return error
+    raise AssertionError
+
+
+class Digits(SampleDigits):
+    """A source of one's own; training fails from step 5 on, evaluation at its first or second time."""
+
+    def __init__(self) -> None:
+        super().__init__(canvas=32, scale=(0.8, 1.0))
+        self.evaluated = 0
+
+    def training_rows(self, step: int, size: int, seed: int, rows: slice) -> tuple[Tensor, Tensor]:
+        if step >= 5 and "training" in broken:
+            raise broken["training"]
+        return super().training_rows(step, size, seed, rows)
+
+    def evaluation_batches(self, size: int, limit: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+        self.evaluated += 1
+        if "empty" in broken:
+            return
+        if "later" in broken and self.evaluated > 1:
+            raise broken["later"]
+        if "nan" in broken:
+            yield torch.full((2, 32, 32), torch.nan), torch.zeros(2, dtype=torch.int64)
+        if "held-out" in broken:
+            raise broken["held-out"]
+        yield from super().evaluation_batches(size, limit)
+
+
+@pytest.fixture(autouse=True)
+def mend() -> Iterator[None]:
+    yield
+    broken.clear()
+
+
+def config(*overrides: str) -> ExperimentConfig:
+    return make_config(f"data={{source='{__name__}:Digits'}}", *overrides)
+
+
+@pytest.mark.parametrize(
+    ("what", "error", "kind", "message"),
+    [
+        ("empty", ValueError(), InputError, r"data '.*:Digits' has no held-out data"),
+        ("nan", ValueError(), InputError, r"part 0 of held-out batch 1 is not finite"),
+        ("held-out", gone("dev.json"), RunError, r"data '.*:Digits' cannot read dev.json: No such file"),
+        (
+            "held-out",
+            KeyError("dev"),
+            RunError,
+            r"data '.*:Digits': KeyError: 'dev' \(WSRAM_TRACEBACK=1",
+        ),
+        (
+            "held-out",
+            InputError("the dev split holds no photos"),
+            InputError,
+            r"^the dev split holds no",
+        ),
+    ],
+)
+def test_held_out_data_are_looked_at_before_the_first_update(
+    what: str, error: Exception, kind: type[Exception], message: str, tmp_path: Path
+) -> None:
+    broken[what] = error
+    with pytest.raises(kind, match=message):
+        train(config(), RunDirectory(tmp_path / "run"))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("prefetch", ["true", "false"])
+@pytest.mark.parametrize("what", ["training", "later"])
+@pytest.mark.parametrize("every", [0, 5], ids=["last evaluation", "one on the way"])
+def test_what_cannot_be_read_at_work_is_named_and_costs_no_update(
+    prefetch: str, what: str, every: int, tmp_path: Path
+) -> None:
+    """With the data back, the run ends as one that nothing has happened to, metrics included."""
+    settings = config(f"training.eval_every={every}", f"training.prefetch={prefetch}")
+    broken[what] = gone("photo.jpg")
+    run, whole = RunDirectory(tmp_path / "run"), RunDirectory(tmp_path / "whole")
+    with pytest.raises(RunError, match=r"^data '.*:Digits' cannot read photo.jpg: No such file or dir"):
+        train(settings, run)
+    saved = load_checkpoint(run.checkpoint).step
+    assert saved == (5 if what == "training" or every else 8)
+    broken.clear()
+    train(settings, run)
+    train(settings, whole)
+    assert equal(run, whole)
+    assert [row["split"] for row in rows(run)].count("eval") == (2 if every else 1)

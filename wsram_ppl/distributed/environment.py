@@ -1,0 +1,123 @@
+"""What the environment says about the processes of a run: who has started them, and which this one is.
+
+Nothing here waits for torch: a process can tell who it is before that is imported.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import sys
+import threading
+import time
+from typing import TYPE_CHECKING, Final
+
+from wsram_ppl.errors import InputError
+
+if TYPE_CHECKING:
+    from wsram_ppl.config import TrainingSettings
+
+__all__ = ["end_with_launcher", "from_torchrun", "is_worker", "name_launcher", "process_rank"]
+
+#: The number of the process that has started the others, for these to see that it is gone.
+_LAUNCHER: Final = "WSRAM_LAUNCHER"
+
+
+def from_torchrun() -> bool:
+    """Whether ``torchrun`` has started this process."""
+    return "TORCHELASTIC_RUN_ID" in os.environ
+
+
+def _from_srun() -> bool:
+    # As Lightning Fabric tells it: within a job of these names processes are started by hand.
+    by_hand = os.environ.get("SLURM_JOB_NAME") in ("bash", "interactive")
+    return "SLURM_NTASKS" in os.environ and not by_hand and not from_torchrun()
+
+
+def process_rank(training: TrainingSettings) -> int:
+    """This process's number in the run, as whoever has started it says; 0 speaks to the user.
+
+    A run of one process ignores the cluster that it is on.
+
+    Raises:
+        InputError: the environment contradicts the config, or itself.
+    """
+    devices, nodes = training.devices, training.num_nodes
+    count = devices * nodes
+    asked = f"training.devices x training.num_nodes is {devices} x {nodes}"
+    if _from_srun():
+        return 0 if count == 1 else _rank_in_slurm(devices, nodes, asked)
+    started = _number("WORLD_SIZE", count)
+    if started != count:
+        what = "torchrun has started" if from_torchrun() else "WORLD_SIZE in the environment stands for"
+        raise InputError(f"{what} {started} processes, but {asked}: make them agree")
+    if from_torchrun():
+        return _number("RANK", 0)
+    _number("MASTER_PORT", 0)
+    local, node = _number("LOCAL_RANK", 0), _number("NODE_RANK", _number("GROUP_RANK", 0))
+    own = node * devices + local
+    rank = _number("RANK", own)
+    found = f"RANK = {rank}" if rank != own else f"LOCAL_RANK = {local} and NODE_RANK = {node}"
+    if rank != own or local >= devices or node >= nodes:
+        raise InputError(
+            f"{found} in the environment, but {asked}: unset what does not belong to this run, or start "
+            "its processes with torchrun"
+        )
+    if count > 1 and "LOCAL_RANK" in os.environ and "MASTER_PORT" not in os.environ:
+        raise InputError(
+            "LOCAL_RANK is set, as if the processes had been started already, but MASTER_PORT is not: "
+            "unset LOCAL_RANK, or start them with torchrun"
+        )
+    return rank
+
+
+def _rank_in_slurm(devices: int, nodes: int, asked: str) -> int:
+    # Fabric asks for the number of tasks on each node wherever there are several.
+    tasks, each = _number("SLURM_NTASKS", 1), _number("SLURM_NTASKS_PER_NODE", 0)
+    remedy = f"srun --nodes={nodes} --ntasks-per-node={devices}"
+    if tasks != devices * nodes or each != devices or _number("SLURM_NNODES", nodes) != nodes:
+        raise InputError(f"SLURM has {tasks} tasks, but {asked}: start them with {remedy}")
+    for name in ("SLURM_PROCID", "SLURM_LOCALID", "SLURM_NODEID"):
+        if name not in os.environ:
+            raise InputError(f"SLURM has {tasks} tasks, but {name} is not set: start them with {remedy}")
+    return _number("SLURM_PROCID", 0)
+
+
+def _number(name: str, default: int) -> int:
+    text = os.environ.get(name)
+    if text is None:
+        return default
+    if not (text.isascii() and text.isdigit()):
+        raise InputError(f"{name} = {text!r} in the environment: should be a whole number")
+    return int(text)
+
+
+# The processes that the first one has started.
+
+
+def name_launcher() -> None:
+    """To be called before this process starts the others, which inherit its number."""
+    os.environ[_LAUNCHER] = str(os.getpid())
+
+
+def is_worker() -> bool:
+    """Whether another process of the run has started this one."""
+    return _LAUNCHER in os.environ and os.environ.get("LOCAL_RANK", "0") != "0"
+
+
+@functools.cache  # once in a process
+def end_with_launcher() -> None:
+    """From now on a process that the first one has started ends as soon as that is gone.
+
+    Does nothing in other processes.
+    """
+    if sys.platform == "win32" or not is_worker():  # Windows keeps the number of a parent that is gone
+        return
+    launcher = int(os.environ[_LAUNCHER])
+
+    def watch() -> None:
+        while os.getppid() == launcher:
+            time.sleep(0.5)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True, name="launcher").start()
