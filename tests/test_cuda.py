@@ -330,8 +330,9 @@ def test_a_run_can_be_resumed_bit_by_bit(tmp_path: Path, recorded: str) -> None:
     half = Trainer.start(config)
     for _ in range(6):
         half.update()
-    run.claim(config)
-    save(half, run)
+    with run.claim(config):
+        run.begin(config, half.components.data)
+        save(half, run)
     saved = run.saved(config)
     assert saved is not None and saved.step == 6
     rest = Trainer.start(config)
