@@ -6,6 +6,7 @@ Skipped without one; what can be shown then is in ``test_fake_cuda.py``.
 from __future__ import annotations
 
 import csv
+import gc
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -368,6 +369,7 @@ def test_divergence_is_told_and_the_process_lives(tmp_path: Path) -> None:
 @pytest.mark.parametrize("recorded", ["false", "true"])
 def test_memory_stays_constant(recorded: str) -> None:
     trainer = Trainer.start(load_config(DIGITS, [*SMALL, f"training.cuda_graph={recorded}"]))
+    gc.collect()  # recordings of other tests
     used = []
     for _ in range(4):
         for _ in range(10):
