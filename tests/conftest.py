@@ -7,6 +7,11 @@ from collections.abc import Iterator
 import pyro
 import pytest
 import torch
+from hypothesis import settings
+
+# A busy machine makes no example wrong.
+settings.register_profile("tests", deadline=None)
+settings.load_profile("tests")
 
 
 @pytest.fixture(autouse=True, scope="session")
