@@ -24,11 +24,25 @@ from packaging.requirements import Requirement
 ROOT = Path(__file__).resolve().parent.parent
 # The project; anything else beside them (environments, runs, data) stays behind.
 FOLDERS = (
-    *(".ci", "benchmarks", "docs", "examples", "experiments", "guides", "models", "scripts", "tests"),
+    ".ci",
+    "benchmarks",
+    "docs",
+    "examples",
+    "experiments",
+    "guides",
+    "models",
+    "scripts",
+    "tests",
     "wsram_ppl",
 )
 FILES = (
-    *("CHANGELOG.md", "LICENSE", "MANIFEST.in", "Makefile", "README.md", "cli.py", "pyproject.toml"),
+    "CHANGELOG.md",
+    "LICENSE",
+    "MANIFEST.in",
+    "Makefile",
+    "README.md",
+    "cli.py",
+    "pyproject.toml",
     "setup.py",
 )
 LARGEST = {"sdist": 8 * 2**20, "wheel": 4 * 2**20}
@@ -65,13 +79,14 @@ class Model(PyroModule):
             pyro.sample("label", dist.Categorical(logits=self.read(halves)), obs=labels)
 """
 TINY = (
-    *("training.steps=2", "training.batch_size=4", "training.eval_every=0", "training.log_every=1"),
-    *(
-        "training.eval_examples=4",
-        "data.canvas=16",
-        "data.scale=[0.5, 0.5]",
-        "objective.num_particles=2",
-    ),
+    "training.steps=2",
+    "training.batch_size=4",
+    "training.eval_every=0",
+    "training.log_every=1",
+    "training.eval_examples=4",
+    "data.canvas=16",
+    "data.scale=[0.5, 0.5]",
+    "objective.num_particles=2",
 )
 
 
