@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Collection, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Protocol
 
 import torch
@@ -23,7 +23,7 @@ from wsram_ppl.objectives.sampling import Sampler, carries_gradients
 from wsram_ppl.objectives.sites import Program
 from wsram_ppl.objectives.traces import combine
 
-__all__ = ["Objective", "ObjectiveModule", "Regularizer", "check_choice"]
+__all__ = ["Objective", "ObjectiveModule", "Regularizer", "aside", "check_choice"]
 
 
 class Regularizer(Protocol):
@@ -115,7 +115,7 @@ class Objective(ELBO):
         )
         self.running = RunningMeans()
         self.statistics: dict[str, Tensor] = {}
-        self._global_names: frozenset[str] = frozenset()
+        self._global_names: frozenset[str] | None = None
         self._inspected = False
 
     # The two methods that make an objective.
@@ -245,11 +245,11 @@ class Objective(ELBO):
             forms_weights=self.forms_weights,
         )
         draws = [self._first_draw(sampler)]
-        first = draws[0]
+        shared = self._global_names or frozenset()
         if not self.vectorize_particles:
-            given = {name: first.guide_trace.nodes[name]["value"] for name in self._global_names}
+            given = {name: draws[0].guide_trace.nodes[name]["value"] for name in shared}
             draws += [sampler.draw(given=given) for _ in range(1, self.num_particles)]
-        held = self.held_constant(first)
+        held = self.held_constant(draws[0])
         constant = None
         if held:
             if shares_parameters:
@@ -258,25 +258,28 @@ class Objective(ELBO):
                     "the gradient from the model's, which are one for Prior: leave it out of pathwise, or "
                     "use ImportanceBound without doubly_reparameterized"
                 )
-            again = [sampler.again(draw, self._global_names, held) for draw in draws]
-            constant = combine(again, shares_parameters)
+            constant = combine([sampler.again(draw, shared, held) for draw in draws], shares_parameters)
         return combine(draws, shares_parameters, constant)
 
     def _first_draw(self, sampler: Sampler) -> TraceDraw:
         """Which latents are global shows after a run; one that took others for global is repeated."""
+        if not self.forms_weights or sampler.num_particles == 1:
+            draw = sampler.draw()
+            self._global_names = draw.plates.global_names if self.forms_weights else None
+            return draw
+        if self._global_names is None:
+            with aside():
+                self._global_names = replace(sampler, num_particles=1).draw().plates.global_names
         for _ in range(3):
             draw = sampler.draw(shared=self._global_names)
-            known, self._global_names = self._global_names, frozenset()
-            if self.forms_weights:
-                self._global_names = draw.plates.global_names
-            if known == self._global_names or sampler.num_particles == 1:
+            known, self._global_names = self._global_names, draw.plates.global_names
+            if known == self._global_names:
                 return draw
         raise ValueError("which latents lie outside of the data plates changes from run to run")
 
     def _find_max_plate_nesting(self, model: Program, guide: Program, args: Any, kwargs: Any) -> None:
         if self.max_plate_nesting == float("inf"):
-            devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
-            with torch.random.fork_rng(devices), torch.no_grad():
+            with aside():
                 self._guess_max_plate_nesting(model, guide, args, kwargs)  # type: ignore[no-untyped-call]
 
     def _bounds(self, evaluations: Sequence[Particles]) -> list[Tensor]:
@@ -293,6 +296,14 @@ class Objective(ELBO):
             sizes.append(estimators.effective_sample_size(particles.log_weights).mean())
         self.statistics = {"bound": _mean(means), "ess": _mean(sizes)}
         return found
+
+
+@contextmanager
+def aside() -> Iterator[None]:
+    """For a run that leaves neither gradients nor the random state changed."""
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
+    with torch.random.fork_rng(devices), torch.no_grad():
+        yield
 
 
 def _mean(terms: Sequence[Tensor]) -> Tensor:

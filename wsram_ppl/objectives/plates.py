@@ -30,11 +30,13 @@ class PlateLayout:
 
     Args:
         kept: the (negative) dimensions to keep, leftmost first: the particle's, then the plates'.
-        shape: their sizes; -1 for a plate without a size.
+        names: of these plates, the particle's included.
+        shape: their sizes, without the particle's; -1 for a plate without a size.
         vectorized: whether the first of them is the particle's.
     """
 
     kept: tuple[int, ...]
+    names: tuple[str, ...]
     shape: tuple[int, ...]
     vectorized: bool
 
@@ -67,6 +69,7 @@ class PlateLayout:
         kept = particle + [f for f in frames if f.name != PARTICLE_PLATE]
         return cls(
             kept=tuple(f.dim or 0 for f in kept),
+            names=tuple(f.name for f in kept),
             shape=tuple(f.size for f in kept[len(particle) :]),
             vectorized=bool(particle),
         )
@@ -199,6 +202,7 @@ class Term:
         last_dependency: position, in the guide's order, of the last latent that it may depend on;
             -1 for none.
         scale: the site's own, in units of the data plates'.
+        stack: the plates that the site lies in.
     """
 
     log_prob: Tensor
@@ -206,6 +210,7 @@ class Term:
     layout: PlateLayout
     last_dependency: int
     scale: float | Tensor = 1.0
+    stack: tuple[CondIndepStackFrame, ...] = ()
 
     @classmethod
     def of(
@@ -222,7 +227,8 @@ class Term:
         value = scale_and_mask(value, 1.0, mask)
         if isinstance(mask, bool):
             mask = None if mask else torch.zeros_like(value, dtype=torch.bool)
-        return cls(value, mask, layout, last_dependency, site["scale"] / unit)
+        stack = site["cond_indep_stack"]
+        return cls(value, mask, layout, last_dependency, site["scale"] / unit, stack)
 
     @property
     def is_scaled(self) -> bool:
@@ -249,10 +255,16 @@ class Term:
     @cached_property
     def scaled(self) -> Tensor:
         """``total`` times the scale: its part of the bound, in units of the data plates' scale."""
-        return self.summed_to(self.layout) if self.is_scaled else self.total
+        return self.layout.total(self.log_prob * self.scale) if self.is_scaled else self.total
 
     def summed_to(self, layout: PlateLayout) -> Tensor:
-        """Its part of the bound, for the elements of other plates: ``[particle, *plates]``."""
-        if not self.is_scaled:
-            return self.total if layout is self.layout else layout.total(self.log_prob)
-        return layout.total(self.log_prob * self.scale)
+        """``scaled`` for the elements of other plates: ``[particle, *plates]``."""
+        if layout is self.layout:
+            return self.scaled
+        value = self.log_prob * self.scale if self.is_scaled else self.log_prob
+        kept = dict(zip(layout.kept, layout.names, strict=True))
+        for frame in self.stack:
+            # Another plate may have the same dimension.
+            if frame.dim in kept and kept[frame.dim] != frame.name and value.dim() >= -frame.dim:
+                value = value.sum(frame.dim, keepdim=True)
+        return layout.total(value)

@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import KW_ONLY, dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
 from wsram_ppl.objectives import estimators
-from wsram_ppl.objectives.base import Objective, check_choice
+from wsram_ppl.objectives.base import Objective, aside, check_choice
 from wsram_ppl.objectives.baselines import Baseline
+from wsram_ppl.objectives.dependence import dependencies
 from wsram_ppl.objectives.estimators import weighted
 from wsram_ppl.objectives.particles import Latent, Particles, TraceDraw, add
 from wsram_ppl.objectives.plates import Frames, PlateLayout
 from wsram_ppl.objectives.running import MinibatchMeans
+from wsram_ppl.objectives.sites import Program
 
 __all__ = ["VariationalBaseline", "VariationalBound", "downstream_signals"]
 
 #: What may be subtracted from the learning signal.
 VariationalBaseline = Literal["none", "leave-one-out", "site"]
+
+#: For each latent of a guide, those that it depends on.
+Upstream = Mapping[str, frozenset[str]]
 
 #: Why a baseline is valid: it may use anything that is known before a_n is drawn.
 _TOO_LATE = (
@@ -41,8 +46,9 @@ class VariationalBound(Objective):
       Where sites are ``pathwise``, d F_m through their values instead, as in
       :class:`pyro.infer.Trace_ELBO`.
 
-    A site's signal is the part of F_m in its own plates: latents in a plate do not see the terms of
-    their neighbours, and global latents, outside of the data plates, see all. Sites may be scaled
+    A site's signal is the part of F_m in its own plates: an element of a plate does not see the terms of
+    its neighbours (unless a later latent of the guide, outside of the plate, depends on all of them), and
+    global latents, outside of the data plates, see all. Sites may be scaled
     (:func:`pyro.poutine.scale`) and plates subsampled at will.
 
     Exactly unbiased for the gradient of E[F] with every baseline.
@@ -74,9 +80,27 @@ class VariationalBound(Objective):
             raise ValueError("baseline 'leave-one-out' needs num_particles of at least 2")
         super().__post_init__()
 
+        self._upstream: dict[tuple[str, ...], Upstream | None] = {}
+
     @property
     def uses_baselines(self) -> bool:
         return self.baseline == "site"
+
+    def evaluations(
+        self, model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> list[Particles]:
+        found = super().evaluations(model, guide, args, kwargs)
+        for draw in found[0].draws:
+            names = tuple(draw.guide_trace.nodes)
+            if draw.plates.nested and names not in self._upstream:
+                self._upstream[names] = None
+                if own_plates(draw, None) != plates_of_latents(draw):
+                    with aside():
+                        self._upstream[names] = dependencies(guide, args, kwargs)
+        return found
+
+    def _own_plates(self, draw: TraceDraw) -> dict[str, Frames]:
+        return own_plates(draw, self._upstream.get(tuple(draw.guide_trace.nodes)))
 
     def bound(self, log_weights: Tensor) -> Tensor:
         return estimators.variational_bound(log_weights)
@@ -100,7 +124,7 @@ class VariationalBound(Objective):
         """The same signal for all latents in the same plates."""
         if not any(draw.plates.nested for draw in particles.draws):
             return self._scored(particles.log_weights, particles.log_score)
-        members = [own_plates(draw) for draw in particles.draws]
+        members = [self._own_plates(draw) for draw in particles.draws]
         scores = []
         for plates in {plates: None for names in members for plates in names.values()}:
             layout = PlateLayout.of(plates)
@@ -130,7 +154,7 @@ class VariationalBound(Objective):
         total, means = particles.log_weights.new_zeros(()), MinibatchMeans()
         decays: dict[str, float] = {}
         for draw in particles.draws:
-            plates = own_plates(draw) if draw.plates.nested else {}
+            plates = self._own_plates(draw) if draw.plates.nested else {}
             signals: dict[Frames | None, list[Tensor]] = {}
             for site in _scores(draw):
                 own = plates.get(site.name)
@@ -167,20 +191,32 @@ def _scores(draw: TraceDraw) -> Iterator[Latent]:
     return (site for site in (*draw.latents, *draw.globals) if not site.pathwise)
 
 
-def own_plates(draw: TraceDraw) -> dict[str, Frames]:
+def own_plates(draw: TraceDraw, upstream: Upstream | None) -> dict[str, Frames]:
     """For each latent the plates (and the particles') whose elements do not see each other's terms.
 
-    These are its own, but for one that a latent outside of it follows in the guide: what is drawn last
-    may depend on all elements, and terms of any on what is drawn last.
+    These are its own, but for one that a later latent of the guide, outside of it, may carry an element's
+    choice out of, to the terms of others.
+
+    Args:
+        upstream: what each latent of the guide depends on; None if that is not known.
     """
-    found: dict[str, Frames] = {}
-    later: Frames | None = None  # the plates common to all that is drawn later
-    names = {site.name for site in (*draw.latents, *draw.globals)}
-    for name in reversed([name for name in draw.guide_trace.nodes if name in names]):
-        frames = frozenset(f for f in draw.guide_trace.nodes[name]["cond_indep_stack"] if f.vectorized)
-        found[name] = frames if later is None else frames & later
-        later = found[name] if later is None else later & frames
+    frames = plates_of_latents(draw)
+    found = dict(frames)
+    for position, later in enumerate(frames):
+        for name in list(frames)[:position]:
+            if upstream is None or name in upstream[later]:
+                found[name] = found[name] & frames[later]
     return found
+
+
+def plates_of_latents(draw: TraceDraw) -> dict[str, Frames]:
+    """Those of each latent, with the particles', in the guide's order."""
+    names = {site.name for site in (*draw.latents, *draw.globals)}
+    return {
+        name: frozenset(f for f in site["cond_indep_stack"] if f.vectorized)
+        for name, site in draw.guide_trace.nodes.items()
+        if name in names
+    }
 
 
 def _signal(draw: TraceDraw, layout: PlateLayout) -> Tensor:
