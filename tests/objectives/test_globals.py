@@ -60,10 +60,12 @@ class Programs:
     Args:
         p: the parameters: those of g (two numbers), those of a given g, the observations' means.
         normal: whether g is a normal, of mean and log-scale ``gq`` in the guide.
+        nodes: of its quadrature; few will do for what is differentiated through.
     """
 
     p: Params
     normal: bool = False
+    nodes: int = 6
 
     def prior_g(self) -> Any:
         gp = self.p["gp"]
@@ -110,7 +112,7 @@ class Programs:
                 g = torch.tensor(value)
                 yield g, lambda g=g: g, fn.log_prob(g)
             return
-        for e, weight in zip(*nodes(24), strict=True):
+        for e, weight in zip(*nodes(self.nodes), strict=True):
             yield (lambda fn, e=e: fn.loc + fn.scale * e), lambda e=e: fn.loc + fn.scale * e, weight.log()
 
     def log_weights(self, g: Tensor) -> tuple[Tensor, Tensor]:
@@ -242,7 +244,7 @@ def test_importance_bound(gradient: Any, draws: int, vectorized: bool) -> None:
 @pytest.mark.parametrize("pathwise", [("g",), ()])
 def test_importance_bound_with_a_normal_global(pathwise: Any, vectorized: bool) -> None:
     """The same through g's sample, and by its score."""
-    programs = Programs(parameters(3), normal=True)
+    programs = Programs(parameters(3), normal=True, nodes=6 if pathwise else 40)
     objective = ImportanceBound(2, pathwise=pathwise, **OPTIONS[vectorized])
     given_state(objective, programs)
     expected = gradients(programs.bound(2, "L"), programs.p)
