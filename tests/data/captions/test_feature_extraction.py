@@ -157,7 +157,7 @@ def test_what_is_transparent_is_shown_on_white(tmp_path: Path, mode: str) -> Non
 
 
 #: First column and row of the parts of an interlaced file, and the steps between them.
-ADAM7 = "0088 4088 0448 2044 0224 1022 0112".split()
+ADAM7 = ["0088", "4088", "0448", "2044", "0224", "1022", "0112"]
 #: Bits and kind of colour: 0 grey, 2 RGB, 3 palette.
 FORMS = [(bits, kind) for kind in (0, 3) for bits in (1, 2, 4, 8)] + [(16, 0), (8, 2), (16, 2)]
 
