@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Protocol
 
 import torch
+from pyro import poutine
 from pyro.infer.elbo import ELBO, ELBOModule
 from pyro.infer.util import torch_backward
 from pyro.poutine.trace_struct import Trace
@@ -300,9 +301,9 @@ class Objective(ELBO):
 
 @contextmanager
 def aside() -> Iterator[None]:
-    """For a run that leaves neither gradients nor the random state changed."""
+    """For a run that changes neither gradients nor the random state, and that no handler outside sees."""
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
-    with torch.random.fork_rng(devices), torch.no_grad():
+    with torch.random.fork_rng(devices), torch.no_grad(), poutine.block():
         yield
 
 
