@@ -75,7 +75,9 @@ def train(objective: ELBO, steps: int, seed: int) -> tuple[Decoder, Encoder]:
 def held_out(model: Decoder, guide: Encoder, count: int = 500) -> float:
     """L_200 in nats per test digit."""
     batches = small_digits()[1][:count].flatten(1).split(50)
-    samples = [importance_sample(model, guide, x, num_particles=200, max_plate_nesting=1) for x in batches]
+    samples = [
+        importance_sample(model, guide, x, num_particles=200, max_plate_nesting=1) for x in batches
+    ]
     return torch.cat([sample.bound for sample in samples]).mean().item()
 
 

@@ -93,12 +93,18 @@ def train(objective: ELBO, steps: int, seed: int) -> tuple[Chain, Smoother]:
 def held_out(model: Chain, guide: Smoother) -> float:
     """L_200 in nats per sequence."""
     pyro.set_rng_seed(1000)
-    return importance_sample(model, guide, sequences(500), num_particles=200, max_plate_nesting=1).bound.mean().item()
+    return (
+        importance_sample(model, guide, sequences(500), num_particles=200, max_plate_nesting=1)
+        .bound.mean()
+        .item()
+    )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="A hidden Markov model by wake-sleep.")
-    parser.add_argument("--steps", type=int, default=1000, help="updates of 20 sequences (default: 1000)")
+    parser.add_argument(
+        "--steps", type=int, default=1000, help="updates of 20 sequences (default: 1000)"
+    )
     options = parser.parse_args()
     objective = WakeSleep("adaptive", num_particles=5, vectorize_particles=True)
     model, guide = train(objective, options.steps, seed=0)

@@ -116,7 +116,11 @@ def held_out(model: LDA, guide: Posterior) -> float:
     def propose(words: Tensor) -> None:
         guide.documents(words, None)
 
-    return importance_sample(given, propose, words, num_particles=200, max_plate_nesting=2).bound.mean().item()
+    return (
+        importance_sample(given, propose, words, num_particles=200, max_plate_nesting=2)
+        .bound.mean()
+        .item()
+    )
 
 
 def main() -> None:

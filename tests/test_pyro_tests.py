@@ -13,7 +13,7 @@ import pytest
 PROJECT = Path(__file__).resolve().parent.parent
 
 #: One test for each way to end, and two that do not concern these objectives.
-TESTS = '''
+TESTS = """
 import pyro, pytest, torch, warnings
 import pyro.distributions as dist
 from pyro.infer import RenyiELBO, Trace_ELBO, TraceEnum_ELBO
@@ -50,7 +50,7 @@ def test_accepted():
 def test_failed():
     Trace_ELBO().loss(model, guide)
     warnings.warn("of this kind")
-'''
+"""
 
 
 def run(*arguments: object) -> subprocess.CompletedProcess[str]:
@@ -83,7 +83,9 @@ def test_a_folder_without_the_tests_is_named(tmp_path: Path) -> None:
     assert "test_gradient.py is missing: give a checkout of Pyro's repository" in done.stderr
 
 
-@pytest.mark.skipif("PYRO_SOURCE" not in os.environ, reason="PYRO_SOURCE names no checkout of Pyro 1.9.2")
+@pytest.mark.skipif(
+    "PYRO_SOURCE" not in os.environ, reason="PYRO_SOURCE names no checkout of Pyro 1.9.2"
+)
 def test_pyros_own_tests_pass() -> None:
     output = run(os.environ["PYRO_SOURCE"]).stdout
     assert counts(output, "all")[3:5] == [0, 0], output  # nothing is accepted wrongly, nothing fails
