@@ -1,8 +1,8 @@
 """Attend, infer, repeat: how many digits are in the picture, where, and what do they look like?
 
     count ~ Categorical(0, 1, 2)
-    where_i ~ Normal(0, 1), what_i ~ Normal(0, 1)      for each of them
-    x ~ Normal(what_i, decoded and drawn at where_i, 0.3), 20 x 20 pixels
+    where_i ~ Normal(0, 1.5), what_i ~ Normal(0, 1)      for each of them
+    x ~ Normal(what_i, decoded and drawn at where_i, 0.3), 24 x 24 pixels
 
 Nothing but pictures is given. The count is discrete; positions and appearances are reparameterised and
 carry gradients (``pathwise``). Objects that a picture does not have are masked, in model and guide.
@@ -27,7 +27,7 @@ from torch.nn import functional as F
 from wsram_ppl.objectives import VariationalBound
 from wsram_ppl.objectives.diagnostics import importance_sample
 
-CANVAS, SIDE, OBJECTS, WHAT, HIDDEN, BATCH = 20, 10, 2, 10, 200, 20
+CANVAS, SIDE, OBJECTS, WHAT, HIDDEN, BATCH = 24, 10, 2, 10, 200, 20
 PATHWISE = ["where_*", "what_*"]
 
 
@@ -36,7 +36,7 @@ def normal(loc: Tensor, scale: Tensor) -> dist.TorchDistribution:
 
 
 def axes(where: Tensor) -> tuple[Tensor, Tensor]:
-    """Which rows and columns of the canvas a digit's rows and columns fall on: [..., 20, 10] each.
+    """Which rows and columns of the canvas a digit's rows and columns fall on: [..., 24, 10] each.
 
     Between two pixels a row is shared by both, so that it moves smoothly with ``where``.
     """
@@ -47,7 +47,7 @@ def axes(where: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def draw(picture: Tensor, where: Tensor) -> Tensor:
-    """[..., 10, 10] on an empty canvas, [..., 20, 20]."""
+    """[..., 10, 10] on an empty canvas, [..., 24, 24]."""
     rows, columns = axes(where)
     return rows @ picture @ columns.mT
 
@@ -72,7 +72,7 @@ class Scene(PyroModule):
             canvas = torch.zeros(CANVAS, CANVAS)
             for i in range(OBJECTS):
                 with poutine.mask(mask=count > i):
-                    where = pyro.sample(f"where_{i}", normal(torch.zeros(2), torch.ones(2)))
+                    where = pyro.sample(f"where_{i}", normal(torch.zeros(2), torch.full((2,), 1.5)))
                     what = pyro.sample(f"what_{i}", normal(torch.zeros(WHAT), torch.ones(WHAT)))
                 digit = draw(self.decode(what).sigmoid().unflatten(-1, (SIDE, SIDE)), where)
                 canvas = canvas + (count > i)[..., None, None] * digit
@@ -116,7 +116,7 @@ def pictures(digits: Tensor, count: int) -> tuple[Tensor, Tensor]:
     canvas = torch.zeros(count, CANVAS, CANVAS)
     for i in range(OBJECTS):
         chosen = digits[torch.randint(len(digits), (count,))]
-        canvas += (number > i)[:, None, None] * draw(chosen, torch.randn(count, 2))
+        canvas += (number > i)[:, None, None] * draw(chosen, 1.5 * torch.randn(count, 2))
     return canvas, number
 
 

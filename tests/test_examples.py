@@ -54,7 +54,7 @@ def test_a_program_runs_as_a_script(
     monkeypatch.setattr(sys, "argv", [str(script), "--steps", "2"])
     runpy.run_path(str(script), run_name="__main__")
     assert re.search(r"-?\d+\.\d+ nats per (held-out )?\w+", capsys.readouterr().out)
-    assert len(script.read_text().splitlines()) < 160
+    assert len(script.read_text().splitlines()) < 170
 
 
 @pytest.mark.filterwarnings("ignore:Found baseline:UserWarning")
