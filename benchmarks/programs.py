@@ -55,17 +55,18 @@ def objectives(program: Any) -> dict[str, Callable[[], ELBO]]:
     }
     ours = common | ({"pathwise": program.PATHWISE} if hasattr(program, "PATHWISE") else {})
     # Wake-q is a score function, so that local latents are pathwise only in its other form.
-    asleep: dict[str, Any] = {
+    others: dict[str, dict[str, Any]] = {
         "lda": {"pathwise": ["weights", "topics"]},
         "air": {"doubly_reparameterized": True},
     }
+    wake_sleep = ours | others.get(program.__name__, {})
     return {
         "Trace_ELBO": lambda: Trace_ELBO(**common),
         "TraceGraph_ELBO": lambda: TraceGraph_ELBO(**common) if subsampled else TraceGraphOfCopies(),
         "ReweightedWakeSleep": lambda: ReweightedWakeSleep(**common),
         "VariationalBound": lambda: VariationalBound(baseline="leave-one-out", **ours),
         "ImportanceBound": lambda: ImportanceBound(**ours),
-        "WakeSleep": lambda: WakeSleep("adaptive", **(ours | asleep.get(program.__name__, {}))),
+        "WakeSleep": lambda: WakeSleep("adaptive", **wake_sleep),
     }
 
 
@@ -110,13 +111,14 @@ def report(programs: list[str], seeds: int, steps: int | None) -> str:
 INTRODUCTION = """\
 # Real programs, by objective
 
-The programs in `examples/`, each trained from the same seeds with the same optimiser and minibatches and with {particles}
-particles. L_200 is in nats per held-out datum (higher is better); for LDA it is given the posterior
-means of the topics. "miscounted" is in percent of held-out pictures. The mean over {seeds} seeds, and each of them.
-`TraceGraph_ELBO` has the baselines that the guides declare (none in LDA), `VariationalBound` the leave-one-out one, `WakeSleep` the
-adaptive control variate. Where a program has latents that carry pathwise gradients, `Trace_ELBO` and `TraceGraph_ELBO`
-take them too, and this package's objectives are told which (`pathwise=`): in LDA all, for `WakeSleep` the global ones; in AIR positions
-and appearances, for `WakeSleep` with `doubly_reparameterized=True`.
+The programs in `examples/`, each trained from the same seeds with the same optimiser and minibatches
+and with {particles} particles. L_200 is in nats per held-out datum (higher is better); for LDA it is
+given the posterior means of the topics. "miscounted" is in percent of held-out pictures. The mean over
+{seeds} seeds, and each of them. `TraceGraph_ELBO` has the baselines that the guides declare (none in
+LDA), `VariationalBound` the leave-one-out one, `WakeSleep` the adaptive control variate. Where latents
+can carry pathwise gradients (LDA, AIR), `Trace_ELBO` and `TraceGraph_ELBO` take them, and this
+package's objectives are told to (`pathwise=`): `WakeSleep` for the global ones of LDA, and in AIR with
+`doubly_reparameterized=True`.
 
 `{command}` ({minutes:.0f} min on one core)
 """

@@ -50,7 +50,7 @@ class Chain(PyroModule):
 
 
 class Smoother(PyroModule):
-    """The guide: q(z_t | z_(t-1), y_t, y_(t+1), ...). The baseline is for objectives that subtract one."""
+    """The guide: q(z_t | z_(t-1), y_t, y_(t+1), ...). The baseline is for those who subtract one."""
 
     def __init__(self) -> None:
         super().__init__("guide")
@@ -93,11 +93,9 @@ def train(objective: ELBO, steps: int, seed: int) -> tuple[Chain, Smoother]:
 def held_out(model: Chain, guide: Smoother) -> float:
     """L_200 in nats per sequence."""
     pyro.set_rng_seed(1000)
-    return (
-        importance_sample(model, guide, sequences(500), num_particles=200, max_plate_nesting=1)
-        .bound.mean()
-        .item()
-    )
+    y = sequences(500)
+    sample = importance_sample(model, guide, y, num_particles=200, max_plate_nesting=1)
+    return sample.bound.mean().item()
 
 
 def main() -> None:

@@ -1,10 +1,10 @@
-"""Latent Dirichlet allocation with subsampled documents: global topics, local mixtures, discrete choices.
+"""Latent Dirichlet allocation, documents subsampled: global topics, local mixtures, discrete choices.
 
     weight_k ~ Gamma,  topic_k ~ Dirichlet                              once, for all documents
     mixture_d ~ Dirichlet(weights)                                      for each document
     choice_dn ~ Categorical(mixture_d),  word_dn ~ Categorical(topic)   for each word of it
 
-The weights, topics and mixtures are reparameterised and carry gradients (``pathwise``); the choices cannot.
+Weights, topics and mixtures are reparameterised and carry gradients (``pathwise``); the choices cannot.
 Every update sees a few documents, and the plate scales what they say to the whole collection.
 
     python examples/lda.py --steps 500
@@ -116,11 +116,8 @@ def held_out(model: LDA, guide: Posterior) -> float:
     def propose(words: Tensor) -> None:
         guide.documents(words, None)
 
-    return (
-        importance_sample(given, propose, words, num_particles=200, max_plate_nesting=2)
-        .bound.mean()
-        .item()
-    )
+    sample = importance_sample(given, propose, words, num_particles=200, max_plate_nesting=2)
+    return sample.bound.mean().item()
 
 
 def main() -> None:

@@ -11,6 +11,7 @@ what wake-sleep was invented for.
 from __future__ import annotations
 
 import argparse
+from functools import partial
 
 import pyro
 import pyro.distributions as dist
@@ -76,10 +77,8 @@ def train(objective: ELBO, steps: int, seed: int) -> tuple[Network, Recognition]
 def held_out(model: Network, guide: Recognition, count: int = 500) -> float:
     """L_200 in nats per test digit."""
     batches = small_digits()[1][:count].flatten(1).split(50)
-    samples = [
-        importance_sample(model, guide, x, num_particles=200, max_plate_nesting=1) for x in batches
-    ]
-    return torch.cat([sample.bound for sample in samples]).mean().item()
+    weigh = partial(importance_sample, model, guide, num_particles=200, max_plate_nesting=1)
+    return torch.cat([weigh(x).bound for x in batches]).mean().item()
 
 
 def main() -> None:
