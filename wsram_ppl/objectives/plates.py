@@ -148,7 +148,7 @@ def plates_of(model: Mapping[str, Site], guide: Mapping[str, Site]) -> Plates:
     misplaced = None
     if everywhere and not data:
         bare = [site["name"] for site, stack in sites if not around[id(stack)]]
-        misplaced = (outside or bare or [*latent])[0]
+        misplaced = (bare or outside or [*latent])[0]
     scale, unequal = _common_scale(
         [(site, stack) for site, stack in sites if site["name"] not in global_names], data
     )

@@ -16,7 +16,7 @@ from wsram_ppl.objectives.baselines import Baseline
 from wsram_ppl.objectives.particles import Latent, Particles, TraceDraw
 from wsram_ppl.objectives.plates import Term, plates_of
 from wsram_ppl.objectives.sites import Site, evaluate, log_density, random_sites, without_masked
-from wsram_ppl.primitives.handlers import has_density, is_subsample
+from wsram_ppl.primitives.handlers import PARTICLE_PLATE, has_density, is_subsample
 
 __all__ = ["combine", "read_draw"]
 
@@ -75,6 +75,19 @@ def _matched(trace: Trace) -> Trace:
         if site["type"] == "sample" and (has_density(site) or is_subsample(site)):
             found.nodes[name] = site
     return found
+
+
+def _check_shape(site: Site, log_prob: Tensor, max_plate_nesting: float) -> None:
+    """Pyro's check of a log-density's shape, of one particle: left of its plate all would pass."""
+    stack = site["cond_indep_stack"]
+    for frame in stack:
+        if frame.name == PARTICLE_PLATE:
+            stack = tuple(f for f in stack if f is not frame)
+            max_plate_nesting = float("inf")
+            if log_prob.dim() >= -frame.dim:
+                log_prob = log_prob.select(frame.dim, 0)
+    seen: Any = {**site, "log_prob": log_prob, "cond_indep_stack": stack}
+    check_site_shape(seen, max_plate_nesting)  # type: ignore[arg-type]
 
 
 def _check_order(names: frozenset[str], whose: str, sites: Mapping[str, Site]) -> None:
@@ -157,8 +170,7 @@ def read_draw(
     evaluated = evaluate([*model.values(), *guide.values()], log_density)
     if validate:
         for site in (*model.values(), *guide.values()):
-            seen: Any = {**site, "log_prob": evaluated[id(site)]}
-            check_site_shape(seen, max_plate_nesting)  # type: ignore[arg-type]
+            _check_shape(site, evaluated[id(site)], max_plate_nesting)
 
     def term(site: Site, last_dependency: int) -> Term:
         outside = site["name"] in plates.global_names
