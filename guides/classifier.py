@@ -88,7 +88,7 @@ def refuse_gradients(site: str, value: Tensor, guide: str) -> None:
     """
     if value.requires_grad:
         raise InputError(
-            f"site '{site}' is pathwise, but guide '{guide}' takes the recurrent state as a constant, so "
-            "that gradients through samples would be incomplete: use guide 'prior', or leave the site out "
-            "of pathwise"
+            f"site '{site}' is pathwise, but guide '{guide}' takes the recurrent state as a constant, "
+            "so that gradients through samples would be incomplete: use guide 'prior', or leave the "
+            "site out of pathwise"
         )

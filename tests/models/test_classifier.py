@@ -716,12 +716,14 @@ def test_two_models_of_the_same_names_under_module_local_parameters(name: str) -
 
 @pytest.mark.parametrize("objective", ["variational", "importance"])
 def test_pathwise_locations_give_the_derivative_of_the_bound(objective: str) -> None:
-    """With one scale all is a smooth function of the weights, given the locations' noise: finite differences."""
+    """With one scale, and given the noise, the bound is smooth in the weights: finite differences."""
     with pyro.validation_enabled(False):
         model = make_model(2, scales=(2,)).double()
         randomize(model)
         images, labels = make_batch(dtype=torch.float64)
-        noise = torch.randn(2, 3, BATCH, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+        noise = torch.randn(
+            2, 3, BATCH, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0)
+        )
         make = VariationalBound if objective == "variational" else ImportanceBound
 
         def loss() -> Tensor:

@@ -152,7 +152,9 @@ def test_moments_converge_to_the_known_ones() -> None:
     mean = ((1 - p) * g0 + p * g1).item()
     variance = (p * (1 - p) * (g1 - g0) ** 2).item()
     torch.manual_seed(0)
-    found = gradient_moments(VariationalBound(num_particles=1), coin, Prior(coin), repeats=repeats)["model"]
+    found = gradient_moments(VariationalBound(num_particles=1), coin, Prior(coin), repeats=repeats)[
+        "model"
+    ]
     # Five standard errors; that of the variance of a two-valued variable from its fourth moment.
     fourth = (p * (1 - p) * (1 - 3 * p * (1 - p)) * (g1 - g0) ** 4).item()
     assert abs(found.variance - variance) < 5 * math.sqrt((fourth - variance**2) / repeats)
@@ -164,7 +166,9 @@ def test_no_variance_and_no_gradient() -> None:
     """A deterministic gradient has an infinite signal-to-noise ratio; a lost mean has none."""
     coin = Coin(0.4, 2.0)
     with ForceSamples({"a": torch.tensor(1.0, dtype=torch.float64)}):
-        found = gradient_moments(VariationalBound(num_particles=1), coin, Prior(coin), repeats=4)["model"]
+        found = gradient_moments(VariationalBound(num_particles=1), coin, Prior(coin), repeats=4)[
+            "model"
+        ]
     (_, g1), _ = gradients_of_the_coin(coin)
     assert (found.variance, found.snr) == (0.0, math.inf)
     assert found.mean == pytest.approx(g1.item() ** 2)

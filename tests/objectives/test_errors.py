@@ -85,7 +85,8 @@ def rejects(
         ),
         (
             lambda: VariationalBound(5),  # type: ignore[arg-type]
-            "the first argument of VariationalBound is baseline: write VariationalBound(num_particles=5)",
+            "the first argument of VariationalBound is baseline: write "
+            "VariationalBound(num_particles=5)",
         ),
         (
             lambda: WakeSleep(5),  # type: ignore[arg-type]
@@ -100,7 +101,10 @@ def rejects(
             lambda: ImportanceBound(1, guide_gradient="ovis"),
             "guide_gradient 'ovis' needs num_particles of at least 2",
         ),
-        (lambda: ImportanceBound(num_global_particles=0), "num_global_particles must be at least 1, not 0"),
+        (
+            lambda: ImportanceBound(num_global_particles=0),
+            "num_global_particles must be at least 1, not 0",
+        ),
         (
             lambda: ImportanceBound(pathwise="a"),
             "pathwise takes a list of names: write pathwise=['a']",
@@ -259,7 +263,8 @@ def test_an_observation_in_the_guide(kind: str) -> None:
             pyro.sample("extra", dist.Normal(0.0, 1.0), obs=torch.tensor(0.0))
 
     message = {
-        "observation": "site 'extra' of the guide is observed: a guide can only sample; move it to the model",
+        "observation": "site 'extra' of the guide is observed: a guide can only sample; move it to the "
+        "model",
         "factor": 'At guide site pyro.factor("extra",...), missing specification of has_rsample.',
     }
     rejects(message[kind], model, observing)

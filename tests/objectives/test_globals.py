@@ -113,7 +113,11 @@ class Programs:
                 yield g, lambda g=g: g, fn.log_prob(g)
             return
         for e, weight in zip(*nodes(self.nodes), strict=True):
-            yield (lambda fn, e=e: fn.loc + fn.scale * e), lambda e=e: fn.loc + fn.scale * e, weight.log()
+            yield (
+                (lambda fn, e=e: fn.loc + fn.scale * e),
+                lambda e=e: fn.loc + fn.scale * e,
+                weight.log(),
+            )
 
     def log_weights(self, g: Tensor) -> tuple[Tensor, Tensor]:
         """log w~ and log q of each choice of each datum, ``[DATA, CHOICES]``."""
@@ -161,7 +165,9 @@ def expected_estimate(objective: Objective, programs: Programs) -> Params:
     """The exact expectation of an objective's gradient (of ascent), over g and all local particles."""
     p, m = programs.p, objective.num_particles
     total = {name: torch.zeros_like(value) for name, value in p.items()}
-    draws_of_g = m if isinstance(objective, VariationalBound) else getattr(objective, "num_global_particles", 1)
+    draws_of_g = (
+        m if isinstance(objective, VariationalBound) else getattr(objective, "num_global_particles", 1)
+    )
     locals_of_g = 1 if isinstance(objective, VariationalBound) else m
     choices = list(itertools.product(range(CHOICES), repeat=DATA * locals_of_g))
     state = objective.state_dict()
@@ -181,7 +187,8 @@ def expected_estimate(objective: Objective, programs: Programs) -> Params:
                 forced_g, forced_a = iter(gs), iter(a)
                 values = {"g": at_next(forced_g), "a": lambda fn, it=forced_a: next(it).squeeze(0)}
             else:
-                values = {"g": at_next(iter(gs)), "a": lambda fn, it=iter(a.flatten(0, 1)): next(it)}
+                one_by_one = iter(a.flatten(0, 1))
+                values = {"g": at_next(iter(gs)), "a": lambda fn, it=one_by_one: next(it)}
             with ForceSamples(values):
                 loss = objective.differentiable_loss(programs.model, programs.guide)
             found = torch.autograd.grad(-loss, list(p.values()), allow_unused=True)
@@ -203,7 +210,8 @@ def at_next(gs: Iterator[Any]) -> Callable[[Any], Tensor]:
 def gradients(value: Tensor, p: Params) -> Params:
     found = torch.autograd.grad(value, list(p.values()), allow_unused=True)
     return {
-        name: torch.zeros_like(v) if g is None else g for (name, v), g in zip(p.items(), found, strict=True)
+        name: torch.zeros_like(v) if g is None else g
+        for (name, v), g in zip(p.items(), found, strict=True)
     }
 
 
@@ -311,7 +319,8 @@ def test_the_loss_is_the_bound(make: Any, kind: str, vectorized: bool) -> None:
     g = torch.tensor(1)
     values: Any = {"g": g, "a": a.squeeze(0)}
     if not vectorized:
-        values["a"] = lambda fn, it=iter(a): next(it)
+        one_by_one = iter(a)
+        values["a"] = lambda fn: next(one_by_one)
     with ForceSamples(values):
         loss = objective.loss(programs.model, programs.guide)
     log_w, _ = programs.log_weights(g)
@@ -361,7 +370,9 @@ class Plates:
         with pyro.plate("columns", 2, dim=-1):
             b = pyro.sample("b", dist.Bernoulli(logits=0.5 - g * torch.ones(2).double()))
         with pyro.plate("others", 4, dim=-1):  # another plate in the same dimension
-            pyro.sample("x", dist.Normal(g + a.sum() * torch.ones(4).double(), 1.0), obs=torch.ones(4).double())
+            pyro.sample(
+                "x", dist.Normal(g + a.sum() * torch.ones(4).double(), 1.0), obs=torch.ones(4).double()
+            )
         h = pyro.sample("h", dist.Bernoulli(logits=a.sum() - 1.0))
         with pyro.plate("rows_", 3, dim=-2), pyro.plate("columns_", 2, dim=-1), poutine.scale(scale=0.5):
             pyro.sample("y", dist.Normal(a * b + h, 1.0), obs=torch.ones(3, 2).double())
@@ -428,7 +439,8 @@ def test_local_gradients_do_not_grow_with_the_data() -> None:
     for objective in (VariationalBound(num_particles=1), Trace_ELBO()):
         pyro.set_rng_seed(0)
         drawn = [
-            torch.autograd.grad(objective.differentiable_loss(model, guide), logits)[0] for _ in range(200)
+            torch.autograd.grad(objective.differentiable_loss(model, guide), logits)[0]
+            for _ in range(200)
         ]
         spread[type(objective)] = torch.stack(drawn).std(0).mean().item()
     assert spread[VariationalBound] == pytest.approx(spread[Trace_ELBO], rel=0.2)
@@ -444,7 +456,7 @@ def test_weights_are_per_datum() -> None:
 
 
 def test_scales_anywhere_in_a_sum() -> None:
-    """KL annealing and subsampled inner plates: VariationalBound's loss and gradient are Trace_ELBO's."""
+    """KL annealing and subsampled inner plates: loss and gradient are Trace_ELBO's."""
     loc = torch.tensor([0.3, -0.2], requires_grad=True)
 
     def program(is_guide: bool) -> None:
@@ -505,7 +517,7 @@ def test_sleep_with_a_global() -> None:
     def guide(observations: Any = None) -> None:
         programs.guide()
 
-    with pytest.raises(ValueError, match="site 'g' is global: use insomnia=1.0"):
+    with pytest.raises(ValueError, match=r"site 'g' is global: use insomnia=1\.0"):
         WakeSleep(insomnia=0.5).differentiable_loss(programs.model, guide)
 
 

@@ -112,7 +112,9 @@ def test_the_blocked_model_as_guide() -> None:
     """In place of Prior(model): wake-sleep would count its gradient twice. The bounds are right."""
     model = Coin(False)
     guide = poutine.block(model, hide=["y"])
-    message = "the guide's density of site 'a' depends on parameters of the model, whose gradient then counts"
+    message = (
+        "the guide's density of site 'a' depends on parameters of the model, whose gradient then counts"
+    )
     told_once(message, WakeSleep(), model, guide, Y)
     for objective in (WakeSleep(), VariationalBound(), ImportanceBound()):
         if not objective.gradients_differ:
@@ -151,7 +153,9 @@ def test_one_weight_for_all_data(make: Callable[..., Objective], vectorized: boo
     objective = make(num_particles=3, vectorize_particles=vectorized)
     programs = (lambda: outside(False)), (lambda: outside(True))
     if objective.forms_weights:
-        told_once("site 'a' lies outside of a plate that holds others, so that all data", objective, *programs)
+        told_once(
+            "site 'a' lies outside of a plate that holds others, so that all data", objective, *programs
+        )
     else:
         silent(objective, *programs)
 
@@ -226,7 +230,7 @@ def test_what_pyro_refuses(make: Callable[..., Objective], vectorized: bool) -> 
 
     objective = make(num_particles=2, vectorize_particles=vectorized)
     for program, message in (
-        (pairs, "at site \"y\", invalid log_prob shape"),
+        (pairs, 'at site "y", invalid log_prob shape'),
         (bare, "invalid log_prob shape"),
         (guide_in_another_plate, "Model and guide shapes disagree at site 'a'"),
         (events, "Model and guide shapes disagree at site 'a'"),

@@ -61,7 +61,12 @@ def test_ovis_signal_is_its_definition(values: list[float], gamma: float) -> Non
     expected = []
     for m in range(count):
         rest = torch.cat([log_w[:m], log_w[m + 1 :]])
-        c = rest.logsumexp(0) - math.log(count - 1) - gamma * v[m] + (1 - gamma) * math.log(1 - 1 / count)
+        c = (
+            rest.logsumexp(0)
+            - math.log(count - 1)
+            - gamma * v[m]
+            + (1 - gamma) * math.log(1 - 1 / count)
+        )
         expected.append(log_z - v[m] - c)
     found = e.ovis_signal(log_w, gamma) - e.normalized_weights(log_w)
     torch.testing.assert_close(found, torch.stack(expected), rtol=1e-9, atol=1e-9)
@@ -132,9 +137,7 @@ def test_bound_and_gradient_of_the_exact_tempered_densities(seed: int) -> None:
     """
     problem = random_problem([3, 2], share=0.0, seed=seed)
     problem = problem.with_proposal(torch.zeros(problem.count, dtype=torch.float64))
-    log_p = (
-        problem.log_prior(problem.theta) + problem.log_likelihood(problem.theta)
-    ).requires_grad_()
+    log_p = (problem.log_prior(problem.theta) + problem.log_likelihood(problem.theta)).requires_grad_()
     log_q = problem.log_proposal(problem.eta).requires_grad_()
     rising = [(log_q.exp() * (log_p - log_q)).sum().item()]
     for temperatures in (1, 2, 5, 50):
@@ -148,7 +151,8 @@ def test_bound_and_gradient_of_the_exact_tempered_densities(seed: int) -> None:
         assert e.thermodynamic_bound(log_w, betas).item() == pytest.approx(exact.item())
         rising.append(exact.item())
         shrink = (problem.count - 1) / problem.count
-        plain = torch.stack([s * (b * log_w).softmax(0) for b, s in zip(betas, betas.diff())]).sum(0)
+        steps = zip(betas[:-1], betas.diff(), strict=True)
+        plain = torch.stack([step * (beta * log_w).softmax(0) for beta, step in steps]).sum(0)
         for found, direct, target in zip(
             e.thermodynamic_coefficients(log_w, betas), (plain, -plain), expected, strict=True
         ):

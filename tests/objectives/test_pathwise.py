@@ -2,8 +2,8 @@
 
 A normal latent z and a categorical b, in either order in the guide. Expectations over z are
 Gauss-Hermite sums over nodes z = loc + scale e, so that the expectation of an estimator is a finite sum
-over tuples of (e, b), pathwise gradients included; those over b are exact. Each tuple is a row of the data
-plate, with its own copy of the parameters.
+over tuples of (e, b), pathwise gradients included; those over b are exact. Each tuple is a row of the
+data plate, with its own copy of the parameters.
 """
 
 from __future__ import annotations
@@ -312,7 +312,7 @@ GUIDES: dict[str, Callable[[Any], Any]] = {
 @pytest.mark.parametrize("name", GUIDES)
 @pytest.mark.parametrize("vectorized", [False, True])
 def test_autoguides_as_in_pyro(name: str, model: Any, vectorized: bool) -> None:
-    """VariationalBound(pathwise=True) is Trace_ELBO, loss and gradient, under Pyro's automatic guides."""
+    """VariationalBound(pathwise=True) is Trace_ELBO, loss and gradient, under Pyro's guides."""
     guide, y = GUIDES[name](model), torch.tensor([0.3, -0.2, 1.0])
     guide(X, y)
     options: Any = {"num_particles": 3, "vectorize_particles": vectorized, "max_plate_nesting": 1}
@@ -412,7 +412,10 @@ def two_sites(is_guide: bool) -> None:
             lambda: ImportanceBound(pathwise=["z", "b"]),
             "pathwise names 'b', but the Bernoulli of site 'b' has no reparameterised samples",
         ),
-        (lambda: WakeSleep(pathwise=True), "site 'z' is pathwise (or a Delta with parameters), but wake-q"),
+        (
+            lambda: WakeSleep(pathwise=True),
+            "site 'z' is pathwise (or a Delta with parameters), but wake-q",
+        ),
         (
             lambda: ImportanceBound(doubly_reparameterized=True),
             "doubly_reparameterized=True needs a latent inside of the data plates that is pathwise",

@@ -255,9 +255,9 @@ class Objective(ELBO):
         if held:
             if shares_parameters:
                 raise ValueError(
-                    f"site '{next(iter(held))}' is pathwise, and this objective then tells the guide's part of "
-                    "the gradient from the model's, which are one for Prior: leave it out of pathwise, or "
-                    "use ImportanceBound without doubly_reparameterized"
+                    f"site '{next(iter(held))}' is pathwise, and this objective then tells the guide's "
+                    "part of the gradient from the model's, which are one for Prior: leave it out of "
+                    "pathwise, or use ImportanceBound without doubly_reparameterized"
                 )
             constant = combine([sampler.again(draw, shared, held) for draw in draws], shares_parameters)
         return combine(draws, shares_parameters, constant)
@@ -301,7 +301,7 @@ class Objective(ELBO):
 
 @contextmanager
 def aside() -> Iterator[None]:
-    """For a run that changes neither gradients nor the random state, and that no handler outside sees."""
+    """For a run that leaves gradients and the random state alone, and that no outer handler sees."""
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
     with torch.random.fork_rng(devices), torch.no_grad(), poutine.block():
         yield

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import pyro
-import torch
 from pyro import poutine
 from pyro.infer.inspect import TrackProvenance
 from pyro.ops.provenance import ProvenanceTensor, detach_provenance, get_provenance

@@ -177,7 +177,7 @@ def thermodynamic_coefficients(log_weights: Tensor, temperatures: Tensor) -> tup
 
 
 def _tempered(log_weights: Tensor, temperatures: Tensor) -> tuple[Tensor, Tensor]:
-    """softmax(beta log w~) at the left end of every step, ``[K, particle, *datum]``; the steps' widths."""
+    """softmax(beta log w~) at each step's left end, ``[K, particle, *datum]``; the steps' widths."""
     shape = (-1, *[1] * log_weights.dim())
     beta = temperatures[:-1].reshape(shape)
     # At beta = 0 a particle that is ruled out counts as any other: 0 * -inf is to be 0.

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from wsram_ppl import collectives
 from wsram_ppl.objectives.particles import Particles, TraceDraw
-from wsram_ppl.objectives.sites import Site, evaluate, random_sites
+from wsram_ppl.objectives.sites import Site, evaluate
 from wsram_ppl.primitives.distributions import innermost, rewrapped, unwrapped
 
 __all__ = ["GRID", "Exploration", "Temper", "in_place", "tempered"]

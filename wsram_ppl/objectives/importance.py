@@ -100,14 +100,14 @@ def pathwise_names(draw: TraceDraw) -> list[str]:
     names = [site.name for site in draw.latents if site.pathwise]
     if not names:
         raise ValueError(
-            "doubly_reparameterized=True needs a latent inside of the data plates that is pathwise (and, "
-            "in the guide, depends on a parameter): name it in pathwise"
+            "doubly_reparameterized=True needs a latent inside of the data plates that is pathwise "
+            "(and, in the guide, depends on a parameter): name it in pathwise"
         )
     return names
 
 
 def through_samples(coefficient: Tensor, particles: Particles) -> Tensor:
-    """sum coefficient (d log w~ / d a) d a, to be differentiated: what parameters do directly cancels."""
+    """sum coefficient (d log w~ / d a) d a: what parameters do directly cancels."""
     assert particles.constant is not None
     held = particles.constant.log_weights_with_gradient
     return weighted(coefficient, particles.log_weights_with_gradient) - weighted(coefficient, held)

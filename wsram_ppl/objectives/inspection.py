@@ -69,9 +69,9 @@ def _one_weight(particles: Particles) -> str | None:
     if site is None or particles.num_particles == 1:
         return None
     return (
-        f"site '{site}' lies outside of a plate that holds others, so that all data share one importance "
-        "weight per particle, which no few particles can carry: put it into the plate of its data, or "
-        "use VariationalBound, which needs no weights"
+        f"site '{site}' lies outside of a plate that holds others, so that all data share one "
+        "importance weight per particle, which no few particles can carry: put it into the plate of its "
+        "data, or use VariationalBound, which needs no weights"
     )
 
 
@@ -84,8 +84,8 @@ def _counted_twice(particles: Particles) -> str | None:
         if name in theirs and _leaves(site["fn"]).keys() & _leaves(theirs[name]["fn"]).keys():
             return (
                 f"the guide's density of site '{name}' depends on parameters of the model, whose "
-                "gradient then counts twice: if the guide is the model's prior, use Prior(model), otherwise "
-                "detach what the guide takes from the model"
+                "gradient then counts twice: if the guide is the model's prior, use Prior(model), "
+                "otherwise detach what the guide takes from the model"
             )
     return None
 
@@ -124,9 +124,9 @@ def _unoptimized_baseline(particles: Particles, model: Program, guide: Program) 
             own = list(_parameters(baseline.nn_baseline)) if baseline is not None else []
             if own and not any(id(parameter) in known for parameter in own):
                 return (
-                    f"the baseline network of site '{site.name}' is a submodule of neither model nor guide, "
-                    "and pyro.module does not register it, so that nothing may train it: make it one of "
-                    "these, unless an optimiser of your own has it"
+                    f"the baseline network of site '{site.name}' is a submodule of neither model nor "
+                    "guide, and pyro.module does not register it, so that nothing may train it: make it "
+                    "one of these, unless an optimiser of your own has it"
                 )
     return None
 

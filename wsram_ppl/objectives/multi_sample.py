@@ -1,4 +1,4 @@
-"""What objectives on importance weights have in common: several particles of the local sites per datum."""
+"""What objectives on importance weights have in common: several particles per datum."""
 
 from __future__ import annotations
 
@@ -35,7 +35,8 @@ class MultiSampleObjective(Objective):
     a running mean.
 
     Args:
-        num_global_particles: draws of g per evaluation, each with M particles of the local sites; at least 1.
+        num_global_particles: draws of g per evaluation, each with its own M particles of the local
+            sites; at least 1.
     """
 
     forms_weights: ClassVar[bool] = True

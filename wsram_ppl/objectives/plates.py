@@ -41,7 +41,7 @@ class PlateLayout:
     vectorized: bool
 
     def arrange(self, x: Tensor) -> Tensor:
-        """``[batch dimensions of a site] -> [particle, *plates, inner]``, broadcast where a size is 1."""
+        """``[batch dimensions of a site] -> [particle, *plates, inner]``; sizes of 1 stay."""
         depth = max((-d for d in self.kept), default=0)
         if x.dim() < depth:
             x = x.reshape((1,) * (depth - x.dim()) + x.shape)
@@ -128,7 +128,9 @@ def plates_of(model: Mapping[str, Site], guide: Mapping[str, Site]) -> Plates:
             read[key] = frozenset(stack)
         sites.append((site, read[key]))
     particle = frozenset(f for stack in read.values() for f in stack if f.name == PARTICLE_PLATE)
-    around = {id(stack): frozenset(f for f in stack - particle if f.vectorized) for stack in read.values()}
+    around = {
+        id(stack): frozenset(f for f in stack - particle if f.vectorized) for stack in read.values()
+    }
     everywhere: Frames = frozenset().union(*around.values())
 
     observed = {around[id(stack)] for site, stack in sites if site["is_observed"]}

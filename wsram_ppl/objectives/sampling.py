@@ -68,9 +68,7 @@ class Sampler:
     proposal: Callable[[], AbstractContextManager[Any]] = nullcontext
     forms_weights: bool = False
 
-    def draw(
-        self, *, shared: Collection[str] = (), given: Mapping[str, Any] | None = None
-    ) -> TraceDraw:
+    def draw(self, *, shared: Collection[str] = (), given: Mapping[str, Any] | None = None) -> TraceDraw:
         """One run of both programs.
 
         Args:

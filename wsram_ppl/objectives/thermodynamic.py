@@ -74,8 +74,8 @@ class ThermodynamicBound(MultiSampleObjective):
         if particles.log_pathwise is not None:
             names = [site.name for draw in particles.draws for site in draw.latents if site.pathwise]
             raise ValueError(
-                f"site '{names[0]}' is pathwise, but the covariance gradient of ThermodynamicBound is of "
-                "scores: leave it out of pathwise, or use ImportanceBound"
+                f"site '{names[0]}' is pathwise, but the covariance gradient of ThermodynamicBound is "
+                "of scores: leave it out of pathwise, or use ImportanceBound"
             )
         model, guide = estimators.thermodynamic_coefficients(
             particles.log_weights, self.temperatures(particles.log_weights)

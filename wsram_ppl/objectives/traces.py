@@ -190,7 +190,8 @@ def read_draw(
     auxiliary = [name for name in guide if name not in model]
     inside = [[n for n in found if n not in plates.global_names] for found in (names, guide)]
     sizes = _prefix_sizes(*inside)
-    local, outside = [], []
+    local: list[Latent] = []
+    outside: list[Latent] = []
     for name in (*names, *auxiliary):
         before, upto = parents.get(name, (-1, order[name]))
         prior = term(model[name], upto) if name in model else None

@@ -47,8 +47,8 @@ class VariationalBound(Objective):
       :class:`pyro.infer.Trace_ELBO`.
 
     A site's signal is the part of F_m in its own plates: an element of a plate does not see the terms of
-    its neighbours (unless a later latent of the guide, outside of the plate, depends on all of them), and
-    global latents, outside of the data plates, see all. Sites may be scaled
+    its neighbours (unless a later latent of the guide, outside of the plate, depends on all of them),
+    and global latents, outside of the data plates, see all. Sites may be scaled
     (:func:`pyro.poutine.scale`) and plates subsampled at will.
 
     Exactly unbiased for the gradient of E[F] with every baseline.
@@ -194,8 +194,8 @@ def _scores(draw: TraceDraw) -> Iterator[Latent]:
 def own_plates(draw: TraceDraw, upstream: Upstream | None) -> dict[str, Frames]:
     """For each latent the plates (and the particles') whose elements do not see each other's terms.
 
-    These are its own, but for one that a later latent of the guide, outside of it, may carry an element's
-    choice out of, to the terms of others.
+    These are its own, but for one that a later latent of the guide, outside of it, may carry an
+    element's choice out of, to the terms of others.
 
     Args:
         upstream: what each latent of the guide depends on; None if that is not known.

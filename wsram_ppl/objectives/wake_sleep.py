@@ -60,9 +60,9 @@ class WakeSleep(MultiSampleObjective):
     that declares none gets the running constant, and 1/M. The networks are fitted by least squares,
     E[(w - c_n r_{1:n}/M)^2] and E[(w - c_n)^2], as part of the loss.
 
-    Samples of the local sites are constants, pathwise or not, but that wake-q of ``pathwise`` sites may be
-    ``doubly_reparameterized`` (Tucker et al. 2019): sum_m (w_m - w_m^2) (d log w~_m / d a) d a / d eta, of
-    the same expectation. Global sites follow the bound, as in
+    Samples of local sites are constants, but that wake-q of ``pathwise`` sites may be
+    ``doubly_reparameterized`` (Tucker et al. 2019): sum_m (w_m - w_m^2) (d log w~_m / d a) d a / d eta,
+    of the same expectation. Global sites follow the bound, as in
     :class:`~wsram_ppl.objectives.importance.ImportanceBound`.
 
     Args:
@@ -128,8 +128,8 @@ class WakeSleep(MultiSampleObjective):
             return pathwise_names(draw)
         if local:
             raise ValueError(
-                f"site '{local[0]}' is pathwise (or a Delta with parameters), but wake-q follows the scores "
-                "of samples that are constants: leave it out of pathwise, or set "
+                f"site '{local[0]}' is pathwise (or a Delta with parameters), but wake-q follows the "
+                "scores of samples that are constants: leave it out of pathwise, or set "
                 "doubly_reparameterized=True, or use ImportanceBound"
             )
         return outside
@@ -225,8 +225,8 @@ class WakeSleep(MultiSampleObjective):
         self.check(model, guide)
         if self._global_names:
             raise ValueError(
-                f"insomnia < 1 draws fantasies of data, but site '{min(self._global_names)}' is global: use "
-                "insomnia=1.0"
+                f"insomnia < 1 draws fantasies of data, but site '{min(self._global_names)}' is global: "
+                "use insomnia=1.0"
             )
         if self.vectorize_particles and self.num_particles > 1:
             plate = ParticlePlate(self.num_particles, -int(self.max_plate_nesting))

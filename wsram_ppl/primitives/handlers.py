@@ -175,7 +175,7 @@ class Substitute(Messenger):
             )
 
     def _compare(self, name: str, chosen: Any) -> None:
-        """Warns if the program itself chose other rows than those proposed (this waits for the device)."""
+        """Warns if the program chose other rows than those proposed (this waits for the device)."""
         rows = self.values[name]
         if chosen is None or chosen is rows or not is_validation_enabled():
             return
