@@ -47,7 +47,9 @@ class GlimpseClassifier(PyroModule):
         patch: k; a glimpse is k x k pixels.
         scales: pixels of the image per pixel of the glimpse, one per scale to choose from.
         location_std: standard deviation of a location; a scalar buffer, so that it can be scheduled.
-        classes: number of labels.
+        classes: number of labels; by default the data's, or 10.
+        channels: of an image: 1 for grey, 3 for colour; by default the data's, or 1.
+        class_names: what the labels stand for, in pictures; by default the data's, or their numbers.
     """
 
     #: Batch dimensions used by plates, for objectives.
@@ -63,18 +65,28 @@ class GlimpseClassifier(PyroModule):
         patch: PositiveInt = 12,
         scales: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (1, 2, 4),
         location_std: Annotated[float, Field(gt=0)] = 0.15,
-        classes: Annotated[int, Field(ge=2)] = 10,
+        classes: Annotated[int, Field(ge=2)] | None = None,
+        channels: PositiveInt | None = None,
+        class_names: tuple[str, ...] | None = None,
     ) -> None:
         super().__init__()
+        classes = classes or len(class_names or ()) or 10
+        if class_names is not None and len(class_names) != classes:
+            raise InputError(f"{len(class_names)} class_names are given for classes = {classes}")
         if len(set(scales)) < len(scales):
             raise InputError(f"scales {list(scales)} holds a scale twice: each is one choice")
         self.num_glimpses, self.classes, self.scales = num_glimpses, classes, tuple(scales)
-        self.network = GlimpseNetwork(hidden, patch, tuple(scales), classes)
+        self.class_names = class_names or tuple(map(str, range(classes)))
+        self.network = GlimpseNetwork(hidden, patch, tuple(scales), classes, channels or 1)
         self.baselines = SiteBaselines(hidden, classes, 2 * num_glimpses)
         self.register_buffer("location_std", torch.tensor(float(location_std)))
 
     def forward(self, images: Tensor | ImageFeatures, labels: Tensor | None = None) -> GlimpseSequence:
-        """The Pyro program. ``images [B, height, width]`` in [0, 1], ``labels [B]`` or None."""
+        """The Pyro program.
+
+        ``images [B, height, width]`` or ``[B, channels, height, width]``, in [0, 1]; ``labels [B]`` or
+        None.
+        """
         network, baselines = submodule(self, "network"), submodule(self, "baselines")
         pyramid, r1, r2 = network.start(images)
         label = None if labels is None else baselines.label(labels)
@@ -135,17 +147,19 @@ class GlimpseClassifier(PyroModule):
         """Where the policy's modes look in each image, for a picture."""
         looks = self.look(images)
         pyramid = self.network.see(images).pyramid
+        channels = images.shape[1:-2]
         patches, windows = [], []
         for n in range(self.num_glimpses):
             location, scale = looks.locations[0, :, n], looks.scales[0, :, n]
             seen = extract(pyramid, location, scale)
-            patches.append(seen.unflatten(-1, (self.network.patch, self.network.patch)))
+            patches.append(seen.unflatten(-1, (*channels, self.network.patch, self.network.patch)))
             factor = images.new_tensor(self.scales)[scale]
             size = images.shape[-2], images.shape[-1]
             windows.append(torch.stack(window(location, factor, size, self.network.patch), -1))
         confidence, predicted = torch.softmax(looks.logits[0], -1).max(-1)
+        names = self.class_names
         captions = [
-            f"a {label}, read as {guess} ({sure:.0%})"
+            f"a {names[label]}, read as {names[guess]} ({sure:.0%})"
             for label, guess, sure in zip(
                 labels.tolist(), predicted.tolist(), confidence.tolist(), strict=True
             )
@@ -184,7 +198,9 @@ class GlimpseClassifier(PyroModule):
 
 
 def _centre_of_brightness(images: Tensor) -> Tensor:
-    """``[B, height, width] -> [B, 2]``, (x, y) in [-1, 1]^2; the centre for a black image."""
+    """``[B, ..., height, width] -> [B, 2]``, (x, y) in [-1, 1]^2; the centre for a black image."""
+    if images.dim() == 4:
+        images = images.sum(1)
     total = images.sum((-2, -1)).clamp_min(1e-6)
 
     def along(profile: Tensor) -> Tensor:

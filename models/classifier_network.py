@@ -13,6 +13,7 @@ from pyro.poutine.runtime import InferDict
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from wsram_ppl.errors import InputError
 from wsram_ppl.primitives.glimpses import Levels, Pyramid, build_pyramid, extract
 from wsram_ppl.primitives.handlers import memoize
 from wsram_ppl.primitives.layers import Linear
@@ -136,7 +137,7 @@ class ImageFeatures:
 
     Args:
         pyramid: what glimpses are read from.
-        context: the images at low resolution, ``[B, context * context]``.
+        context: the images at low resolution, ``[B, channels * context * context]``.
     """
 
     def __init__(self, pyramid: Pyramid, context: Tensor) -> None:
@@ -155,18 +156,26 @@ class GlimpseNetwork(nn.Module):
         patch: k; a glimpse is k x k pixels.
         scales: pixels of the image per pixel of the glimpse, for each scale that can be chosen.
         classes: labels to tell apart.
+        channels: of an image: 1, or 3 in colour.
         context: side of the image as the context sees it.
     """
 
     def __init__(
-        self, hidden: int, patch: int, scales: tuple[int, ...], classes: int, context: int = 12
+        self,
+        hidden: int,
+        patch: int,
+        scales: tuple[int, ...],
+        classes: int,
+        channels: int = 1,
+        context: int = 12,
     ) -> None:
         super().__init__()
         self.hidden, self.patch, self.scales, self.context = hidden, patch, scales, context
+        self.channels = channels
         self.context_layers = nn.Sequential(
-            Linear(context * context, hidden, relu=True), Linear(hidden, hidden, relu=True)
+            Linear(channels * context * context, hidden, relu=True), Linear(hidden, hidden, relu=True)
         )
-        self.encoder = GlimpseEncoder(patch * patch, len(scales), hidden)
+        self.encoder = GlimpseEncoder(channels * patch * patch, len(scales), hidden)
         self.layer1 = RecurrentLayer(hidden, hidden)
         self.layer2 = RecurrentLayer(hidden, hidden)
         self.policy = Policy(hidden, len(scales))
@@ -174,11 +183,19 @@ class GlimpseNetwork(nn.Module):
         self._levels: Levels | None = None  # of the last images
 
     def see(self, images: Tensor) -> ImageFeatures:
-        """``images [B, height, width]`` as the network sees them."""
-        context = F.adaptive_avg_pool2d(images.unsqueeze(1), self.context).flatten(1)
+        """``images [B, height, width]``, or ``[B, channels, height, width]``, as the network sees them.
+
+        Raises:
+            InputError: they are others than this network is for.
+        """
+        _check(images, self.channels)
+        colour = self.channels > 1
+        with_channels = images if images.dim() == 4 else images.unsqueeze(1)
+        context = F.adaptive_avg_pool2d(with_channels, self.context).flatten(1)
+        images = with_channels if colour else with_channels.squeeze(1)
         if self._levels is None or not self._levels.fit(images):
             self._levels = Levels.of(images, self.scales)
-        return ImageFeatures(build_pyramid(images, self._levels, self.patch), context)
+        return ImageFeatures(build_pyramid(images, self._levels, self.patch, colour=colour), context)
 
     @memoize
     def start(self, images: Tensor | ImageFeatures) -> tuple[Pyramid, Tensor, Tensor]:
@@ -204,3 +221,28 @@ class GlimpseNetwork(nn.Module):
         """Label logits ``[..., B, classes]``, from r1 alone."""
         logits: Tensor = self.label(r1)
         return logits
+
+
+def _check(images: Tensor, channels: int) -> None:
+    shape = tuple(images.shape)
+    if not images.is_floating_point():
+        remedy = "make them floating point, in [0, 1]"
+        if images.dtype == torch.uint8:
+            remedy = "divide them by 255, as float32"
+        raise InputError(f"the images are {images.dtype}: {remedy}")
+    if images.dim() not in (3, 4):
+        raise InputError(
+            f"the images are of shape {shape}: they should be [B, height, width] or [B, channels, "
+            "height, width]"
+        )
+    found = shape[1] if images.dim() == 4 else 1
+    if found == channels:
+        return
+    if images.dim() == 4 and shape[-1] == channels:
+        raise InputError(
+            f"the images are of shape {shape}, channels last: move them with images.permute(0, 3, 1, 2)"
+        )
+    raise InputError(
+        f"the images are of shape {shape}, with {found} channel(s), but the model's are {channels}: set "
+        f"model.channels = {found}"
+    )

@@ -129,9 +129,9 @@ class Gaze:
     """Where a model looked in each of B images, and what it then said.
 
     Args:
-        images: ``[B, height, width]`` in [0, 1].
+        images: ``[B, height, width]`` or ``[B, channels, height, width]``, in [0, 1].
         windows: ``[B, N, 3]``: left, top and side of each glimpse's window, in pixels of the image.
-        patches: ``[B, N, k, k]``: what the glimpses saw.
+        patches: ``[B, N, k, k]`` or ``[B, N, channels, k, k]``: what the glimpses saw.
         captions: what to write under each image.
         correct: whether the answer was right, per image.
     """

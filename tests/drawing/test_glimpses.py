@@ -95,6 +95,24 @@ def test_the_image_itself_is_drawn(tmp_path: Path) -> None:
             assert picture.getpixel(at) == (value,) * 3
 
 
+def test_images_and_patches_in_colour(tmp_path: Path) -> None:
+    gaze = make_gaze(1)
+    images = torch.zeros(1, 3, SIDE, SIDE)
+    images[0, 0] = 1.0
+    patches = torch.zeros(1, 3, 3, 4, 4)
+    patches[0, 1, 2] = 1.0
+    picture = still(Gaze(images, gaze.windows, patches, gaze.captions, gaze.correct), tmp_path)
+    assert picture.getpixel((GAP + ZOOM * (SIDE - 2), GAP + ZOOM * (SIDE - 2))) == (255, 0, 0)
+    side = (SIDE * ZOOM - 2 * 4) // 3
+    for n, colour in enumerate([(0, 0, 0), (0, 0, 255), (0, 0, 0)]):
+        assert (
+            picture.getpixel((GAP + n * (side + 4) + side // 2, GAP + SIDE * ZOOM + 4 + side // 2))
+            == colour
+        )
+    two = Gaze(images[:, :2], gaze.windows, patches[:, :, :2], gaze.captions, gaze.correct)
+    assert still(two, tmp_path).getpixel((GAP + ZOOM * (SIDE - 2),) * 2) == (128, 128, 128)  # their mean
+
+
 def test_patches_stand_below_in_order(tmp_path: Path) -> None:
     gaze = make_gaze(1)
     for n in range(3):

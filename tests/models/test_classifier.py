@@ -431,6 +431,100 @@ def test_gaze_tells_what_was_seen() -> None:
         assert caption.startswith(f"a {label}, read as {guess} (")
 
 
+def test_one_channel_is_grey_to_the_bit() -> None:
+    """Images with and without a dimension for their channel, through every hook."""
+    model, (images, labels) = make_model(), make_batch()
+    with_channel = images.unsqueeze(1)
+    for one, other in zip(
+        model.prepare(images, labels), model.prepare(with_channel, labels), strict=True
+    ):
+        if isinstance(one, Tensor):
+            assert one.equal(other)
+        else:
+            assert one.context.equal(other.context)
+            assert one.pyramid.buffer.equal(other.pyramid.buffer) and not other.pyramid.colour
+    found = []
+    for each in (images, with_channel):
+        torch.manual_seed(0)
+        found.append(model.metrics(each, labels, 3))
+    assert all(value.equal(found[1][name]) for name, value in found[0].items())
+    assert model.gaze(with_channel, labels).patches.squeeze(2).equal(model.gaze(images, labels).patches)
+
+
+def test_what_is_seen_in_colour() -> None:
+    """Every channel of a glimpse and of the context reaches its weights; equal channels are as one."""
+    colour, grey = make_model(channels=3), make_model()
+    images, labels = make_batch()
+    with torch.no_grad():
+        for name, weights in (
+            ("encoder.what", grey.network.encoder.what.weight),
+            ("context_layers.0", grey.network.context_layers[0].weight),
+        ):
+            colour.network.get_submodule(name).weight.copy_(weights.repeat(1, 3) / 3)
+        theirs = dict(colour.named_parameters())
+        for name, weights in grey.named_parameters():
+            if theirs[name].shape == weights.shape:
+                theirs[name].copy_(weights)
+    alike = images.unsqueeze(1).expand(-1, 3, -1, -1)
+    one, other = grey.look(images), colour.look(alike)
+    torch.testing.assert_close(one.logits, other.logits)
+    torch.testing.assert_close(one.locations, other.locations)
+    metrics = [model.metrics(x, labels, 3)["distance"] for model, x in ((grey, images), (colour, alike))]
+    assert metrics[0].shape == metrics[1].shape == (BATCH,)
+    gaze = colour.gaze(alike, labels)
+    assert gaze.patches.shape == (BATCH, 3, 3, PATCH, PATCH)
+    torch.testing.assert_close(gaze.patches[:, :, 0], grey.gaze(images, labels).patches)
+    for channel in range(3):
+        changed = alike.clone()
+        changed[:, channel] += 0.5
+        assert not torch.allclose(colour.look(changed).logits, other.logits)
+
+
+@pytest.mark.parametrize("guide", [Prior, InferenceNetwork])
+def test_colour_can_be_trained(guide: Any) -> None:
+    model, (_, labels) = make_model(channels=3, classes=4), make_batch()
+    images, labels = torch.rand(BATCH, 3, SIDE, SIDE + 5), labels % 4
+    objective = WakeSleep("self-normalized", num_particles=3, vectorize_particles=True)
+    objective(model, guide(model))(*model.prepare(images, labels)).backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.network.parameters())
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (
+            torch.zeros(2, 9, 9, dtype=torch.uint8),
+            "the images are torch.uint8: divide them by 255, as float32",
+        ),
+        (
+            torch.zeros(2, 9, 9, dtype=torch.int16),
+            "the images are torch.int16: make them floating point, in",
+        ),
+        (
+            torch.zeros(9, 9),
+            r"of shape \(9, 9\): they should be \[B, height, width\] or \[B, channels, height, w",
+        ),
+        (torch.zeros(2, 9, 9), r"with 1 channel\(s\), but the model's are 3: set model.channels = 1"),
+        (torch.zeros(2, 4, 9, 9), r"with 4 channel\(s\), but the model's are 3: set model.channels = 4"),
+        (torch.zeros(2, 9, 9, 3), r"channels last: move them with images.permute\(0, 3, 1, 2\)"),
+    ],
+)
+def test_images_of_another_kind_are_refused(images: Tensor, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        make_model(channels=3)(images)
+
+
+def test_labels_have_names() -> None:
+    images, labels = make_batch()
+    names = [f"{n} cats" for n in range(10)]
+    model = make_model(class_names=tuple(names))
+    for caption, label in zip(model.gaze(images, labels).captions, labels.tolist(), strict=True):
+        assert caption.startswith(f"a {names[label]}, read as ")
+    assert make_model(class_names=("a", "b", "c")).classes == 3
+    with pytest.raises(InputError, match="2 class_names are given for classes = 3"):
+        make_model(class_names=("a", "b"), classes=3)
+
+
 def test_a_scale_given_twice_is_refused() -> None:
     with pytest.raises(InputError, match=r"scales \[2, 4, 2\] holds a scale twice: each is one choice"):
         make_model(scales=(2, 4, 2))

@@ -88,6 +88,12 @@ def _cell(gaze: Gaze, index: int, shown: int, zoom: int) -> Image.Image:
 
 
 def _picture(image: Tensor, zoom: int) -> Image.Image:
-    grey: NDArray[np.uint8] = (image.clamp(0, 1) * 255).round().byte().cpu().numpy()
-    picture = Image.fromarray(grey).convert("RGB")
+    """``[height, width]`` or ``[channels, height, width]``; other channels than red, green and blue are
+    drawn as their mean."""
+    if image.dim() == 3 and image.shape[0] != 3:
+        image = image.mean(0)
+    elif image.dim() == 3:
+        image = image.permute(1, 2, 0)
+    pixels: NDArray[np.uint8] = (image.clamp(0, 1) * 255).round().byte().cpu().numpy()
+    picture = Image.fromarray(pixels).convert("RGB")
     return picture.resize((picture.width * zoom, picture.height * zoom), Image.Resampling.NEAREST)
