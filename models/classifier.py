@@ -48,7 +48,7 @@ class GlimpseClassifier(PyroModule):
         scales: pixels of the image per pixel of the glimpse, one per scale to choose from.
         location_std: standard deviation of a location; a scalar buffer, so that it can be scheduled.
         classes: number of labels; by default the data's, or 10.
-        channels: of an image: 1 for grey, 3 for colour; by default the data's, or 1.
+        image_channels: 1 for grey, 3 for colour; by default the data's, or 1.
         class_names: what the labels stand for, in pictures; by default the data's, or their numbers.
     """
 
@@ -66,7 +66,7 @@ class GlimpseClassifier(PyroModule):
         scales: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (1, 2, 4),
         location_std: Annotated[float, Field(gt=0)] = 0.15,
         classes: Annotated[int, Field(ge=2)] | None = None,
-        channels: PositiveInt | None = None,
+        image_channels: PositiveInt | None = None,
         class_names: tuple[str, ...] | None = None,
     ) -> None:
         super().__init__()
@@ -77,7 +77,7 @@ class GlimpseClassifier(PyroModule):
             raise InputError(f"scales {list(scales)} holds a scale twice: each is one choice")
         self.num_glimpses, self.classes, self.scales = num_glimpses, classes, tuple(scales)
         self.class_names = class_names or tuple(map(str, range(classes)))
-        self.network = GlimpseNetwork(hidden, patch, tuple(scales), classes, channels or 1)
+        self.network = GlimpseNetwork(hidden, patch, tuple(scales), classes, image_channels or 1)
         self.baselines = SiteBaselines(hidden, classes, 2 * num_glimpses)
         self.register_buffer("location_std", torch.tensor(float(location_std)))
 

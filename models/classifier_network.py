@@ -244,5 +244,5 @@ def _check(images: Tensor, channels: int) -> None:
         )
     raise InputError(
         f"the images are of shape {shape}, with {found} channel(s), but the model's are {channels}: set "
-        f"model.channels = {found}"
+        f"model.image_channels = {found}"
     )

@@ -24,6 +24,8 @@ model, guide   ``baselines``              a submodule with the networks of decla
 model, guide   a buffer without dimension named like an option: the option may be a schedule
 guide          ``forward(observations=)`` a keyword, a dict from observed site to value: sleep-q
 guide          ``is_prior``, ``model``    true of the prior as proposal, and whose prior it is
+data source    ``evaluation_batches(split=)`` a keyword, "validation" (the default) or "test": test data
+                                          beside those that choices are made on
 data source    :class:`DrawsRows`         a process's share of a minibatch without the rest
 data source    :class:`InformsModel`      options of the model that follow from the data
 data source    :class:`KeepsRecord`       what the weights mean nothing without
@@ -35,7 +37,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol, Self, runtime_checkable
+from typing import Any, Literal, NamedTuple, Protocol, Self, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -48,6 +50,7 @@ __all__ = [
     "DrawsRows",
     "Gaze",
     "Gazes",
+    "HeldOut",
     "InformsModel",
     "KeepsRecord",
     "Measure",
@@ -162,6 +165,9 @@ def plate_nesting(model: Callable[..., Any]) -> int | float:
 
 # Of a data source.
 
+#: A split that is not trained on: choices are made on validation data; test data are for the end.
+HeldOut = Literal["validation", "test"]
+
 
 @runtime_checkable
 class DataSource(Protocol):
@@ -180,7 +186,10 @@ class DataSource(Protocol):
         ...
 
     def evaluation_batches(self, size: int, limit: int | None = None) -> Iterator[tuple[Tensor, ...]]:
-        """The fixed held-out set, or the first ``limit`` of it; the last batch may be smaller."""
+        """The fixed validation set, or the first ``limit`` of it; the last batch may be smaller.
+
+        A source with a test set takes a keyword ``split``, a :data:`HeldOut`.
+        """
         ...
 
     def to(self, device: torch.device | str) -> Self:
@@ -211,7 +220,10 @@ class KeepsRecord(Protocol):
 
     @property
     def record(self) -> Mapping[str, Any]:
-        """Plain data, kept with the run and compared when the run is used again."""
+        """Plain data, kept with the run and compared when the run is used again.
+
+        Under ``training`` stands what does not count where the run is measured on other data.
+        """
 
 
 @runtime_checkable

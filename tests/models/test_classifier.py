@@ -448,7 +448,7 @@ def test_one_channel_is_grey_to_the_bit() -> None:
 
 def test_what_is_seen_in_colour() -> None:
     """Every channel of a glimpse and of the context reaches its weights; equal channels are as one."""
-    colour, grey = make_model(channels=3), make_model()
+    colour, grey = make_model(image_channels=3), make_model()
     images, labels = make_batch()
     with torch.no_grad():
         for name, weights in (
@@ -477,7 +477,7 @@ def test_what_is_seen_in_colour() -> None:
 
 @pytest.mark.parametrize("guide", [Prior, InferenceNetwork])
 def test_colour_can_be_trained(guide: Any) -> None:
-    model, (_, labels) = make_model(channels=3, classes=4), make_batch()
+    model, (_, labels) = make_model(image_channels=3, classes=4), make_batch()
     images, labels = torch.rand(BATCH, 3, SIDE, SIDE + 5), labels % 4
     objective = WakeSleep("self-normalized", num_particles=3, vectorize_particles=True)
     objective(model, guide(model))(*model.prepare(images, labels)).backward()
@@ -499,14 +499,20 @@ def test_colour_can_be_trained(guide: Any) -> None:
             torch.zeros(9, 9),
             r"of shape \(9, 9\): they should be \[B, height, width\] or \[B, channels, height, w",
         ),
-        (torch.zeros(2, 9, 9), r"with 1 channel\(s\), but the model's are 3: set model.channels = 1"),
-        (torch.zeros(2, 4, 9, 9), r"with 4 channel\(s\), but the model's are 3: set model.channels = 4"),
+        (
+            torch.zeros(2, 9, 9),
+            r"with 1 channel\(s\), but the model's are 3: set model.image_channels = 1",
+        ),
+        (
+            torch.zeros(2, 4, 9, 9),
+            r"with 4 channel\(s\), but the model's are 3: set model.image_channels = 4",
+        ),
         (torch.zeros(2, 9, 9, 3), r"channels last: move them with images.permute\(0, 3, 1, 2\)"),
     ],
 )
 def test_images_of_another_kind_are_refused(images: Tensor, message: str) -> None:
     with pytest.raises(InputError, match=message):
-        make_model(channels=3)(images)
+        make_model(image_channels=3)(images)
 
 
 def test_labels_have_names() -> None:

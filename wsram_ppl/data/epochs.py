@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import numpy.typing as npt
 
 from wsram_ppl.errors import InputError
+from wsram_ppl.interfaces import HeldOut
 
-__all__ = ["Epochs", "Rows", "check_batch", "check_held_out", "check_whole", "generator"]
+__all__ = [
+    "Epochs",
+    "Rows",
+    "check_batch",
+    "check_held_out",
+    "check_split",
+    "check_whole",
+    "generator",
+]
 
 #: Whole numbers, most often the places of data.
 Rows = npt.NDArray[np.int64]
@@ -70,6 +79,12 @@ def check_batch(step: int, size: int, seed: int, count: int | None = None, what:
         raise InputError(
             f"a batch of {size:,} cannot be drawn from {count:,} {what}; choose a smaller batch_size"
         )
+
+
+def check_split(name: str) -> None:
+    """InputError unless ``name`` is that of a held-out split."""
+    if name not in get_args(HeldOut):
+        raise InputError(f"unknown split {name!r}; held-out splits are validation and test")
 
 
 def check_held_out(size: int, limit: int | None, what: str) -> None:

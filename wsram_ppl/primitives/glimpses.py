@@ -182,8 +182,8 @@ def extract(pyramid: Pyramid, location: Tensor, scale_index: Tensor) -> Tensor:
             broadcast together, so either may lack the particle dimensions on the left.
 
     Returns:
-        [..., B, k * k], row by row, in the images' type. Of images in colour [..., B, C * k * k], channel
-        by channel; the images' batch is then what comes before their channels.
+        [..., B, k * k], row by row, in the images' type. Of images in colour [..., B, C * k * k],
+        channel by channel; the images' batch is then what comes before their channels.
 
     Example::
 

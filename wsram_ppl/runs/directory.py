@@ -24,6 +24,8 @@ from wsram_ppl.runs.checkpoints import Checkpoint, TrainingState, load_checkpoin
 
 CONFIG, SUMMARY, DATA, LOCK = "config.toml", "summary.json", "data.json", "lock"
 CHECKPOINT, PREVIOUS = "last.safetensors", "previous.safetensors"
+#: The key of a record that is of interest only where training goes on.
+TRAINING = "training"
 _WRITTEN_BY, _EARLIER_CONFIG = "# wsram_ppl ", "spec.toml"
 
 
@@ -156,7 +158,7 @@ class RunDirectory:
         saved = self.saved(config)
         if saved is not None:
             self._check_length(saved.step, config)
-        self.check_data(data)
+            self.check_data(data)
         self.write_config(config)
         self.keep_data(data)
         # That of an earlier end, of fewer updates.
@@ -180,21 +182,31 @@ class RunDirectory:
             write_atomically(self.path / DATA, text.encode())
         self.check_data(data)
 
-    def check_data(self, data: DataSource) -> None:
+    def check_data(self, data: DataSource, *, other: bool = False) -> None:
         """Makes sure that the data are what the run kept of them, if anything.
+
+        Args:
+            other: whether they are meant to be others than the run was trained on. What is kept of the
+                training data (``training`` in the record) does not count then, nor what they lack.
 
         Raises:
             InputError: they are not, or the file cannot be read.
         """
         path = self.path / DATA
         if not path.exists():
+            if isinstance(data, KeepsRecord):
+                raise InputError(
+                    f"there is no {path}, which says what data {self.path} began with: bring it back, "
+                    "or train anew"
+                )
             return
         try:
             kept: dict[str, Any] = json.loads(path.read_bytes())
         except (OSError, ValueError) as error:
             raise InputError(f"cannot read {path}: {error}") from error
         now = json.loads(to_json(data.record if isinstance(data, KeepsRecord) else {}))
-        changed = [key for key in {**kept, **now} if kept.get(key) != now.get(key)]
+        compared = [key for key in kept if key in now and key != TRAINING] if other else {**kept, **now}
+        changed = [key for key in compared if kept.get(key) != now.get(key)]
         if changed:
             raise InputError(
                 f"the data have changed since {self.path} began ({', '.join(changed)} not as in "
@@ -257,12 +269,15 @@ class RunDirectory:
             raise InputError("; ".join(refused))
         return None
 
-    def config(self, overrides: Sequence[str] = (), **shorthands: str | int | None) -> ExperimentConfig:
+    def config(
+        self, overrides: Sequence[str] = (), *, other_data: bool = False, **shorthands: str | int | None
+    ) -> ExperimentConfig:
         """The resolved config of the run.
 
         Args:
             overrides, shorthands: as in :func:`~wsram_ppl.config.load_config`; only of what does not
                 change its updates.
+            other_data: whether overrides may be of anything in ``[data]``, to measure the run there.
 
         Raises:
             InputError: this is not a run's directory, its config is not valid, or an override changes
@@ -277,10 +292,11 @@ class RunDirectory:
             raise InputError(f"cannot read {self.path}: {error.strerror}") from error
         found = self._read_config(path)
         config = load_config(path, overrides, **shorthands)
-        if found.fingerprint() != config.fingerprint():
+        same = replace(config, data=found.data) if other_data else config
+        if found.fingerprint() != same.fingerprint():
             places = "".join(f", data.{key}" for key in sorted(found.data.paths))
             raise InputError(
-                f"{self.path} is a run of other settings ({found.difference(config)}); those that may "
+                f"{self.path} is a run of other settings ({found.difference(same)}); those that may "
                 f"change are training.steps, the device, how often to log, evaluate and save{places}"
             )
         return config
@@ -310,7 +326,8 @@ class RunDirectory:
         """Builds the run's components with the weights of its last checkpoint.
 
         Args:
-            config: that of the run, with its data in another place, say; None: as it is.
+            config: that of the run, with its data in another place or with other data
+                (:meth:`config`); None: as it is.
 
         Returns:
             The config, the components on the device, and the number of updates behind the weights.
@@ -319,12 +336,13 @@ class RunDirectory:
             InputError: not a run; a checkpoint that is missing, damaged or of another config; changed
                 data.
         """
-        config = config or self.config()
-        saved = self.saved(config)
+        own = self.config()
+        config = config or own
+        saved = self.saved(own)
         if saved is None:
             raise InputError(f"there is no checkpoint {self.checkpoint}: the run has not come that far")
         components = build(config)
-        self.check_data(components.data)
+        self.check_data(components.data, other=config.data != own.data)
         TrainingState(components).load(saved.tensors)
         components.model.to(device)
         components.guide.to(device)
