@@ -38,16 +38,11 @@ class Registry:
         """Each name with the first line of its class's docstring ("" without one)."""
         return {name: _first_line(self.resolve(name)) for name in self.names()}
 
-    def resolve(self, name: str) -> type[Any]:
-        """The class of a name or of an import path ``package.module:Name``.
-
-        The module of an import path is looked for in the current directory, then where Python looks. The
-        current directory is added to the end of ``sys.path``, so that the module can import its
-        neighbours.
+    def find(self, name: str) -> str | type[Any]:
+        """What a name stands for: a class, or the import path of one; an import path stands for itself.
 
         Raises:
-            InputError: no such name (the message lists what exists and suggests the nearest), or
-                the import path does not lead to a class.
+            InputError: no such name; the message lists what exists and suggests the nearest.
         """
         found = self.classes.get(name, name if ":" in name else None)
         if found is None:
@@ -59,6 +54,19 @@ class Registry:
                 f"unknown {self.kind} {name!r};{hint} available: {known}, "
                 "or an import path package.module:Name"
             )
+        return found
+
+    def resolve(self, name: str) -> type[Any]:
+        """The class of a name or of an import path ``package.module:Name``.
+
+        The module of an import path is looked for in the current directory, then where Python looks. The
+        current directory is added to the end of ``sys.path``, so that the module can import its
+        neighbours.
+
+        Raises:
+            InputError: no such name, or the import path does not lead to a class.
+        """
+        found = self.find(name)
         return self._import(found) if isinstance(found, str) else found
 
     def _import(self, path: str) -> type[Any]:

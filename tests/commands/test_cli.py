@@ -23,6 +23,7 @@ from PIL import Image
 
 import cli
 from wsram_ppl import __version__
+from wsram_ppl.commands import measuring
 from wsram_ppl.errors import RunError
 from wsram_ppl.training import loop as training
 
@@ -288,6 +289,36 @@ def test_variance_tells_how_far_it_is(run: Path) -> None:
         for s in result.stderr.splitlines()
     ]
     assert [(int(line[1]), line[2]) for line in told if line] == list(enumerate(names))[1:]
+
+
+def test_variance_draws_by_default_what_fits_into_a_minute(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a note where that is less than 30 gradients; what is asked for is drawn."""
+
+    def numbers(*args: str) -> tuple[dict[str, Any], list[str]]:
+        result = call("variance", run, "--batch-size", "4", "--json", *args)
+        assert result.exit_code == 0, result.output
+        notes = [line for line in result.stderr.splitlines() if line.startswith("note: ")]
+        found = json.loads(result.stdout)
+        for row in found["estimators"].values():
+            del row["milliseconds"]
+        return found, notes
+
+    plenty, notes = numbers()
+    assert (plenty["repeats"], plenty["fit"], notes) == (30, 20, [])
+    assert numbers("--repeats", "30", "--fit", "20") == (plenty, [])
+    monkeypatch.setattr(measuring, "_SECONDS", 0.001)
+    few, (note,) = numbers()
+    assert (few["repeats"], few["fit"]) == (4, 2)
+    assert re.fullmatch(
+        r"note: a gradient takes [\d.]+ s: 4 are drawn of each estimator, after a fit on 2 minibatches; "
+        r"--repeats 30 --fit 20 takes longer and tells more",
+        note,
+    )
+    assert numbers("--repeats", "4", "--fit", "2") == (few, [])
+    found, _ = numbers("--repeats", "5")
+    assert (found["repeats"], found["fit"]) == (5, 2)
 
 
 # Failures: nothing on standard output, one line on standard error.

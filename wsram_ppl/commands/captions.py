@@ -28,12 +28,15 @@ def features(experiment: Path, overrides: tuple[str, ...], device: str) -> None:
       wsram features flickr8k --set data.root=DIR
     """
     from wsram_ppl.config import load_config
+
+    config = load_config(experiment, overrides)
+
+    # Slow to import: what is wrong with the config is told before.
     from wsram_ppl.config.catalogue import DATA_SOURCES
     from wsram_ppl.distributed.devices import resolve_device
     from wsram_ppl.interfaces import ComputesFeatures
     from wsram_ppl.training.progress import Meter
 
-    config = load_config(experiment, overrides)
     print_notes(config.notes)
     source = DATA_SOURCES.resolve(config.data.name)
     if not isinstance(source, ComputesFeatures):

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import click
 
 from wsram_ppl.commands import options
-from wsram_ppl.commands.shared import opened, print_measures
+from wsram_ppl.commands.shared import opened, print_measures, print_notes
 
 if TYPE_CHECKING:
+    from wsram_ppl.config import Components
     from wsram_ppl.interfaces import HeldOut
+    from wsram_ppl.objectives import Objective
 
+#: Seconds that the gradients of all estimators may take by default.
+_SECONDS: Final = 45.0
 _SPLITS: Final[dict[str, HeldOut]] = {"validation": "validation", "dev": "validation", "test": "test"}
 
 
@@ -59,12 +65,13 @@ def evaluate(
     that sample's effective size. A model that writes captions is also scored by BLEU, with a caption for
     each picture.
     """
-    from wsram_ppl.captions import evaluation as captions
     from wsram_ppl.files import to_json
-    from wsram_ppl.training import evaluation
-    from wsram_ppl.training.reading import has_splits, held_out, reading
 
     with opened(run, device, seed, overrides, other_data=True) as (config, parts, step):
+        from wsram_ppl.captions import evaluation as captions
+        from wsram_ppl.training import evaluation
+        from wsram_ppl.training.reading import has_splits, held_out, reading
+
         source = config.data.name
         chosen = _SPLITS.get(split or "")
         default = captions.default_counts(parts.model, parts.data)
@@ -100,14 +107,15 @@ def evaluate(
 @click.command()
 @options.existing_run
 @click.option(
-    "--repeats", type=click.IntRange(min=2), default=30, show_default=True, help="Gradients drawn."
+    "--repeats",
+    type=click.IntRange(min=2),
+    help="Gradients drawn; by default 30, or fewer (at least 4) where they would take over a minute.",
 )
 @click.option(
     "--fit",
     type=click.IntRange(min=0),
-    default=20,
-    show_default=True,
-    help="Minibatches on which each estimator first fits its coefficients; weights stay as they are.",
+    help="Minibatches on which each estimator first fits its coefficients, while weights stay as they "
+    "are; by default 20, or fewer (at least 2) in the same proportion.",
 )
 @click.option("--batch-size", type=click.IntRange(min=1), default=64, show_default=True)
 @click.option("--particles", type=click.IntRange(min=2), help="By default as many as in the run.")
@@ -117,8 +125,8 @@ def evaluate(
 @options.as_json
 def variance(
     run: Path,
-    repeats: int,
-    fit: int,
+    repeats: int | None,
+    fit: int | None,
     batch_size: int,
     particles: int | None,
     seed: int,
@@ -133,21 +141,31 @@ def variance(
     ratio |mean| / standard deviation, and the time of one gradient.
     """
     from wsram_ppl.files import to_json
-    from wsram_ppl.interfaces import plate_nesting, prepared
-    from wsram_ppl.objectives.diagnostics import (
-        EstimatorMoments,
-        all_estimators,
-        compare_estimators,
-    )
-    from wsram_ppl.training.progress import Meter
-    from wsram_ppl.training.reading import reading
 
     with opened(run, device, seed, overrides) as (config, parts, step):
+        import torch
+
+        from wsram_ppl.interfaces import plate_nesting, prepared
+        from wsram_ppl.objectives.diagnostics import (
+            EstimatorMoments,
+            all_estimators,
+            compare_estimators,
+        )
+        from wsram_ppl.training.progress import Meter
+        from wsram_ppl.training.reading import reading
+
         particles = particles or max(2, parts.objective.num_particles)
-        with reading(config.data.name):
-            batches = [parts.data.training_batch(step + i, batch_size, seed) for i in range(fit + 1)]
         estimators = all_estimators(particles, plate_nesting(parts.model))
+        with reading(config.data.name):
+            batches = [parts.data.training_batch(step, batch_size, seed)]
         fixed = prepared(parts.model, batches[0])
+        if repeats is None or fit is None:
+            timed = all_estimators(particles, plate_nesting(parts.model))  # they keep running means
+            affordable = _affordable(timed, parts, fixed)
+            repeats, fit = repeats or affordable[0], affordable[1] if fit is None else fit
+            torch.manual_seed(seed)
+        with reading(config.data.name):
+            batches += [parts.data.training_batch(step + i + 1, batch_size, seed) for i in range(fit)]
         found: dict[str, EstimatorMoments] = {}
         with Meter("estimator") as meter:
             for name, objective in estimators.items():
@@ -170,6 +188,7 @@ def variance(
         for name, row in found.items()
     }
     result = {"updates": step, "guide": config.guide.name, "particles": particles, "repeats": repeats}
+    result["fit"] = fit
     if as_json:
         click.echo(to_json({**result, "estimators": rows}))
         return
@@ -180,3 +199,25 @@ def variance(
     for name, row in rows.items():
         cells = "".join(f"{row[group]['variance']:>18.4g}{row[group]['snr']:>8.3f}" for group in groups)
         click.echo(f"{name:<32}{cells}{row['milliseconds']:>8.1f}")
+
+
+def _affordable(
+    estimators: Mapping[str, Objective], parts: Components, batch: tuple[Any, ...]
+) -> tuple[int, int]:
+    """How many gradients to draw from each estimator, and on how many minibatches to fit it."""
+    from wsram_ppl.objectives.diagnostics import gradient_milliseconds
+
+    slowest = list(estimators.values())[-1]
+    model, guide = copy.deepcopy((parts.model, parts.guide))
+    seconds = gradient_milliseconds(slowest, model, guide, *batch, repeats=3) / 1e3
+    repeats, fit, timed = 30, 20, 5
+    share = _SECONDS / (seconds * len(estimators) * (repeats + fit + timed))
+    if share < 1:
+        repeats, fit = max(4, round(repeats * share)), max(2, round(fit * share))
+        print_notes(
+            [
+                f"a gradient takes {seconds:.2g} s: {repeats} are drawn of each estimator, after a fit on "
+                f"{fit} minibatches; --repeats 30 --fit 20 takes longer and tells more"
+            ]
+        )
+    return repeats, fit

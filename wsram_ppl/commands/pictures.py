@@ -27,14 +27,14 @@ def glimpses(
 
     Frames are glimpses at the most probable choices, numbered in order; their size is the scale.
     """
-    from wsram_ppl.drawing.glimpses import draw_gaze
-    from wsram_ppl.interfaces import Gazes, check_finite
-    from wsram_ppl.training.reading import held_out
-
     out = out or run / "glimpses.png"
     if out.suffix.lower() != ".png":
         raise InputError(f"--out {out}: should end in .png")
     with opened(run, device, overrides=overrides) as (config, parts, _):
+        from wsram_ppl.drawing.glimpses import draw_gaze
+        from wsram_ppl.interfaces import Gazes, check_finite
+        from wsram_ppl.training.reading import held_out
+
         if not isinstance(parts.model, Gazes):
             raise InputError(
                 f"model '{config.model.name}' has no method 'gaze' to draw its glimpses from"
@@ -76,11 +76,11 @@ def caption(
     Example:
       wsram caption runs/flickr8k photo1.jpg photo2.jpg
     """
-    from wsram_ppl.captions.evaluation import Decoding, describe
-    from wsram_ppl.data.captions.batches import CaptionSource
-    from wsram_ppl.drawing.captions import draw_captions
-
     with opened(run, device, seed, overrides) as (config, parts, _):
+        from wsram_ppl.captions.evaluation import Decoding, describe
+        from wsram_ppl.data.captions.batches import CaptionSource
+        from wsram_ppl.drawing.captions import draw_captions
+
         source = parts.data
         if not isinstance(source, CaptionSource):
             raise InputError(f"data source '{config.data.name}' has no captions: {run} writes none")

@@ -36,14 +36,17 @@ def opened(
 
     Within the context Pyro checks no arguments, and torch draws by the seed.
     """
+    from wsram_ppl.runs.directory import RunDirectory
+
+    config = RunDirectory(run).config(overrides, other_data=other_data)
+
+    # Slow to import: what is wrong with what was given is told before.
     import torch
 
     from wsram_ppl.primitives.handlers import pyro_settings
-    from wsram_ppl.runs.directory import RunDirectory
 
     quieten("pyro")
     with pyro_settings(validate=False):
-        config = RunDirectory(run).config(overrides, other_data=other_data)
         found = RunDirectory(run).load(_device(run, config, device), config)
         torch.manual_seed(seed)
         yield found

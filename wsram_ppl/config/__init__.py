@@ -24,6 +24,7 @@ from wsram_ppl.config.checking import check_table
 from wsram_ppl.config.overrides import read_value
 from wsram_ppl.config.parsing import (
     ExperimentConfig,
+    check_config,
     experiment_path,
     load_config,
     parse_config,
@@ -38,6 +39,7 @@ __all__ = [
     "TrainingSettings",
     "build",
     "build_data",
+    "check_config",
     "check_table",
     "experiment_path",
     "load_config",

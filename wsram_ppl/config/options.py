@@ -9,8 +9,8 @@ import operator
 import pkgutil
 import sys
 import types
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from inspect import Parameter
 from pathlib import PurePath
@@ -30,8 +30,9 @@ from pydantic import (
 
 from wsram_ppl.config.catalogue import DATA_SOURCES, GUIDES, MODELS, OBJECTIVES
 from wsram_ppl.config.checking import check_table, table_keys
+from wsram_ppl.config.keys import written_keys
 from wsram_ppl.config.schedules import Schedule
-from wsram_ppl.config.values import join, plain_tables, show_value
+from wsram_ppl.config.values import join, plain_tables, show_value, unknown_key
 from wsram_ppl.errors import InputError, one_line
 
 COMPONENTS: Final = {"data": DATA_SOURCES, "model": MODELS, "guide": GUIDES, "objective": OBJECTIVES}
@@ -109,20 +110,11 @@ def read_component(
     Raises:
         InputError: all that is wrong, in one line.
     """
-    chooser = name_key(section)
-    if chooser not in table:
-        available = ", ".join(COMPONENTS[section].names())
-        raise InputError(
-            f"{section}.{chooser} is missing; available: {available}, or an import path "
-            "package.module:Name"
-        )
-    name = table[chooser]
-    if not isinstance(name, str):
-        raise InputError(f"{section}.{chooser} = {show_value(name)}: should be a string")
+    chooser, name = name_key(section), _name(section, table)
     cls = component_class(section, name)
     takes = constructor(section, cls)  # type: ignore[arg-type]  # mypy holds type[Any] to be unhashable
     keys = table_keys(takes.model)
-    before = in_file.get(chooser, name) if isinstance(in_file, Mapping) else name
+    left_out = _left_out(section, table, in_file, by_hand, keys)
     given, problems = dict(takes.defaults), []
     if section == "objective" and "vectorize_particles" in keys:
         # Pyro's own default is one particle after the other, for models that cannot do otherwise.
@@ -131,8 +123,8 @@ def read_component(
         if key == chooser:
             continue
         path = join(section, key)
-        if key not in keys and (section, key) not in by_hand and before != name:
-            notes.append(f"{path} of {before!r} is left out: {name!r} has no such key")
+        if key in left_out:
+            notes.append(f"{path} of {left_out[key]!r} is left out: {name!r} has no such key")
         elif key in takes.parameters and key not in keys:
             problems.append(f"{path} cannot be set: its type has no form in TOML")
         else:
@@ -166,13 +158,78 @@ def read_component(
     return Component(name, options, cls, takes.parameters, arguments, schedules, takes.paths)
 
 
+def check_names(
+    section: str, table: dict[str, Any], in_file: object, by_hand: set[tuple[str, ...]]
+) -> None:
+    """Looks at the names in a component's table, its own and its keys, without importing its class.
+
+    Args:
+        table, in_file, by_hand: as in :func:`read_component`.
+
+    Raises:
+        InputError: one is unknown, in the words of :func:`read_component`. Keys of classes that are not
+            shipped are not looked at.
+    """
+    name = _name(section, table)
+    with _named(section):
+        path = COMPONENTS[section].find(name)
+    if not isinstance(path, str) or path == name:
+        return
+    written = written_keys(path, leading=1 if section == "guide" else 0)
+    if written is None:
+        return
+    known = {name_key(section), *written.parameters}
+    known |= _left_out(section, table, in_file, by_hand, written.keys).keys()
+    problems = [unknown_key(section, key, written.keys) for key in table if key not in known]
+    if problems:
+        raise InputError("; ".join(problems))
+
+
+def _name(section: str, table: dict[str, Any]) -> str:
+    """The name that a component's table chooses."""
+    key = join(section, name_key(section))
+    if name_key(section) not in table:
+        available = ", ".join(COMPONENTS[section].names())
+        raise InputError(
+            f"{key} is missing; available: {available}, or an import path package.module:Name"
+        )
+    name = table[name_key(section)]
+    if not isinstance(name, str):
+        raise InputError(f"{key} = {show_value(name)}: should be a string")
+    return name
+
+
+def _left_out(
+    section: str,
+    table: dict[str, Any],
+    in_file: object,
+    by_hand: set[tuple[str, ...]],
+    keys: Collection[str],
+) -> dict[str, Any]:
+    """The keys that belong to the component that this one has replaced, each with that one's name."""
+    chooser = name_key(section)
+    name = table[chooser]
+    before = in_file.get(chooser, name) if isinstance(in_file, Mapping) else name
+    if before == name:
+        return {}
+    theirs = (key for key in table if key != chooser and key not in keys)
+    return {key: before for key in theirs if (section, key) not in by_hand}
+
+
+@contextmanager
+def _named(section: str) -> Iterator[None]:
+    """Entered while the name of a component is looked up."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{section}.{name_key(section)}: {error}") from error
+
+
 def component_class(section: str, name: str) -> type[Any]:
     """The class of a component, of the kind that its place needs."""
     key = f"{section}.{name_key(section)}"
-    try:
+    with _named(section):
         cls = COMPONENTS[section].resolve(name)
-    except InputError as error:
-        raise InputError(f"{key}: {error}") from error
     needed = pkgutil.resolve_name(_KINDS[section])
     if issubclass(cls, needed):
         return cls

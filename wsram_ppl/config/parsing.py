@@ -7,7 +7,8 @@ import json
 import os
 import re
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
@@ -17,7 +18,7 @@ import tomli_w
 from pydantic import BaseModel
 
 from wsram_ppl.config.checking import check_table
-from wsram_ppl.config.options import COMPONENTS, Component, name_key, read_component
+from wsram_ppl.config.options import COMPONENTS, Component, check_names, name_key, read_component
 from wsram_ppl.config.overrides import apply_overrides
 from wsram_ppl.config.schedules import Schedule
 from wsram_ppl.config.settings import IMMATERIAL, ExplorationSettings, TrainingSettings
@@ -212,31 +213,64 @@ def parse_config(
             ``seed``; None: not given.
 
     Raises:
-        InputError: anything unknown, missing or out of range; all that is wrong, in one line, but for
-            components where it is in ``[exploration]``, ``[training]`` or a table that does not exist.
+        InputError: anything unknown, missing or out of range. The message is one line of all that is
+            wrong, but for the values of components' options where :func:`check_config` finds something.
         TypeError: a shorthand that does not exist.
     """
+    plain, by_hand, parts = _begin(tables, overrides, shorthands)
+    problems: list[str] = []
+    notes: list[str] = []
+    for section in COMPONENTS:
+        with _noted(problems):
+            before = tables.get(section)
+            parts[section] = read_component(section, plain.get(section, {}), before, by_hand, notes)
+    _raise(problems)
+    return ExperimentConfig(**parts, notes=tuple(notes))
+
+
+def check_config(
+    tables: Mapping[str, Any], overrides: Sequence[str] = (), **shorthands: str | int | None
+) -> None:
+    """The part of :func:`parse_config` that imports no component's class, and so is done at once.
+
+    Raises:
+        InputError: wrong tables, ``[exploration]``, ``[training]``, names of components, or keys of those
+            that are shipped.
+    """
+    _begin(tables, overrides, shorthands)
+
+
+def _begin(
+    tables: Mapping[str, Any], overrides: Sequence[str], shorthands: Mapping[str, str | int | None]
+) -> tuple[dict[str, Any], set[tuple[str, ...]], dict[str, Any]]:
+    """The tables as overridden, the paths that were set, and the settings."""
     plain = plain_tables(tables, "the config")
     by_hand = apply_overrides(plain, overrides, shorthands)
     plain = plain_tables(plain, "the config")
-
     problems = [unknown_key("", key, _SECTIONS) for key in plain if key not in _SECTIONS]
-    notes: list[str] = []
-    parts: dict[str, Any] = {}
-    # Components last: their classes are slow to import, and need not be where something else is wrong.
-    for sections in (_SETTINGS, COMPONENTS):
-        for section in sections:
-            table = plain.get(section, {})
-            try:
-                if not isinstance(table, dict):
-                    raise InputError(f"{section} = {show_value(table)}: should be a table [{section}]")
-                if section in COMPONENTS:
-                    before = tables.get(section)
-                    parts[section] = read_component(section, table, before, by_hand, notes)
-                else:
-                    parts[section] = check_table(_SETTINGS[section], section, table)
-            except InputError as error:
-                problems.append(str(error))
-        if problems:
-            raise InputError(" ".join("; ".join(problems).split()))
-    return ExperimentConfig(**parts, notes=tuple(notes))
+    settings: dict[str, Any] = {}
+    for section in (*_SETTINGS, *COMPONENTS):
+        table = plain.get(section, {})
+        with _noted(problems):
+            if not isinstance(table, dict):
+                raise InputError(f"{section} = {show_value(table)}: should be a table [{section}]")
+            if section in COMPONENTS:
+                check_names(section, table, tables.get(section), by_hand)
+            else:
+                settings[section] = check_table(_SETTINGS[section], section, table)
+    _raise(problems)
+    return plain, by_hand, settings
+
+
+@contextmanager
+def _noted(problems: list[str]) -> Iterator[None]:
+    """Entered where what is wrong is told together with what else there is."""
+    try:
+        yield
+    except InputError as error:
+        problems.append(str(error))
+
+
+def _raise(problems: Sequence[str]) -> None:
+    if problems:
+        raise InputError(" ".join("; ".join(problems).split()))

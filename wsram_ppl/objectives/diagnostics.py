@@ -226,7 +226,7 @@ def compare_estimators(
 
     Args:
         estimators: objectives by name. Each starts from copies of model and guide.
-        repeats: gradients drawn from each.
+        repeats: gradients drawn from each; the median time is that of as many, at most 5.
         fit_batches: minibatches on which each first fits its own coefficients and baselines
             (:func:`fit_coefficients`); without any, they are what the checkpoint holds.
     """
@@ -236,13 +236,15 @@ def compare_estimators(
         model_copy, guide_copy = copy.deepcopy((model, guide))
         fit_coefficients(objective, model_copy, guide_copy, fit_batches)
         moments = gradient_moments(objective, model_copy, guide_copy, *batch, repeats=repeats)
-        found[name] = EstimatorMoments(moments, _milliseconds(objective, model_copy, guide_copy, batch))
+        time = gradient_milliseconds(objective, model_copy, guide_copy, *batch, repeats=min(repeats, 5))
+        found[name] = EstimatorMoments(moments, time)
     return found
 
 
-def _milliseconds(
-    objective: Objective, model: nn.Module, guide: nn.Module, batch: tuple[Any, ...], repeats: int = 15
+def gradient_milliseconds(
+    objective: Objective, model: nn.Module, guide: nn.Module, *batch: Any, repeats: int
 ) -> float:
+    """The median time of one gradient on a minibatch; running estimates go on."""
     parameters = [p for p in (*model.parameters(), *guide.parameters()) if p.requires_grad]
     times = []
     for _ in range(repeats):

@@ -10,17 +10,26 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from wsram_ppl import __version__
-from wsram_ppl.config import Components, ExperimentConfig, build, load_config
+from wsram_ppl.config import (
+    Components,
+    ExperimentConfig,
+    build,
+    check_config,
+    parse_config,
+    read_toml,
+)
 from wsram_ppl.errors import InputError, RunError
 from wsram_ppl.files import locked, make_folder, make_next_folder, to_json, write_atomically
-from wsram_ppl.interfaces import DataSource, KeepsRecord
-from wsram_ppl.runs.checkpoints import Checkpoint, TrainingState, load_checkpoint, save_checkpoint
+
+if TYPE_CHECKING:  # to look at a run's settings takes no torch
+    import torch
+    from torch import Tensor
+
+    from wsram_ppl.interfaces import DataSource
+    from wsram_ppl.runs.checkpoints import Checkpoint
 
 CONFIG, SUMMARY, DATA, LOCK = "config.toml", "summary.json", "data.json", "lock"
 CHECKPOINT, PREVIOUS = "last.safetensors", "previous.safetensors"
@@ -177,8 +186,9 @@ class RunDirectory:
         Raises:
             InputError: an earlier part of the run had other data.
         """
-        if isinstance(data, KeepsRecord) and not (self.path / DATA).exists():
-            text = to_json(data.record, indent=1) + "\n"
+        record = _record(data)
+        if record is not None and not (self.path / DATA).exists():
+            text = to_json(record, indent=1) + "\n"
             write_atomically(self.path / DATA, text.encode())
         self.check_data(data)
 
@@ -193,8 +203,9 @@ class RunDirectory:
             InputError: they are not, or the file cannot be read.
         """
         path = self.path / DATA
+        record = _record(data)
         if not path.exists():
-            if isinstance(data, KeepsRecord):
+            if record is not None:
                 raise InputError(
                     f"there is no {path}, which says what data {self.path} began with: bring it back, "
                     "or train anew"
@@ -204,7 +215,7 @@ class RunDirectory:
             kept: dict[str, Any] = json.loads(path.read_bytes())
         except (OSError, ValueError) as error:
             raise InputError(f"cannot read {path}: {error}") from error
-        now = json.loads(to_json(data.record if isinstance(data, KeepsRecord) else {}))
+        now = json.loads(to_json(record or {}))
         compared = [key for key in kept if key in now and key != TRAINING] if other else {**kept, **now}
         changed = [key for key in compared if kept.get(key) != now.get(key)]
         if changed:
@@ -238,6 +249,8 @@ class RunDirectory:
         Raises:
             RunError: it cannot be written; the checkpoints there are intact.
         """
+        from wsram_ppl.runs.checkpoints import save_checkpoint
+
         fresh = self.path / f".{CHECKPOINT}.new"
         save_checkpoint(fresh, tensors, data)
         try:
@@ -253,6 +266,8 @@ class RunDirectory:
         Raises:
             InputError: there are checkpoints, but not one is whole and of this config.
         """
+        from wsram_ppl.runs.checkpoints import load_checkpoint
+
         refused = []
         for path in (self.checkpoint, self.path / PREVIOUS):
             if not path.exists():
@@ -290,8 +305,13 @@ class RunDirectory:
                 raise InputError(f"{self.path} is not a run: it has no {CONFIG}")
         except OSError as error:
             raise InputError(f"cannot read {self.path}: {error.strerror}") from error
-        found = self._read_config(path)
-        config = load_config(path, overrides, **shorthands)
+        with self._explained(path):
+            tables = read_toml(path)
+            check_config(tables)
+        check_config(tables, overrides, **shorthands)  # before torch is waited for
+        with self._explained(path):
+            found = parse_config(tables)
+        config = parse_config(tables, overrides, **shorthands)
         same = replace(config, data=found.data) if other_data else config
         if found.fingerprint() != same.fingerprint():
             places = "".join(f", data.{key}" for key in sorted(found.data.paths))
@@ -301,9 +321,11 @@ class RunDirectory:
             )
         return config
 
-    def _read_config(self, path: Path) -> ExperimentConfig:
+    @contextmanager
+    def _explained(self, path: Path) -> Iterator[None]:
+        """Entered where an error is one of the config that the run has."""
         try:
-            return load_config(path)
+            yield
         except InputError as error:
             writer = path.read_text(encoding="utf-8", errors="replace").partition("\n")[0]
             version = writer.removeprefix(_WRITTEN_BY) if writer.startswith(_WRITTEN_BY) else __version__
@@ -336,6 +358,10 @@ class RunDirectory:
             InputError: not a run; a checkpoint that is missing, damaged or of another config; changed
                 data.
         """
+        import torch
+
+        from wsram_ppl.runs.checkpoints import TrainingState
+
         own = self.config()
         config = config or own
         saved = self.saved(own)
@@ -348,6 +374,12 @@ class RunDirectory:
         components.guide.to(device)
         components.data.to(torch.device(device))
         return config, components, saved.step
+
+
+def _record(data: DataSource) -> Mapping[str, Any] | None:
+    from wsram_ppl.interfaces import KeepsRecord
+
+    return data.record if isinstance(data, KeepsRecord) else None
 
 
 class NewRunDirectory(RunDirectory):

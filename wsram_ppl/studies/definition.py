@@ -30,7 +30,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, TypeVar
@@ -39,6 +40,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveInt
 
 from wsram_ppl.config import (
     ExperimentConfig,
+    check_config,
     check_table,
     experiment_path,
     parse_config,
@@ -196,6 +198,14 @@ class Study(_Settings):
         assert self.search is not None
         return self.config(variant, self.search.seed, candidate, self.search.steps)
 
+    def check(self, variant: Variant, candidate: Candidate | None = None) -> None:
+        """What is wrong with the experiments of a variant, as far as it is told at once.
+
+        Raises:
+            InputError: as :func:`wsram_ppl.config.check_config`.
+        """
+        check_config(self.tables, self._overrides(variant, self.seeds[0], candidate, self.steps))
+
     def config(
         self,
         variant: Variant,
@@ -208,17 +218,23 @@ class Study(_Settings):
         Raises:
             InputError: what the overrides make of the base is not valid.
         """
+        overrides = self._overrides(variant, seed, candidate, steps or self.steps)
+        return parse_config(self.tables, overrides)
+
+    def _overrides(
+        self, variant: Variant, seed: int, candidate: Candidate | None, steps: int
+    ) -> list[str]:
         layers = [self.common.tables(), variant.tables()]
         if candidate is not None:
             layers.append(candidate.tables())
-        layers.append({"training": {"steps": steps or self.steps, "seed": seed}})
+        layers.append({"training": {"steps": steps, "seed": seed}})
         merged: Any = self.tables
         for layer in layers:
             merged = _merged(merged, layer)
         # As overrides, so that the base's options of a component that is exchanged are left out.
         paths = {(section, key): None for layer in layers for section in layer for key in layer[section]}
         chosen = [f"{section}.{key}={_inline(merged[section][key])}" for section, key in paths]
-        return parse_config(self.tables, [*chosen, *self.overrides])
+        return [*chosen, *self.overrides]
 
 
 def load_study(path: str | PathLike[str], overrides: Sequence[str] = ()) -> Study:
@@ -238,10 +254,8 @@ def load_study(path: str | PathLike[str], overrides: Sequence[str] = ()) -> Stud
     for_runs = _set_own_keys(tables, overrides)
     file = check_table(_File, "", tables)
     base = read_toml(experiment_path(file.base, path.parent))
-    try:
-        parse_config(base)
-    except InputError as error:
-        raise InputError(f"base {file.base!r}: {error}") from error
+    with _told_of(f"base {file.base!r}"):
+        check_config(base)
     common = _layer(_Overrides, "set", file.set)
     variants = []
     for index, table in enumerate(file.variant):
@@ -260,19 +274,28 @@ def load_study(path: str | PathLike[str], overrides: Sequence[str] = ()) -> Stud
         common=common,
         overrides=tuple(for_runs),
     )
-    _check_configs(study)
-    return study
-
-
-def _check_configs(study: Study) -> None:
+    for variant in study.variants:  # all of them before the first import of torch
+        with _told_of(f"variant {variant.name!r}"):
+            for candidate in study.candidates or (None,):
+                study.check(variant, candidate)
+    with _told_of(f"base {file.base!r}"):
+        parse_config(base)
     for variant in study.variants:
-        try:
+        with _told_of(f"variant {variant.name!r}"):
             if study.search is None:
                 study.config(variant, study.seeds[0])
             for candidate in study.candidates:
                 study.trial(variant, candidate)
-        except InputError as error:
-            raise InputError(f"variant {variant.name!r}: {error}") from error
+    return study
+
+
+@contextmanager
+def _told_of(what: str) -> Iterator[None]:
+    """Entered where an error is one of something that its message should name."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{what}: {error}") from error
 
 
 def _candidates(search: Search) -> tuple[Candidate, ...]:

@@ -8,9 +8,11 @@ import os
 import resource
 import shutil
 import signal
+import struct
 import subprocess
 import sys
 import tracemalloc
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -150,6 +154,82 @@ def test_what_is_transparent_is_shown_on_white(tmp_path: Path, mode: str) -> Non
     pixels, note = read_picture(tmp_path / "shape.png")
     assert np.array_equal(pixels, np.where(shape[..., 3:] == 255, 0, 255).repeat(3, 2))
     assert note.endswith("its transparent parts are shown on white")
+
+
+ADAM7 = [
+    (0, 0, 8, 8),
+    (4, 0, 8, 8),
+    (0, 4, 4, 8),
+    (2, 0, 4, 4),
+    (0, 2, 2, 4),
+    (1, 0, 2, 2),
+    (0, 1, 1, 2),
+]
+
+
+def png(pixels: np.ndarray, depth: int, kind: int, *chunks: tuple[bytes, bytes], woven: bool) -> bytes:
+    """A PNG file of any depth and kind of colour (0: grey, 2: RGB, 3: palette), interlaced or not."""
+    lines = b""
+    for x, y, right, down in ADAM7 if woven else [(0, 0, 1, 1)]:
+        part = pixels[y::down, x::right]
+        for row in part.reshape(len(part), -1) if part.size else ():
+            bits = np.unpackbits(row.astype(">u2").view(np.uint8)).reshape(-1, 16)[:, 16 - depth :]
+            lines += b"\0" + np.packbits(bits).tobytes()
+    size = (pixels.shape[1], pixels.shape[0])
+    header = struct.pack(">IIBBBBB", *size, depth, kind, 0, 0, woven)
+    every = [(b"IHDR", header), *chunks, (b"IDAT", zlib.compress(lines)), (b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+        for name, data in every
+    )
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.sampled_from(
+        [(d, 0) for d in (1, 2, 4, 8, 16)] + [(8, 2), (16, 2)] + [(d, 3) for d in (1, 2, 4, 8)]
+    ),
+    st.booleans(),
+    st.integers(0, 2**32 - 1),
+)
+def test_the_transparent_colour_of_a_png_of_any_depth(
+    tmp_path_factory: pytest.TempPathFactory, form: tuple[int, int], woven: bool, seed: int
+) -> None:
+    """Exactly that colour is white, also where others differ from it in the last of 16 bits."""
+    (depth, kind), rng = form, np.random.default_rng(seed)
+    most, colours = 2**depth - 1, (3,) if kind == 2 else ()
+    colour = rng.integers(0, most + 1, colours)
+    pixels = rng.integers(0, most + 1, (9, 11, *colours))
+    near = rng.integers(0, 3, (9, 11))
+    pixels[near == 1] = np.clip(colour + rng.integers(-1, 2, ((near == 1).sum(), *colours)), 0, most)
+    pixels[near == 2] = colour
+    clear = pixels == colour if kind != 2 else (pixels == colour).all(-1)
+    if kind == 3:
+        palette = rng.integers(0, 256, (most + 1, 3), np.uint8)
+        alpha = bytes([255] * int(colour) + [0])
+        chunks = [(b"PLTE", palette.tobytes()), (b"tRNS", alpha)]
+        shown = palette[pixels].astype(float)
+    else:
+        chunks = [(b"tRNS", colour.astype(">u2").tobytes())]
+        shown = np.broadcast_to(pixels[..., None] if kind == 0 else pixels, (9, 11, 3)) * (255 / most)
+    path = tmp_path_factory.mktemp("png") / "a.png"
+    path.write_bytes(png(pixels, depth, kind, *chunks, woven=woven))
+    found, note = read_picture(path)
+    assert (found[clear] == 255).all()
+    assert np.abs(found.astype(float) - shown)[~clear].max(initial=0) <= 1
+    assert note.endswith("its transparent parts are shown on white") == clear.any()
+
+
+def test_a_turned_png_with_a_transparent_colour_of_16_bits(tmp_path: Path) -> None:
+    pixels = np.full((2, 3, 3), 0x1234)
+    pixels[0, 0] = 0x1235
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees
+    chunks = [(b"tRNS", struct.pack(">3H", *[0x1235] * 3)), (b"eXIf", exif.tobytes()[6:])]
+    (tmp_path / "a.png").write_bytes(png(pixels, 16, 2, *chunks, woven=False))
+    found, _ = read_picture(tmp_path / "a.png")
+    assert found.shape == (3, 2, 3)
+    assert np.array_equal((found == 255).all(-1), [[False, True], [False, False], [False, False]])
 
 
 def test_half_transparent_and_opaque(tmp_path: Path) -> None:

@@ -35,7 +35,7 @@ from wsram_ppl.errors import InputError, RunError, one_line
 from wsram_ppl.files import locked
 
 if TYPE_CHECKING:
-    from PIL import Image
+    from PIL import Image, ImageFile
 
 __all__ = ["Picture", "Progress", "Unreadable", "extract", "read_picture"]
 
@@ -256,6 +256,7 @@ def _decode(content: bytes, size: int | None) -> Picture:
             # Broken comments in a file are no reason to bother anyone while its pixels can be read.
             warnings.simplefilter("ignore")
             with Image.open(io.BytesIO(content)) as image:
+                _see_transparent_colour(image, content)
                 upright = ImageOps.exif_transpose(image)
                 eight_bits, scaled = _eight_bits(upright, image.format == "PNG")
                 opaque, composed = _on_white(eight_bits)
@@ -269,6 +270,30 @@ def _decode(content: bytes, size: int | None) -> Picture:
         if "cannot identify image file" in text:
             text = "not a picture"
         raise Unreadable(text) from error
+
+
+def _see_transparent_colour(image: ImageFile.ImageFile, content: bytes) -> None:
+    """Mends a PNG whose one transparent colour Pillow does not find among pixels of another depth.
+
+    Args:
+        image: as opened, of this content.
+    """
+    colour = image.info.get("transparency")
+    if image.format != "PNG" or colour is None:
+        return
+    from PIL import Image
+
+    raw = image.tile[0].args
+    if raw in ("L;2", "L;4"):  # pixels are spread over 8 bits, the colour is not
+        image.info["transparency"] = colour * {"L;2": 85, "L;4": 17}[raw]
+    if raw == "RGB;16B":  # pixels are cut to their high bytes
+        with Image.open(io.BytesIO(content)) as same:
+            # Read as if the low bytes came last, it has these.
+            same.tile = [tile._replace(args="RGB;16L") for tile in same.tile]
+            pixels = np.asarray(image, np.uint16) << 8 | np.asarray(same)
+        del image.info["transparency"]
+        opaque = (pixels != np.array(colour)).any(-1)
+        image.putalpha(Image.fromarray(np.where(opaque, 255, 0).astype(np.uint8)))
 
 
 def _eight_bits(image: Image.Image, sixteen: bool) -> tuple[Image.Image, str]:
