@@ -14,7 +14,14 @@ from torch import Tensor
 
 from wsram_ppl.errors import InputError
 from wsram_ppl.interfaces import Gaze
-from wsram_ppl.models.classifier_network import GlimpseNetwork, ImageFeatures, SiteBaselines, submodule
+from wsram_ppl.models.classifier_network import (
+    GlimpseNetwork,
+    ImageFeatures,
+    SiteBaselines,
+    check_images,
+    check_labels,
+    submodule,
+)
 from wsram_ppl.primitives.distributions import Categorical
 from wsram_ppl.primitives.glimpses import extract, window
 from wsram_ppl.primitives.handlers import Mode
@@ -122,6 +129,19 @@ class GlimpseClassifier(PyroModule):
         return baselines.declare((2 * n, 2 * n + 1), r2, label)
 
     # What training, evaluation and pictures ask of a model.
+
+    def check_batch(self, images: Tensor, labels: Tensor) -> None:
+        """Makes sure that images and labels are what this model is for.
+
+        Raises:
+            InputError: a type, a shape or a value is another.
+        """
+        check_images(images, self.network.channels)
+        low, high = float(images.min()), float(images.max())
+        if low < 0 or high > 1:
+            remedy = "divide them by 255" if 0 <= low and 1 < high <= 255 else "bring them to [0, 1]"
+            raise InputError(f"the images go from {low:g} to {high:g}: {remedy}")
+        check_labels(labels, len(images), self.classes)
 
     def prepare(self, images: Tensor, labels: Tensor) -> tuple[ImageFeatures, Tensor]:
         """A batch as :meth:`forward` and the guides take it too, done all that needs no parameter."""

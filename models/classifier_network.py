@@ -188,7 +188,7 @@ class GlimpseNetwork(nn.Module):
         Raises:
             InputError: they are others than this network is for.
         """
-        _check(images, self.channels)
+        check_images(images, self.channels)
         colour = self.channels > 1
         with_channels = images if images.dim() == 4 else images.unsqueeze(1)
         context = F.adaptive_avg_pool2d(with_channels, self.context).flatten(1)
@@ -223,7 +223,25 @@ class GlimpseNetwork(nn.Module):
         return logits
 
 
-def _check(images: Tensor, channels: int) -> None:
+def check_labels(labels: Tensor, count: int, classes: int) -> None:
+    """InputError unless they are ``[count]`` whole numbers from 0 to ``classes - 1``."""
+    if labels.shape != (count,) or labels.dtype != torch.int64:
+        raise InputError(
+            f"the labels are {labels.dtype} of shape {tuple(labels.shape)}: they should be torch.int64, "
+            f"one for each of {count} images"
+        )
+    low, high = int(labels.min()), int(labels.max())
+    if low < 0:
+        raise InputError(f"a label is {low}: labels are whole numbers from 0")
+    if high >= classes:
+        raise InputError(
+            f"a label is {high}, but the model tells {classes} classes apart, 0 to {classes - 1}: set "
+            f"model.classes = {high + 1} or more"
+        )
+
+
+def check_images(images: Tensor, channels: int) -> None:
+    """InputError unless images are of a type and a shape that a network of so many channels takes."""
     shape = tuple(images.shape)
     if not images.is_floating_point():
         remedy = "make them floating point, in [0, 1]"

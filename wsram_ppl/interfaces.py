@@ -16,6 +16,7 @@ of             hook                       what for
 =============  =========================  ==========================================================
 model          ``max_plate_nesting``      an integer: batch dimensions that plates use; spares a run
 model          :class:`Prepares`          work ahead of an update that needs no parameter
+model          :class:`ChecksBatches`     what it cannot work on, told before the first update
 model          :class:`Measures`          numbers beside the bound, such as an error
 model          :class:`Gazes`             pictures of where it looks (``wsram glimpses``)
 model          :class:`Speaks`            captions (``wsram caption``, BLEU)
@@ -45,6 +46,7 @@ from torch import Tensor, nn
 from wsram_ppl.errors import InputError
 
 __all__ = [
+    "ChecksBatches",
     "ComputesFeatures",
     "DataSource",
     "DrawsRows",
@@ -58,6 +60,7 @@ __all__ = [
     "Prepares",
     "Speaks",
     "batch_metrics",
+    "check_batch",
     "check_finite",
     "plate_nesting",
     "prepared",
@@ -76,6 +79,18 @@ class Prepares(Protocol):
         """The batch as :meth:`forward` of model and guide take it too.
 
         Called on each minibatch in the thread that prepares minibatches.
+        """
+
+
+@runtime_checkable
+class ChecksBatches(Protocol):
+    """A model that says what is wrong with a batch, and what to do."""
+
+    def check_batch(self, *batch: Tensor) -> None:
+        """Called on the first minibatch and the first held-out batch of a run.
+
+        Raises:
+            InputError: types, shapes or values are not those that the model is for.
         """
 
 
@@ -255,6 +270,20 @@ def training_rows(
     if isinstance(source, DrawsRows) and rows != slice(0, size):
         return tuple(source.training_rows(step, size, seed, rows))
     return tuple(part[rows] for part in source.training_batch(step, size, seed))
+
+
+def check_batch(model: nn.Module, batch: tuple[Tensor, ...], what: str) -> None:
+    """InputError where a batch is not finite, or the model cannot work on it (:class:`ChecksBatches`).
+
+    Args:
+        what: the batch, for the message.
+    """
+    check_finite(batch, what)
+    if isinstance(model, ChecksBatches):
+        try:
+            model.check_batch(*batch)
+        except InputError as error:
+            raise InputError(f"{what}: {error}") from error
 
 
 def check_finite(batch: tuple[Tensor, ...], what: str) -> None:

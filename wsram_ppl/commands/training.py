@@ -69,6 +69,8 @@ def train(
 
     quieten("pyro")
     quieten("lightning_fabric")
+    if not first:
+        quieten("wsram_ppl")
     if resume is not None:
         run = RunDirectory(resume, moved=True)
     elif out is not None:

@@ -7,6 +7,8 @@ from typing import Any, get_args
 
 import numpy as np
 import numpy.typing as npt
+import torch
+from torch import Tensor
 
 from wsram_ppl.errors import InputError
 from wsram_ppl.interfaces import HeldOut
@@ -19,6 +21,7 @@ __all__ = [
     "check_split",
     "check_whole",
     "generator",
+    "moved",
 ]
 
 #: Whole numbers, most often the places of data.
@@ -92,3 +95,10 @@ def check_held_out(size: int, limit: int | None, what: str) -> None:
     check_whole("the batch size", size, at_least=1)
     if limit is not None:
         check_whole(f"the number of {what}", limit, at_least=1)
+
+
+def moved(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor on the host, moved to ``device``; nobody waits for its arrival on a GPU."""
+    if device.type == "cuda":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)

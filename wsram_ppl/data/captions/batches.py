@@ -21,7 +21,6 @@ __all__ = [
     "Examples",
     "LengthBuckets",
     "Rows",
-    "moved",
 ]
 
 #: (words [B, T + 1], mask [B, T + 1], *maps); see :mod:`wsram_ppl.data.captions`.
@@ -80,13 +79,6 @@ class CaptionSource(DataSource, Protocol):
     def pictures(self, names: Sequence[str]) -> list[npt.NDArray[np.uint8]]:
         """The pictures themselves, each [height, width, 3], for drawing."""
         ...
-
-
-def moved(tensor: Tensor, device: torch.device) -> Tensor:
-    """A tensor on the host, moved to ``device``; nobody waits for its arrival on a GPU."""
-    if device.type == "cuda":
-        tensor = tensor.pin_memory()
-    return tensor.to(device, non_blocking=True)
 
 
 class EncodedCaptions:

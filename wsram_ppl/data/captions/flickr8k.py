@@ -22,7 +22,6 @@ from wsram_ppl.data.captions.batches import (
     Examples,
     LengthBuckets,
     Rows,
-    moved,
 )
 from wsram_ppl.data.captions.feature_extraction import (
     Picture,
@@ -34,7 +33,7 @@ from wsram_ppl.data.captions.feature_extraction import (
 from wsram_ppl.data.captions.feature_store import FeatureStore, store_folder
 from wsram_ppl.data.captions.flickr8k_layouts import Flickr8k, Layout, Photo, read_flickr8k
 from wsram_ppl.data.captions.vocabulary import Vocabulary, normalize
-from wsram_ppl.data.epochs import check_held_out, check_split, generator
+from wsram_ppl.data.epochs import check_held_out, check_split, generator, moved
 from wsram_ppl.errors import InputError
 from wsram_ppl.interfaces import HeldOut
 

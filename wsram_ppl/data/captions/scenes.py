@@ -21,7 +21,6 @@ from wsram_ppl.data.captions.batches import (
     CaptionBatch,
     CaptionSource,
     Examples,
-    moved,
 )
 from wsram_ppl.data.captions.scene_generator import (
     COLOURS,
@@ -35,7 +34,7 @@ from wsram_ppl.data.captions.scene_generator import (
     generate,
 )
 from wsram_ppl.data.captions.vocabulary import END, START, Vocabulary
-from wsram_ppl.data.epochs import check_batch, check_held_out, check_split, check_whole
+from wsram_ppl.data.epochs import check_batch, check_held_out, check_split, check_whole, moved
 from wsram_ppl.errors import InputError
 from wsram_ppl.interfaces import HeldOut
 
