@@ -229,6 +229,23 @@ def test_what_is_no_photo(photos: Path, tmp_path: Path) -> None:
     assert "No such file" in complaint("caption", photos / "run", tmp_path / "b.jpg")
 
 
+def test_photos_that_have_moved_are_named(photos: Path, tmp_path: Path) -> None:
+    """The run's data are where they were no more: the message names the key, and --set the new place."""
+    run, moved, gone = tmp_path / "run", tmp_path / "moved", tmp_path / "gone"
+    shutil.copytree(photos, moved, ignore=shutil.ignore_patterns("run", "c"))
+    shutil.copytree(photos / "run", run)
+    config = run / "config.toml"
+    config.write_text(config.read_text().replace(f'root = "{photos}"', f'root = "{gone}"'))
+    mine = moved / "Images" / DEV[0]
+    line = complaint("caption", run, mine)
+    assert f"data.root = '{gone}': not there, seen from " in line
+    assert line.endswith(": if it is elsewhere, --set data.root=PATH")
+    said = fine("caption", run, mine, "--set", f"data.root={moved}").splitlines()
+    assert said[0].startswith(f"{mine}: ") and said[1:] == [f"  {run / 'captions' / mine.stem}.png"]
+    assert said[0] == fine("caption", photos / "run", mine).splitlines()[0]
+    assert f'root = "{gone}"' in config.read_text()
+
+
 def test_a_run_without_captions(tmp_path: Path) -> None:
     text = SCENES.replace("scenes", "sample").replace("held_out = 12", "canvas = 32\nscale = [1.0, 1.0]")
     text = text.replace("glimpse-captioner", "glimpse-classifier").replace("caption-inference", "prior")

@@ -34,6 +34,9 @@ class Images:
 '''
 
 
+SOURCE_OF_FILE = ("--set", "data={source='images_of_a_file:Images'}")
+
+
 @pytest.fixture
 def images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> np.ndarray:
     """What ``run`` was trained on, in ``images.npy``."""
@@ -43,9 +46,7 @@ def images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> np.ndarray:
     (tmp_path / "tiny.toml").write_text(TINY)
     images = np.full((300, 32, 32), 0.5, np.float32)
     np.save("images.npy", images)
-    result = call(
-        "train", "tiny.toml", "--out", "run", "--set", "data={source='images_of_a_file:Images'}"
-    )
+    result = call("train", "tiny.toml", "--out", "run", *SOURCE_OF_FILE)
     assert result.exit_code == 0, result.output
     return images
 
@@ -73,3 +74,17 @@ def test_evaluate_and_glimpses(images: np.ndarray) -> None:
     result = call("glimpses", "run", "--count", "300")
     assert result.exit_code == 2
     assert result.stderr == "error: part 0 of the held-out batch is not finite: look at the data\n"
+
+
+@pytest.mark.parametrize(("place", "batch"), [(20, 1), (290, 2)])
+def test_train_looks_at_all_of_them_first(
+    place: int, batch: int, images: np.ndarray, tmp_path: Path
+) -> None:
+    """Whichever it is, nothing is trained and nothing written."""
+    images[place, 3, 4] = np.inf
+    np.save("images.npy", images)
+    every = ("--set", "training.eval_examples=0")
+    result = call("train", "tiny.toml", "--out", "other", *SOURCE_OF_FILE, *every)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr == f"error: part 0 of held-out batch {batch} is not finite: look at the data\n"
+    assert not (tmp_path / "other").exists()

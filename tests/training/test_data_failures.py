@@ -16,6 +16,7 @@ from wsram_ppl.data.digits.source import SampleDigits
 from wsram_ppl.errors import InputError, RunError
 from wsram_ppl.runs.checkpoints import load_checkpoint
 from wsram_ppl.runs.directory import RunDirectory
+from wsram_ppl.training import measurements
 from wsram_ppl.training.loop import train
 
 #: What fails, by name; a file that is missing, or a mistake.
@@ -53,6 +54,8 @@ class Digits(SampleDigits):
         if "held-out" in broken:
             raise broken["held-out"]
         yield from super().evaluation_batches(size, limit)
+        if "late nan" in broken:
+            yield torch.full((2, 32, 32), torch.nan), torch.zeros(2, dtype=torch.int64)
 
 
 @pytest.fixture(autouse=True)
@@ -70,6 +73,7 @@ def config(*overrides: str) -> ExperimentConfig:
     [
         ("empty", ValueError(), InputError, r"data '.*:Digits' has no held-out data"),
         ("nan", ValueError(), InputError, r"part 0 of held-out batch 1 is not finite"),
+        ("late nan", ValueError(), InputError, r"part 0 of held-out batch 2 is not finite"),
         ("held-out", gone("dev.json"), RunError, r"data '.*:Digits' cannot read dev.json: No such file"),
         (
             "held-out",
@@ -92,6 +96,24 @@ def test_held_out_data_are_looked_at_before_the_first_update(
     with pytest.raises(kind, match=message):
         train(config(), RunDirectory(tmp_path / "run"))
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("every", [0, 5], ids=["last evaluation", "one on the way"])
+def test_what_there_was_no_time_to_look_at_costs_no_update(
+    every: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of data that take long to read only the first are looked at before the first update."""
+    monkeypatch.setattr(measurements, "LOOK", 0.0)
+    settings = config(f"training.eval_every={every}")
+    run, whole = RunDirectory(tmp_path / "run"), RunDirectory(tmp_path / "whole")
+    broken["late nan"] = ValueError()
+    with pytest.raises(InputError, match=r"part 0 of held-out batch 2 is not finite: look at the data"):
+        train(settings, run)
+    assert load_checkpoint(run.checkpoint).step == (every or 8)
+    broken.clear()
+    train(settings, run)
+    train(settings, whole)
+    assert equal(run, whole)
 
 
 @pytest.mark.parametrize("prefetch", ["true", "false"])

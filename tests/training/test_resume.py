@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import resource
+import shutil
 import signal
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -22,6 +23,7 @@ from wsram_ppl.config import ExperimentConfig
 from wsram_ppl.errors import InputError, Interrupted, RunError
 from wsram_ppl.runs.checkpoints import load_checkpoint
 from wsram_ppl.runs.directory import RunDirectory
+from wsram_ppl.runs.metrics import METRICS
 from wsram_ppl.runs.signals import Signals
 from wsram_ppl.training.loop import train
 from wsram_ppl.training.trainer import Trainer
@@ -51,13 +53,17 @@ def stop_at(step: int):  # type: ignore[no-untyped-def]
 
 
 def assert_same_run(one: RunDirectory, other: RunDirectory) -> None:
+    assert_same_weights(one, other)
+    assert metrics(one) == metrics(other)
+
+
+def assert_same_weights(one: RunDirectory, other: RunDirectory) -> None:
     first, second = (load_checkpoint(run.checkpoint) for run in (one, other))
     a, b = first.tensors, second.tensors
     assert a.keys() == b.keys()
     assert all(torch.equal(a[name], b[name]) for name in a)
     assert any(name.startswith("optimizer.") for name in a)
     assert first.step == second.step
-    assert metrics(one) == metrics(other)
 
 
 @pytest.fixture(scope="module")
@@ -154,6 +160,43 @@ def test_stopped_before_any_checkpoint_starts_again(
         train(config, run, stop_at(2))
     train(config, run)
     assert_same_run(reference, run)
+
+
+@pytest.mark.parametrize("stop", [8, 12])
+def test_rows_after_the_metrics_were_removed_are_whole(
+    whole: tuple[ExperimentConfig, RunDirectory], stop: int, tmp_path: Path
+) -> None:
+    """From the checkpoint on, with every column; also where only the last evaluation is missing."""
+    config, reference = whole[0], RunDirectory(tmp_path / "whole")
+    shutil.copytree(whole[1].path, reference.path)
+    run = RunDirectory(tmp_path / "run")
+    if stop < config.training.steps:
+        with pytest.raises(Stopped):
+            train(config, run, stop_at(stop))
+    else:
+        shutil.copytree(reference.path, run.path)
+        (run.path / "summary.json").unlink()
+    (run.path / METRICS).unlink()
+    begun = load_checkpoint(run.checkpoint).step
+    train(config, run)
+    expected = [row for row in metrics(reference) if int(row["step"]) > begun]
+    if stop == config.training.steps:
+        (row,), last = metrics(run), metrics(reference)[-1]
+        assert row["split"] == last["split"] == "eval"
+        assert {name: row[name] for name, value in last.items() if value}.items() <= row.items()
+        # Longer, it gets the columns of training, too.
+        run_on = make_config(*STATE, "training.steps=16", "training.schedule_steps=12")
+        train(run_on, run)
+        train(run_on, reference)
+        expected = [row for row in metrics(reference) if int(row["step"]) > begun]
+    found = metrics(run)
+    columns = expected[0].keys()
+    same = [{name: row[name] for name in columns} for row in found]
+    assert [row for row in same if row in expected] == expected
+    # The first row opens the file, and is one more where none was due.
+    more = [int(row["step"]) for row in same if row not in expected]
+    assert more == ([begun + 1] if stop == 8 else [begun])
+    assert_same_weights(reference, run)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])

@@ -40,6 +40,7 @@ class MetricsLog:
             there are kept, later ones (which will come again) are dropped.
 
     Attributes:
+        columns: all of the file.
         measured: the splits that have a row after so many updates.
     """
 
@@ -49,19 +50,19 @@ class MetricsLog:
         path = run / METRICS
         header, rows = _rows_until(path, after) if after else ([], [])
         self.measured = {row["split"] for row in rows if int(row["step"]) == after}
-        self._columns = list(dict.fromkeys([*header, "step", "split", *columns]))
+        self.columns = list(dict.fromkeys([*header, "step", "split", *columns]))
         text = io.StringIO(newline="")
-        writer = csv.DictWriter(text, self._columns)
+        writer = csv.DictWriter(text, self.columns)
         writer.writeheader()
         writer.writerows(rows)
         write_atomically(path, text.getvalue().encode())
         self._file = open(path, "a", newline="", encoding="utf-8")  # noqa: SIM115
-        self._rows = csv.DictWriter(self._file, self._columns)
+        self._rows = csv.DictWriter(self._file, self.columns)
         self._events = EventLog(run / "tensorboard", after)
 
     def write(self, step: int, split: str, values: Mapping[str, float]) -> None:
         """Adds a row; numbers are written with six significant digits."""
-        row = {name: f"{value:.6g}" for name, value in values.items() if name in self._columns}
+        row = {name: f"{value:.6g}" for name, value in values.items() if name in self.columns}
         self._rows.writerow({"step": step, "split": split, **row})
         self._file.flush()
         finite = {name: value for name, value in values.items() if math.isfinite(value)}

@@ -164,11 +164,16 @@ class _Loop:
         self.done = decide(lambda: self.log.measured if self.log else set[str]())
 
     def open_log(self, columns: Iterable[str]) -> None:
-        """One process writes."""
+        """One process writes. A log that is open gets the columns that it lacks."""
         self.opened = True
         if self.trainer.processes.first:
+            kept = self.begun if self.log is None else self.trainer.step
+            self.close()
             with _writing(self.run):
-                self.log = MetricsLog(self.run.path, [*columns, *self.probed], after=self.begun)
+                self.log = MetricsLog(self.run.path, [*columns, *self.probed], after=kept)
+
+    def has_columns(self, numbers: Mapping[str, float]) -> bool:
+        return self.opened and (self.log is None or numbers.keys() <= set(self.log.columns))
 
     def write(self, split: str, values: Mapping[str, float]) -> None:
         if self.log is not None:
@@ -235,7 +240,7 @@ def _loop(
                 numbers["updates_per_second"] = (trainer.step - since) / (now - measured)
                 numbers["seconds"] = now - loop.started
                 busy += now - measured
-                if not loop.opened:
+                if not loop.has_columns(numbers):
                     loop.open_log(numbers)
                 loop.write("train", numbers)
                 since, measured = trainer.step, now
@@ -259,8 +264,10 @@ def _loop(
         if trainer.step > loop.kept:
             loop.keep()  # before anything else can fail
         done = loop.done if trainer.step == loop.begun else ()
-        loop.measure(done)
         evaluation = loop.evaluate()
+        if not loop.opened:  # all updates were done, and their rows are gone
+            loop.open_log(evaluation)
+        loop.measure(done)
         if "eval" not in done:
             loop.write("eval", evaluation)
     finally:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Iterable, Iterator
 from functools import partial
 from typing import Any
@@ -22,6 +23,9 @@ __all__ = ["check_held_out", "measure_held_out", "measure_minibatch", "measure_v
 
 #: The probe's minibatch is that of a step which no training reaches.
 _PROBE_STEP = 2**40
+
+#: Seconds after which held-out data are no longer looked at before the first update.
+LOOK = 10.0
 
 
 def measure_minibatch(trainer: Trainer, batch: tuple[Tensor, ...]) -> dict[str, float]:
@@ -58,14 +62,20 @@ def measure_held_out(trainer: Trainer) -> dict[str, Any]:
 
 
 def check_held_out(trainer: Trainer) -> None:
-    """Measures on the first held-out data, so that what is wrong with them is told before it costs work.
+    """Looks at held-out data, so that what is wrong with them is told before it costs work.
+
+    All of them are read, or as many as can be in :data:`LOOK` seconds; the first ones are measured.
 
     Raises:
         InputError, SourceError: as :func:`measure_held_out`.
     """
-    first = next(_held_out(trainer))
-    check_finite(first, "held-out batch 1")
-    _measure(trainer, [tuple(part[:2] for part in first)])
+    begun = time.monotonic()
+    for number, batch in enumerate(_held_out(trainer), start=1):
+        check_finite(batch, f"held-out batch {number}")
+        if number == 1:
+            _measure(trainer, [tuple(part[:2] for part in batch)])
+        if time.monotonic() - begun > LOOK:
+            break
 
 
 def _held_out(trainer: Trainer) -> Iterator[tuple[Tensor, ...]]:
