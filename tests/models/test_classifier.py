@@ -515,6 +515,50 @@ def test_images_of_another_kind_are_refused(images: Tensor, message: str) -> Non
         make_model(image_channels=3)(images)
 
 
+@pytest.mark.parametrize(
+    ("images", "labels", "message"),
+    [
+        (
+            torch.rand(3, 9, 9) * 255,
+            torch.zeros(3).long(),
+            "the images go from .* to 25.*: divide them by",
+        ),
+        (
+            torch.full((3, 9, 9), 300.0),
+            torch.zeros(3).long(),
+            r"from 300 to 300: bring them to \[0, 1\]",
+        ),
+        (torch.rand(3, 9, 9) - 1, torch.zeros(3).long(), r"from -.* bring them to \[0, 1\]"),
+        (
+            torch.rand(3, 9, 9).byte(),
+            torch.zeros(3).long(),
+            "the images are torch.uint8: divide them by 255",
+        ),
+        (
+            torch.rand(3, 9, 9),
+            torch.zeros(3),
+            r"labels are torch.float32 of shape \(3,\): they should be",
+        ),
+        (torch.rand(3, 9, 9), torch.zeros(2).long(), r"of shape \(2,\): .* one for each of 3 images"),
+        (
+            torch.rand(3, 9, 9),
+            torch.tensor([0, -1, 2]),
+            "a label is -1: labels are whole numbers from 0",
+        ),
+        (
+            torch.rand(3, 9, 9),
+            torch.tensor([0, 12, 2]),
+            "a label is 12, but the model tells 10 classes apart, 0 to 9: set model.classes = 13 or ",
+        ),
+    ],
+)
+def test_batches_that_it_cannot_work_on(images: Tensor, labels: Tensor, message: str) -> None:
+    with pytest.raises(InputError, match=message) as caught:
+        make_model().check_batch(images, labels)
+    assert "\n" not in str(caught.value)
+    make_model().check_batch(torch.rand(3, 9, 9), torch.tensor([0, 9, 5]))
+
+
 def test_labels_have_names() -> None:
     images, labels = make_batch()
     names = [f"{n} cats" for n in range(10)]

@@ -32,7 +32,7 @@ def glimpses(
         raise InputError(f"--out {out}: should end in .png")
     with opened(run, device, overrides=overrides) as (config, parts, _):
         from wsram_ppl.drawing.glimpses import draw_gaze
-        from wsram_ppl.interfaces import Gazes, check_finite
+        from wsram_ppl.interfaces import Gazes, check_batch
         from wsram_ppl.training.reading import held_out
 
         if not isinstance(parts.model, Gazes):
@@ -40,7 +40,7 @@ def glimpses(
                 f"model '{config.model.name}' has no method 'gaze' to draw its glimpses from"
             )
         batch = next(held_out(parts.data, config.data.name, count, count))
-        check_finite(batch, "the held-out batch")
+        check_batch(parts.model, batch, "the held-out batch")
         gaze = parts.model.gaze(*batch)
     try:
         files = draw_gaze(gaze, out)

@@ -81,9 +81,7 @@ class Minibatches:
         training = self._training
         rows = self._shard.rows(training.batch_size)
         with reading(self._source):
-            batch = training_rows(
-                self._components.data, step, training.batch_size, training.seed, rows
-            )
+            batch = training_rows(self._components.data, step, training.batch_size, training.seed, rows)
         return cast(batch, training.precision)
 
     @torch.no_grad()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Final, NamedTuple
 
@@ -253,9 +253,14 @@ def _read_file(path: str) -> tuple[list[_Part], Array | None]:
     """The parts of an .npz file, and its names of classes."""
     try:
         # Not from the path: NumPy leaves a file open that is not what it should be.
-        with open(path, "rb") as content, np.load(content, allow_pickle=False) as file:
-            if not isinstance(file, Mapping):
+        with open(path, "rb") as content:
+            begin = content.read(6)
+            if begin == b"\x93NUMPY":
                 raise InputError(f"{path} holds one array: {_ADVICE}")
+            if not begin.startswith(b"PK"):  # of a zip; NumPy would speak of pickles
+                raise InputError(f"{path} is no .npz file: {_ADVICE}")
+            content.seek(0)
+            file = np.load(content, allow_pickle=False)
             keys = {name: f"{name}_" for names in _NAMES.values() for name in names}
             found = {
                 split: next((keys[name] for name in names if f"{keys[name]}images" in file), None)
