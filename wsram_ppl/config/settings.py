@@ -86,9 +86,9 @@ class TrainingSettings(BaseModel):
     log_every: _Immaterial[PositiveInt] = 50
     """Updates between rows of the metrics."""
     eval_every: _Immaterial[NonNegativeInt] = 1000
-    """Updates between evaluations on held-out data; 0: never."""
+    """Updates between evaluations on validation data; 0: never."""
     eval_examples: _Immaterial[_OrOff[PositiveInt]] = None
-    """Held-out examples in each evaluation; None (in TOML 0): all."""
+    """Validation examples in each evaluation; None (in TOML 0): all."""
     eval_samples: _Immaterial[PositiveInt] = 5
     """Particles per example in each evaluation."""
     checkpoint_every: _Immaterial[NonNegativeInt] = 1000
