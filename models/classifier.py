@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import pyro
 import pyro.distributions as dist
@@ -55,6 +55,8 @@ class GlimpseClassifier(PyroModule):
         scales: pixels of the image per pixel of the glimpse, one per scale to choose from.
         location_std: standard deviation of a location; a scalar buffer, so that it can be scheduled.
         classes: number of labels; by default the data's, or 10.
+        context: what chooses the first glimpse sees of the whole image: "pooled", two layers on 12 x 12
+            numbers (as by default), or "conv", three convolutions on 32 x 32.
         image_channels: 1 for grey, 3 for colour; by default the data's, or 1.
         class_names: what the labels stand for, in pictures; by default the data's, or their numbers.
     """
@@ -73,6 +75,7 @@ class GlimpseClassifier(PyroModule):
         scales: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (1, 2, 4),
         location_std: Annotated[float, Field(gt=0)] = 0.15,
         classes: Annotated[int, Field(ge=2)] | None = None,
+        context: Literal["pooled", "conv"] | None = None,
         image_channels: PositiveInt | None = None,
         class_names: tuple[str, ...] | None = None,
     ) -> None:
@@ -84,7 +87,9 @@ class GlimpseClassifier(PyroModule):
             raise InputError(f"scales {list(scales)} holds a scale twice: each is one choice")
         self.num_glimpses, self.classes, self.scales = num_glimpses, classes, tuple(scales)
         self.class_names = class_names or tuple(map(str, range(classes)))
-        self.network = GlimpseNetwork(hidden, patch, tuple(scales), classes, image_channels or 1)
+        self.network = GlimpseNetwork(
+            hidden, patch, tuple(scales), classes, image_channels or 1, conv=context == "conv"
+        )
         self.baselines = SiteBaselines(hidden, classes, 2 * num_glimpses)
         self.register_buffer("location_std", torch.tensor(float(location_std)))
 
@@ -139,7 +144,7 @@ class GlimpseClassifier(PyroModule):
         check_images(images, self.network.channels)
         low, high = float(images.min()), float(images.max())
         if low < 0 or high > 1:
-            remedy = "divide them by 255" if 0 <= low and 1 < high <= 255 else "bring them to [0, 1]"
+            remedy = "divide them by 255" if low >= 0 and 1 < high <= 255 else "bring them to [0, 1]"
             raise InputError(f"the images go from {low:g} to {high:g}: {remedy}")
         check_labels(labels, len(images), self.classes)
 

@@ -130,6 +130,42 @@ class GlimpseEncoder(nn.Module):
         return found
 
 
+class PooledContext(nn.Sequential):
+    """Two layers on the image at a low resolution, 12 x 12."""
+
+    side = 12
+
+    def __init__(self, channels: int, hidden: int) -> None:
+        pixels = channels * self.side**2
+        super().__init__(Linear(pixels, hidden, relu=True), Linear(hidden, hidden, relu=True))
+
+    def reduce(self, images: Tensor) -> Tensor:
+        """``[B, channels, height, width]`` as :meth:`forward` takes them, without any parameter."""
+        return F.adaptive_avg_pool2d(images, self.side).flatten(1)
+
+
+class ConvContext(nn.Sequential):
+    """Three convolutions on the image at a low resolution, 32 x 32, and a layer (Ba et al. 2014)."""
+
+    side = 32
+
+    def __init__(self, channels: int, hidden: int) -> None:
+        super().__init__(
+            nn.Conv2d(channels, 16, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(16, 32, 3, stride=2, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(32, 32, 3, stride=2, padding=1),
+            nn.ReLU(),
+            nn.Flatten(),
+            Linear(32 * (self.side // 4) ** 2, hidden, relu=True),
+        )
+
+    def reduce(self, images: Tensor) -> Tensor:
+        """``[B, channels, height, width]`` as :meth:`forward` takes them, without any parameter."""
+        return F.adaptive_avg_pool2d(images, self.side)
+
+
 class ImageFeatures:
     """Images as the network sees them, before any parameter.
 
@@ -137,7 +173,7 @@ class ImageFeatures:
 
     Args:
         pyramid: what glimpses are read from.
-        context: the images at low resolution, ``[B, channels * context * context]``.
+        context: the images at low resolution, as the context's layers take them.
     """
 
     def __init__(self, pyramid: Pyramid, context: Tensor) -> None:
@@ -157,7 +193,7 @@ class GlimpseNetwork(nn.Module):
         scales: pixels of the image per pixel of the glimpse, for each scale that can be chosen.
         classes: labels to tell apart.
         channels: of an image: 1, or 3 in colour.
-        context: side of the image as the context sees it.
+        conv: whether the context is :class:`ConvContext`, not :class:`PooledContext`.
     """
 
     def __init__(
@@ -167,14 +203,11 @@ class GlimpseNetwork(nn.Module):
         scales: tuple[int, ...],
         classes: int,
         channels: int = 1,
-        context: int = 12,
+        conv: bool = False,
     ) -> None:
         super().__init__()
-        self.hidden, self.patch, self.scales, self.context = hidden, patch, scales, context
-        self.channels = channels
-        self.context_layers = nn.Sequential(
-            Linear(channels * context * context, hidden, relu=True), Linear(hidden, hidden, relu=True)
-        )
+        self.hidden, self.patch, self.scales, self.channels = hidden, patch, scales, channels
+        self.context_layers = (ConvContext if conv else PooledContext)(channels, hidden)
         self.encoder = GlimpseEncoder(channels * patch * patch, len(scales), hidden)
         self.layer1 = RecurrentLayer(hidden, hidden)
         self.layer2 = RecurrentLayer(hidden, hidden)
@@ -191,7 +224,7 @@ class GlimpseNetwork(nn.Module):
         check_images(images, self.channels)
         colour = self.channels > 1
         with_channels = images if images.dim() == 4 else images.unsqueeze(1)
-        context = F.adaptive_avg_pool2d(with_channels, self.context).flatten(1)
+        context = self.context_layers.reduce(with_channels)
         images = with_channels if colour else with_channels.squeeze(1)
         if self._levels is None or not self._levels.fit(images):
             self._levels = Levels.of(images, self.scales)

@@ -48,8 +48,8 @@ def test_a_folder_in_colour(here: Path) -> None:
         "note: 40 pictures of 2 classes: dark, light",
         "note: pictures are resized to 16 x 16 pixels, with black beside those that are not "
         "square, in colour",
-        "note: 32 pictures for training, 4 for validation, 4 for test: drawn from each class alike, with "
-        "data.split_seed 0",
+        "note: 32 pictures for training, 4 for validation, 4 for test: drawn from each class alike, "
+        "with data.split_seed 0",
     ]
     assert json.loads(Path("run/data.json").read_text())["classes"] == ["dark", "light"]
     _, parts, _ = RunDirectory("run").load()

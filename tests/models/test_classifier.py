@@ -239,8 +239,9 @@ def fixed_glimpses() -> tuple[Tensor, Tensor]:
     return locations, torch.tensor([0, 1, 0]).expand(BATCH, 3)
 
 
-def test_what_lies_outside_of_the_glimpses_does_not_reach_the_label() -> None:
-    model, (images, labels) = make_model(), make_batch()
+@pytest.mark.parametrize("context", ["pooled", "conv"])
+def test_what_lies_outside_of_the_glimpses_does_not_reach_the_label(context: str) -> None:
+    model, (images, labels) = make_model(context=context), make_batch()
     randomize(model)
     other = make_batch(seed=9)[0]
     other[:, 6:18, 6:18] = images[:, 6:18, 6:18]
@@ -262,8 +263,9 @@ def test_what_lies_outside_of_the_glimpses_does_not_reach_the_label() -> None:
     assert (changed - before).abs().amax(-1).min() > 1e-4
 
 
-def test_the_label_has_no_gradient_in_context_or_policy() -> None:
-    model, (images, labels) = make_model(), make_batch()
+@pytest.mark.parametrize("context", ["pooled", "conv"])
+def test_the_label_has_no_gradient_in_context_or_policy(context: str) -> None:
+    model, (images, labels) = make_model(context=context), make_batch()
     randomize(model)
     with force(*fixed_glimpses()):
         trace = trace_of(model, images, labels)
@@ -557,6 +559,28 @@ def test_batches_that_it_cannot_work_on(images: Tensor, labels: Tensor, message:
         make_model().check_batch(images, labels)
     assert "\n" not in str(caught.value)
     make_model().check_batch(torch.rand(3, 9, 9), torch.tensor([0, 9, 5]))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_the_context_of_convolutions_sees_more(channels: int) -> None:
+    """What cells of 12 x 12 do not tell apart reaches the first choice; it is 32 x 32 at any size."""
+    shape = (BATCH, channels, 96, 96)
+    fine = torch.zeros(shape)
+    fine[..., 3:33:8, :] = 1.0
+    moved = fine.roll(4, -2)  # the same mean in each cell of 8 x 8
+    found = {}
+    for context in ("pooled", "conv"):
+        model = make_model(context=context, image_channels=channels)
+        randomize(model)
+        chosen = [model.look(images).locations[0, :, 0] for images in (fine, moved)]
+        found[context] = (chosen[0] - chosen[1]).abs().max().item()
+        assert model.look(torch.rand(2, channels, 40, 70)).logits.shape == (1, 2, 10)
+    assert found["pooled"] < 1e-6 < 1e-4 < found["conv"]
+
+
+def test_the_context_is_pooled_by_default() -> None:
+    for name, weights in make_model().state_dict().items():
+        assert weights.equal(make_model(context="pooled").state_dict()[name])
 
 
 def test_labels_have_names() -> None:

@@ -72,8 +72,9 @@ def table_caption(window: int, thresholds: Sequence[float] = THRESHOLDS) -> str:
     """What the numbers of the table are."""
     named = " or ".join(f"{threshold:.0%}" for threshold in thresholds)
     return (
-        "Mean and standard error over seeds at the end of the runs. Validation error, bound (per example, "
-        "with M particles; higher is better) and effective sample size (ESS): on validation data. "
+        "Mean and standard error over seeds at the end of the runs. Validation error, bound (per "
+        "example, with M particles; higher is better) and effective sample size (ESS): on validation "
+        "data. "
         "Updates/s: without evaluations, as the machine was then loaded. "
         f"Updates to {named}: the first logged update "
         f"at which the training error, as the mean of the last {window} logged minibatches, is at most "
