@@ -168,33 +168,50 @@ class GlimpseClassifier(PyroModule):
         )
 
     @torch.no_grad()
-    def gaze(self, images: Tensor, labels: Tensor) -> Gaze:
-        """Where the policy's modes look in each image, for a picture."""
-        looks = self.look(images)
+    def probabilities(self, images: Tensor, samples: int | None = None) -> Tensor:
+        """Of each class, ``[B, classes]``: the mean of sampled sequences, or by the policy's modes."""
+        return torch.softmax(self.look(images, samples).logits, -1).mean(0)
+
+    @torch.no_grad()
+    def gaze(self, images: Tensor, labels: Tensor | None = None, *, samples: int | None = None) -> Gaze:
+        """Where the policy's modes look in each image, for a picture.
+
+        Args:
+            labels: to compare the answers with.
+            samples: sequences to be drawn instead, each a row of its own; those of an image in a row.
+        """
+        looks = self.look(images, samples)
         pyramid = self.network.see(images).pyramid
-        channels = images.shape[1:-2]
-        patches, windows = [], []
-        for n in range(self.num_glimpses):
-            location, scale = looks.locations[0, :, n], looks.scales[0, :, n]
-            seen = extract(pyramid, location, scale)
-            patches.append(seen.unflatten(-1, (*channels, self.network.patch, self.network.patch)))
-            factor = images.new_tensor(self.scales)[scale]
-            size = images.shape[-2], images.shape[-1]
-            windows.append(torch.stack(window(location, factor, size, self.network.patch), -1))
-        confidence, predicted = torch.softmax(looks.logits[0], -1).max(-1)
-        names = self.class_names
-        captions = [
-            f"a {names[label]}, read as {names[guess]} ({sure:.0%})"
-            for label, guess, sure in zip(
-                labels.tolist(), predicted.tolist(), confidence.tolist(), strict=True
-            )
+        seen = [
+            extract(pyramid, looks.locations[..., n, :], looks.scales[..., n])
+            for n in range(self.num_glimpses)
         ]
+        patch, channels = self.network.patch, images.shape[1:-2]
+        factors = torch.tensor(self.scales, device=looks.scales.device, dtype=looks.locations.dtype)
+        size = images.shape[-2], images.shape[-1]
+        windows = window(looks.locations, factors[looks.scales], size, patch)
+
+        def rows(each: Tensor) -> Tensor:
+            """``[S, B, ...] -> [B * S, ...]``."""
+            return each.transpose(0, 1).flatten(0, 1)
+
+        count = len(looks.logits)
+        confidence, predicted = torch.softmax(rows(looks.logits), -1).max(-1)
+        names, repeated = self.class_names, images.repeat_interleave(count, 0)
+        pairs = zip(predicted.tolist(), confidence.tolist(), strict=True)
+        said = [f"{names[n]} ({sure:.0%})" for n, sure in pairs]
+        correct: list[bool | None] = [None] * len(said)
+        if labels is not None:
+            known = labels.repeat_interleave(count)
+            compared = zip(known.tolist(), said, strict=True)
+            said = [f"a {names[n]}, read as {text}" for n, text in compared]
+            correct = (predicted == known).tolist()
         return Gaze(
-            images,
-            torch.stack(windows, 1),
-            torch.stack(patches, 1),
-            captions,
-            (predicted == labels).tolist(),
+            repeated,
+            rows(torch.stack(windows, -1)),
+            rows(torch.stack(seen, -2)).unflatten(-1, (*channels, patch, patch)),
+            said,
+            correct,
         )
 
     @torch.no_grad()

@@ -19,6 +19,7 @@ model          :class:`Prepares`          work ahead of an update that needs no 
 model          :class:`ChecksBatches`     what it cannot work on, told before the first update
 model          :class:`Measures`          numbers beside the bound, such as an error
 model          :class:`Gazes`             pictures of where it looks (``wsram glimpses``)
+model          :class:`Classifies`        the probability of each class (``wsram look``)
 model          :class:`Speaks`            captions (``wsram caption``, BLEU)
 model, guide   ``baselines``              a submodule with the networks of declared baselines: its
                                           gradient is clipped and measured apart
@@ -30,6 +31,7 @@ data source    ``evaluation_batches(split=)`` a keyword, "validation" (the defau
 data source    :class:`DrawsRows`         a process's share of a minibatch without the rest
 data source    :class:`InformsModel`      options of the model that follow from the data
 data source    :class:`KeepsRecord`       what the weights mean nothing without
+data source    :class:`ReadsPictures`     files of the user's own to look at (``wsram look``)
 data source    :class:`ComputesFeatures`  work on the data that is done once (``wsram features``)
 =============  =========================  ==========================================================
 """
@@ -47,6 +49,7 @@ from wsram_ppl.errors import InputError
 
 __all__ = [
     "ChecksBatches",
+    "Classifies",
     "ComputesFeatures",
     "DataSource",
     "DrawsRows",
@@ -58,6 +61,7 @@ __all__ = [
     "Measure",
     "Measures",
     "Prepares",
+    "ReadsPictures",
     "Speaks",
     "batch_metrics",
     "check_batch",
@@ -109,9 +113,23 @@ class Measures(Protocol):
 
 @runtime_checkable
 class Gazes(Protocol):
-    """A model that tells where it looks, for a picture."""
+    """A model that tells where it looks, for a picture.
+
+    With a keyword ``samples`` it also draws sequences of looks at random; the Gaze then has so many rows
+    for each image, one after the other. ``wsram look`` calls it without labels.
+    """
 
     def gaze(self, *batch: Tensor) -> Gaze: ...
+
+
+@runtime_checkable
+class Classifies(Protocol):
+    """A model that tells classes apart, which have names."""
+
+    class_names: Sequence[str]
+
+    def probabilities(self, images: Tensor, samples: int | None = None) -> Tensor:
+        """Of each class, ``[B, classes]``: the mean of sampled sequences; None: of the likeliest one."""
 
 
 @runtime_checkable
@@ -151,14 +169,14 @@ class Gaze:
         windows: ``[B, N, 3]``: left, top and side of each glimpse's window, in pixels of the image.
         patches: ``[B, N, k, k]`` or ``[B, N, channels, k, k]``: what the glimpses saw.
         captions: what to write under each image.
-        correct: whether the answer was right, per image.
+        correct: whether the answer was right, per image; None where nobody knows.
     """
 
     images: Tensor
     windows: Tensor
     patches: Tensor
     captions: Sequence[str]
-    correct: Sequence[bool]
+    correct: Sequence[bool | None]
 
 
 def prepared(model: nn.Module, batch: tuple[Tensor, ...]) -> tuple[Any, ...]:
@@ -261,6 +279,30 @@ class ComputesFeatures(Protocol):
         Returns:
             The store, and a line for each problem met in the data.
         """
+
+
+@runtime_checkable
+class ReadsPictures(Protocol):
+    """A data source (the class itself) that makes its images of files of the user's own.
+
+    Its data need not be there.
+    """
+
+    def read_pictures(
+        self, files: Sequence[str], options: Mapping[str, Any], record: Mapping[str, Any]
+    ) -> tuple[Tensor, Sequence[str]]:
+        """Images as in a batch, and a line for each that had to be changed.
+
+        Args:
+            options: of the constructor.
+            record: what the run has kept (:class:`KeepsRecord`).
+
+        Raises:
+            InputError: a file is no picture.
+        """
+
+    def implied_options(self, record: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The ``model_options`` of a source with this record."""
 
 
 def training_rows(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from PIL import Image
 from tests.commands.test_cli import TINY, call
 from tests.data.images.pictures import half, write
 from tests.training.test_extension import assert_same_weights
+from wsram_ppl.commands import pictures
 from wsram_ppl.runs.directory import RunDirectory
 
 SMALL = ("--examples", "4", "--particles", "2", "--samples", "2")
@@ -118,3 +120,84 @@ def test_arrays(shape: tuple[int, ...], here: Path) -> None:
     assert parts.model.network.channels == (3 if len(shape) == 4 else 1)
     assert call("evaluate", "run", *SMALL, "--split", "test").exit_code == 0
     assert call("glimpses", "run", "--count", "2").exit_code == 0
+
+
+# Looking at pictures of one's own.
+
+
+def test_look_at_pictures_without_the_data(here: Path) -> None:
+    """Of any size and of the same names in other folders; what is sampled is drawn by the seed."""
+    assert call(*TRAIN, *photos(), "--out", "run").exit_code == 0
+    shutil.rmtree("photos")
+    write(here / "a" / "cat.png", (200, 10, 10), (70, 31))
+    write(here / "b" / "cat.jpg", (10, 10, 200), (9, 40))
+    Image.new("RGBA", (5, 5), (0, 0, 0, 0)).save("clear.png")
+    result = call("look", "run", "a/cat.png", "b/cat.jpg", "clear.png")
+    assert result.exit_code == 0, result.output
+    assert result.stderr == "note: clear.png: its transparent parts are shown on white\n"
+    said = result.stdout.splitlines()
+    for line, name in zip(said[::2], ("a/cat.png", "b/cat.jpg", "clear.png"), strict=True):
+        assert re.fullmatch(rf"{name}: (dark|light) \(\d+%\); or (dark|light) \(\d+%\)", line)
+    files = ["run/look/cat.png", "run/look/cat-2.png", "run/look/clear.png"]
+    assert [line.strip() for line in said[1::2]] == files
+    with Image.open(files[0]) as one:
+        sampled = ("look", "run", "a/cat.png", "--samples", "20", "--out", "other")
+        first = call(*sampled, "--json")
+        assert call(*sampled, "--json").stdout == first.stdout
+        assert call(*sampled, "--json", "--seed", "1").stdout != first.stdout
+        with Image.open("other/cat.png") as two:
+            assert two.width > 1.9 * one.width and two.height == one.height
+    (found,) = json.loads(first.stdout)
+    assert found["image"] == "a/cat.png" and found["picture"] == "other/cat.png"
+    assert set(found["probabilities"]) == {"dark", "light"}
+    assert sum(found["probabilities"].values()) == pytest.approx(1, abs=1e-5)
+
+
+def test_look_at_digits(here: Path) -> None:
+    """A picture of one is put on the canvas light on dark; one of the canvas's size stays as it is."""
+    assert call(*TRAIN, "--set", "data.canvas=40", "--out", "run").exit_code == 0
+    pixels = np.zeros((28, 28), np.uint8)
+    pixels[6:22, 12:16] = 255
+    Image.fromarray(pixels).save("one.png")
+    Image.fromarray(255 - pixels // 2).resize((300, 300)).save("photo.png")
+    canvas = np.pad(pixels, 6)
+    Image.fromarray(canvas).save("canvas.png")
+    result = call("look", "run", "one.png", "photo.png", "canvas.png", "--json")
+    assert result.stderr == "note: photo.png: dark on light: turned round\n"
+    one, photo, whole = (each["probabilities"] for each in json.loads(result.stdout))
+    assert one == pytest.approx(whole) and list(one) == [str(n) for n in range(10)]
+    assert one == pytest.approx(photo, abs=0.05)
+
+
+def test_what_cannot_be_looked_at(here: Path) -> None:
+    assert call(*TRAIN, *photos(), "--out", "run").exit_code == 0
+    Path("text.png").write_text("no picture")
+    for file, why in (
+        ("text.png", "cannot read the picture 'text.png': not a picture"),
+        ("nowhere.png", "cannot read the picture 'nowhere.png': No such file or directory"),
+        ("photos", "cannot read the picture 'photos': Is a directory"),
+    ):
+        assert refusal("look", "run", file) == why
+    assert not Path("run/look").exists()
+    Path("run/data.json").unlink()
+    assert refusal("look", "run", "text.png").startswith(
+        "there is no run/data.json, which says what the c"
+    )
+    assert "run is not a run" in refusal("look", "nowhere", "text.png").replace("nowhere", "run")
+
+
+def test_glimpses_of_each_class_alike_and_of_sampled_sequences(here: Path) -> None:
+    assert call(*TRAIN, *photos(), "--set", "data.held_out=0.3", "--out", "run").exit_code == 0
+    assert call("glimpses", "run", "--count", "4").exit_code == 0
+    with Image.open("run/glimpses.png") as four:
+        assert (
+            call("glimpses", "run", "--count", "4", "--samples", "3", "--out", "some.png").exit_code == 0
+        )
+        with Image.open("some.png") as some:
+            assert some.width < four.width and some.height > 3 * four.height
+    _, parts, _ = RunDirectory("run").load()
+    (batch,) = parts.data.evaluation_batches(12)
+    for count in (2, 4, 6):
+        labels = pictures._of_each_class(batch, count)[1]
+        assert labels.bincount().tolist() == [count // 2, count // 2]
+    assert pictures._of_each_class((batch[0],), 3)[0].equal(batch[0][:3])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any, get_args
 
@@ -592,6 +593,29 @@ def test_labels_have_names() -> None:
     assert make_model(class_names=("a", "b", "c")).classes == 3
     with pytest.raises(InputError, match="2 class_names are given for classes = 3"):
         make_model(class_names=("a", "b"), classes=3)
+
+
+def test_gaze_of_sampled_sequences() -> None:
+    """Those of an image in a row, as look draws them; without labels nothing is right or wrong."""
+    model, (images, labels) = make_model(), make_batch()
+    randomize(model)
+    torch.manual_seed(0)
+    gaze = model.gaze(images, labels, samples=3)
+    torch.manual_seed(0)
+    looks = model.look(images, 3)
+    assert gaze.windows.shape == (3 * BATCH, 3, 3) and gaze.patches.shape == (3 * BATCH, 3, PATCH, PATCH)
+    assert gaze.images.equal(images.repeat_interleave(3, 0))
+    centre = (gaze.windows[..., :2] + gaze.windows[..., 2:] / 2) / (SIDE / 2) - 1
+    torch.testing.assert_close(centre, looks.locations.transpose(0, 1).flatten(0, 1), rtol=0, atol=1e-5)
+    predicted = looks.logits.argmax(-1).T.flatten()
+    assert gaze.correct == (predicted == labels.repeat_interleave(3)).tolist()
+    unknown = model.gaze(images)
+    assert unknown.correct == [None] * BATCH
+    assert all(re.fullmatch(r"\d \(\d+%\)", caption) for caption in unknown.captions)
+    for samples, sequences in ((None, model.look(images).logits), (3, looks.logits)):
+        torch.manual_seed(0)
+        found = model.probabilities(images, samples)
+        torch.testing.assert_close(found, sequences.softmax(-1).mean(0))
 
 
 def test_a_scale_given_twice_is_refused() -> None:

@@ -96,6 +96,7 @@ for _command in (
     measuring.evaluate,
     measuring.variance,
     pictures.glimpses,
+    pictures.look,
     pictures.caption,
     captions.features,
     captions.score,

@@ -47,12 +47,13 @@ def opened(
 
     quieten("pyro")
     with pyro_settings(validate=False):
-        found = RunDirectory(run).load(_device(run, config, device), config)
+        found = RunDirectory(run).load(run_device(run, config, device), config)
         torch.manual_seed(seed)
         yield found
 
 
-def _device(run: Path, config: ExperimentConfig, asked: str | None) -> torch.device:
+def run_device(run: Path, config: ExperimentConfig, asked: str | None) -> torch.device:
+    """Where a run is looked at: as asked, or where it was trained if that is there."""
     from wsram_ppl.distributed.devices import resolve_device
 
     if asked is not None:

@@ -20,7 +20,7 @@ from wsram_ppl.config import Components
 from wsram_ppl.errors import InputError
 from wsram_ppl.files import write_atomically
 
-__all__ = ["Checkpoint", "TrainingState", "load_checkpoint", "save_checkpoint"]
+__all__ = ["Checkpoint", "TrainingState", "load_checkpoint", "load_weights", "save_checkpoint"]
 
 #: What the header says of a file that this module wrote, and of one that an earlier version wrote.
 FORMAT, _EARLIER = "wsram_ppl checkpoint 2", {"wsram_ppl checkpoint 1": "0.1"}
@@ -62,8 +62,8 @@ class TrainingState:
         Raises:
             InputError: names or shapes do not fit.
         """
-        _load_module(self.components.model, "model", tensors)
-        _load_module(self.components.guide, "guide", tensors)
+        load_weights(self.components.model, "model", tensors)
+        load_weights(self.components.guide, "guide", tensors)
         self.components.objective.load_state_dict(_part("objective", tensors))
         if self.optimizer is not None:
             state: dict[int, dict[str, Tensor]] = {}
@@ -159,7 +159,12 @@ def _part(part: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name[len(prefix) :]: t for name, t in tensors.items() if name.startswith(prefix)}
 
 
-def _load_module(module: nn.Module, part: str, tensors: Mapping[str, Tensor]) -> None:
+def load_weights(module: nn.Module, part: str, tensors: Mapping[str, Tensor]) -> None:
+    """Puts the parameters and buffers of a part (``model`` or ``guide``) back.
+
+    Raises:
+        InputError: names or shapes do not fit.
+    """
     try:
         module.load_state_dict(_part(part, tensors))
     except RuntimeError as error:

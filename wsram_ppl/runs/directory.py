@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from wsram_ppl import __version__
 from wsram_ppl.config import (
@@ -26,9 +26,9 @@ from wsram_ppl.files import locked, make_folder, make_next_folder, to_json, writ
 
 if TYPE_CHECKING:  # to look at a run's settings takes no torch
     import torch
-    from torch import Tensor
+    from torch import Tensor, nn
 
-    from wsram_ppl.interfaces import DataSource
+    from wsram_ppl.interfaces import DataSource, ReadsPictures
     from wsram_ppl.runs.checkpoints import Checkpoint
 
 CONFIG, SUMMARY, DATA, LOCK = "config.toml", "summary.json", "data.json", "lock"
@@ -36,6 +36,20 @@ CHECKPOINT, PREVIOUS = "last.safetensors", "previous.safetensors"
 #: The key of a record that is of interest only where training goes on.
 TRAINING = "training"
 _WRITTEN_BY, _EARLIER_CONFIG = "# wsram_ppl ", "spec.toml"
+
+
+class LoadedModel(NamedTuple):
+    """A run's model without its data.
+
+    Attributes:
+        source: the class of its data source.
+        record: what was kept of the data.
+    """
+
+    config: ExperimentConfig
+    model: nn.Module
+    source: ReadsPictures
+    record: dict[str, Any]
 
 
 class RunDirectory:
@@ -211,10 +225,7 @@ class RunDirectory:
                     "or train anew"
                 )
             return
-        try:
-            kept: dict[str, Any] = json.loads(path.read_bytes())
-        except (OSError, ValueError) as error:
-            raise InputError(f"cannot read {path}: {error}") from error
+        kept = self._kept() or {}
         now = json.loads(to_json(record or {}))
         compared = [key for key in kept if key in now and key != TRAINING] if other else {**kept, **now}
         changed = [key for key in compared if kept.get(key) != now.get(key)]
@@ -223,6 +234,17 @@ class RunDirectory:
                 f"the data have changed since {self.path} began ({', '.join(changed)} not as in "
                 f"{path}): its weights have no meaning for them; bring the old data back, or train anew"
             )
+
+    def _kept(self) -> dict[str, Any] | None:
+        """What was kept of the data; None where nothing was."""
+        path = self.path / DATA
+        try:
+            kept: dict[str, Any] = json.loads(path.read_bytes())
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError) as error:
+            raise InputError(f"cannot read {path}: {error}") from error
+        return kept
 
     def summary(self, remedy: str = "remove it to go on") -> dict[str, Any] | None:
         """The summary of a finished run, else None; what is null in the file is NaN.
@@ -374,6 +396,31 @@ class RunDirectory:
         components.guide.to(device)
         components.data.to(torch.device(device))
         return config, components, saved.step
+
+    def load_model(self, device: torch.device | str = "cpu") -> LoadedModel:
+        """Builds the model alone with the weights of the last checkpoint; the data need not be there.
+
+        Raises:
+            InputError: not a run; a checkpoint that is missing, damaged or of another config; a data
+                source that reads no pictures.
+        """
+        from wsram_ppl.config import build_model
+        from wsram_ppl.interfaces import ReadsPictures
+        from wsram_ppl.runs.checkpoints import load_weights
+
+        config = self.config()
+        source = config.data.cls
+        if not isinstance(source, ReadsPictures):
+            raise InputError(f"data source '{config.data.name}' reads no pictures of your own")
+        saved = self.saved(config)
+        if saved is None:
+            raise InputError(f"there is no checkpoint {self.checkpoint}: the run has not come that far")
+        record = self._kept()
+        if record is None:
+            raise InputError(f"there is no {self.path / DATA}, which says what the classes are")
+        model = build_model(config, source.implied_options(record))
+        load_weights(model, "model", saved.tensors)
+        return LoadedModel(config, model.to(device), source, record)
 
 
 def _record(data: DataSource) -> Mapping[str, Any] | None:

@@ -254,7 +254,7 @@ GREY = noise(40, 6, 6)
     ("setup", "message"),
     [
         (lambda folder: folder / "nowhere.npz", "cannot read .*nowhere.npz: No such file or directory"),
-        (lambda folder: "", "path is empty; name the file or the folder that holds the arrays"),
+        (lambda folder: "", "path is empty; name the file or folder of arrays: --set data"),
         (lambda folder: folder, "holds no images.npy, nor folders train, validation and test with one"),
         (labels_missing, "there is no .*labels.npy"),
         (lone_array, r"holds one array: save images \[N, height, width\] or"),

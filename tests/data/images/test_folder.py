@@ -260,6 +260,7 @@ def test_pictures_that_are_changed_are_told(tmp_path: Path, caplog: pytest.LogCa
     folder(tmp_path, {"a": 6, "b": 6})
     Image.new("RGBA", (8, 8), (255, 0, 0, 0)).save(tmp_path / "a" / "000.png")
     images = source(tmp_path)
+    caplog.clear()
     with caplog.at_level("INFO", logger="wsram_ppl"):
         epoch(images, 2)
         for split in ("validation", "test"):
@@ -336,7 +337,7 @@ def test_the_record_tells_training_pictures_apart(tmp_path: Path) -> None:
             {"root": "nowhere"},
             r"cannot read 'nowhere': No such file or directory; ",
         ),
-        (lambda root: None, {"root": " "}, "root is empty; name the folder that holds the pictures"),
+        (lambda root: None, {"root": " "}, "root is empty; name the folder of the pictures"),
         (
             lambda root: None,
             {},

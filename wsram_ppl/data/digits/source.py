@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Final, NamedTuple, Self
+from typing import Any, Final, NamedTuple, Self
 
 import torch
 from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from wsram_ppl.data.digits.clutter import Clutter, ClutterOption, add_clutter, draw_clutter
 from wsram_ppl.data.digits.files import DIGIT_SIZE, NUM_CLASSES, Digits, read_mnist, read_sample
+from wsram_ppl.data.digits.photos import read_digits
 from wsram_ppl.data.digits.placement import draw_placements, place
 from wsram_ppl.data.epochs import (
     Epochs,
@@ -147,6 +148,27 @@ class PlacedDigits:
             for name, split in self._held_out.items()
         }
         return self
+
+    @classmethod
+    def read_pictures(
+        cls, files: Sequence[str], options: Mapping[str, Any], record: Mapping[str, Any]
+    ) -> tuple[Tensor, list[str]]:
+        """Pictures of digits on the canvas, light on dark.
+
+        A picture of the canvas's size is taken as it is. Any other one is a digit with its margin: it is
+        made as small as the largest digits are, if it is larger, and put into the middle; dark on light
+        is turned round.
+
+        Raises:
+            InputError: a file is no picture.
+        """
+        given = {**(cls.__init__.__kwdefaults__ or {}), **options}
+        return read_digits(files, given["canvas"], round(DIGIT_SIZE * given["scale"][1]))
+
+    @staticmethod
+    def implied_options(record: Mapping[str, Any]) -> dict[str, Any]:
+        """Nothing: a model tells ten classes apart by default."""
+        return {}
 
     def _fixed(self, digits: Digits, seed: int, order: int, placement: int, clutter: int) -> _Fixed:
         # In the files neighbours are alike (in MNIST the second half of the test set is harder),

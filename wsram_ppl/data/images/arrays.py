@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Final, NamedTuple
 
@@ -14,6 +14,7 @@ from pydantic import Field, NonNegativeInt
 from torch import Tensor
 
 from wsram_ppl.data.epochs import Rows, check_whole
+from wsram_ppl.data.images.files import read_files
 from wsram_ppl.data.images.fitting import Fit, describe_fit, fit_images
 from wsram_ppl.data.images.source import LabelledImages, count_of, listed
 from wsram_ppl.errors import InputError, one_line
@@ -60,14 +61,14 @@ class ArrayImages(LabelledImages):
     def __init__(
         self,
         *,
-        path: str | Path,
+        path: str | Path = "",
         canvas: NonNegativeInt = 0,
         fit: Fit = "resize",
         split_seed: NonNegativeInt = 0,
         held_out: Annotated[float, Field(gt=0, lt=0.5)] = 0.1,
     ) -> None:
         if not os.fspath(path).strip():
-            raise InputError("path is empty; name the file or the folder that holds the arrays")
+            raise InputError("path is empty; name the file or folder of arrays: --set data.path=PATH")
         check_whole("canvas", canvas, at_least=0)
         place = os.path.expanduser(path)
         parts, names = _read_folder(place) if os.path.isdir(place) else _read_file(place)
@@ -101,6 +102,19 @@ class ArrayImages(LabelledImages):
             notices=notices,
         )
         self.record["image_size"] = [canvas, canvas] if canvas else size
+
+    @classmethod
+    def read_pictures(
+        cls, files: Sequence[str], options: Mapping[str, Any], record: Mapping[str, Any]
+    ) -> tuple[Tensor, list[str]]:
+        """Pictures from files, in the size of the arrays' images.
+
+        Raises:
+            InputError: a file is no picture, or the images are no pictures.
+        """
+        given = {**(cls.__init__.__kwdefaults__ or {}), **options}
+        height, width = record["image_size"]
+        return read_files(files, record["channels"], (height, width), given["fit"])
 
     def _read_for_training(self, chosen: Rows) -> Tensor:
         part, row = self._part[chosen], self._row[chosen]

@@ -8,10 +8,10 @@ import math
 import os
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Annotated, Final, NamedTuple
+from typing import Annotated, Any, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +21,7 @@ from torch import Tensor
 
 from wsram_ppl.data.captions.feature_extraction import Unreadable, open_picture
 from wsram_ppl.data.epochs import Rows, check_whole
+from wsram_ppl.data.images.files import read_files
 from wsram_ppl.data.images.fitting import Fit, describe_fit, fit_picture
 from wsram_ppl.data.images.source import SPLITS, LabelledImages, count_of, listed
 from wsram_ppl.errors import InputError, one_line
@@ -66,7 +67,7 @@ class FolderImages(LabelledImages):
     def __init__(
         self,
         *,
-        root: str | Path,
+        root: str | Path = "",
         canvas: PositiveInt = 100,
         fit: Fit = "resize",
         colour: bool = True,
@@ -74,7 +75,7 @@ class FolderImages(LabelledImages):
         held_out: Annotated[float, Field(gt=0, lt=0.5)] = 0.1,
     ) -> None:
         if not os.fspath(root).strip():
-            raise InputError("root is empty; name the folder that holds the pictures")
+            raise InputError("root is empty; name the folder of the pictures: --set data.root=DIR")
         check_whole("canvas", canvas, at_least=1)
         self._root = os.path.expanduser(root)
         found = _list(self._root)
@@ -100,6 +101,19 @@ class FolderImages(LabelledImages):
             label: self._train[found.labels[self._train] == label]
             for label in np.unique(found.labels[self._train]).tolist()
         }
+
+    @classmethod
+    def read_pictures(
+        cls, files: Sequence[str], options: Mapping[str, Any], record: Mapping[str, Any]
+    ) -> tuple[Tensor, list[str]]:
+        """Pictures of any folder, fitted as those of a source with these options.
+
+        Raises:
+            InputError: a file is no picture.
+        """
+        given = {**(cls.__init__.__kwdefaults__ or {}), **options}
+        size = (given["canvas"], given["canvas"])
+        return read_files(files, record["channels"], size, given["fit"])
 
     def _read_for_training(self, chosen: Rows) -> Tensor:
         labels = self._labels[torch.from_numpy(chosen)].tolist()
@@ -163,7 +177,7 @@ class FolderImages(LabelledImages):
             self._problems.add("had to be changed", name, note)
         if picture.mode != self._mode:
             picture = picture.convert(self._mode)
-        pixels: Pixels = np.asarray(fit_picture(picture, self.canvas, self._fit))
+        pixels: Pixels = np.asarray(fit_picture(picture, (self.canvas, self.canvas), self._fit))
         if number < len(self._kept):
             self._kept[number] = pixels
             self._is_kept[number] = True

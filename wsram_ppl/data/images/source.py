@@ -96,11 +96,13 @@ class LabelledImages(ABC):
     @property
     def model_options(self) -> dict[str, Any]:
         """Options of a model that follow from the data."""
-        return {
-            "classes": len(self.class_names),
-            "class_names": self.class_names,
-            "image_channels": self.channels,
-        }
+        return self.implied_options(self.record)
+
+    @staticmethod
+    def implied_options(record: Mapping[str, Any]) -> dict[str, Any]:
+        """Options of a model for data with this record."""
+        names = tuple(record["classes"])
+        return {"classes": len(names), "class_names": names, "image_channels": record["channels"]}
 
     def training_batch(self, step: int, size: int, seed: int) -> tuple[Tensor, Tensor]:
         """The batch of update ``step``: ``size`` pictures; a pure function of its arguments.
