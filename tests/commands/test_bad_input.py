@@ -31,6 +31,7 @@ from tests.data.captions.copies import write as write_photos
 from tests.data.digits.test_files import IMAGES, LABELS, cut, flip, idx, small_mnist, tree
 from tests.data.digits.test_files import write as write_mnist
 from tests.data.images.pictures import write as write_picture
+from wsram_ppl.runs.checkpoints import save_checkpoint
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "robustness.md"
 BEGIN, END = "<!-- begin: written by tests/commands/test_bad_input.py -->", "<!-- end -->"
@@ -238,6 +239,12 @@ def foreign(path: Path) -> None:
     save_file({"w": torch.zeros(1)}, path / "last.safetensors")
 
 
+def foreign_run(folder: Path) -> None:
+    """Weights of another model."""
+    (folder / "other").mkdir()
+    save_checkpoint(folder / "other" / "last.safetensors", {"model.w": torch.zeros(1)}, {"step": 0})
+
+
 def another_config(path: Path) -> None:
     (path / "config.toml").write_text((path / "config.toml").read_text().replace("seed = 0", "seed = 1"))
 
@@ -246,6 +253,7 @@ FOLDER = ("data={source='folder', root='photos'}",)
 ARRAYS = ("data={source='arrays', path='data.npz'}",)
 LABELS_OF_IMAGES = np.arange(40) % 4
 GREY = np.random.default_rng(0).integers(0, 256, (40, 32, 32), dtype=np.uint8)
+START = ("training.init=other",)
 MNIST = ("data.source=mnist", "data.root=mnist")
 PHOTOS = ("data.source=flickr8k", "data.root=photos", "data.cache=cache")
 NET = (
@@ -340,6 +348,15 @@ TABLES: dict[str, list[Bad]] = {
         Bad("a broken summary", (), run(file("summary.json", "{")), RESUME),
         Bad("no run to evaluate", args=("evaluate", "nowhere")),
         Bad("no run to draw", args=("glimpses", "nowhere")),
+        Bad("no run to start from", ("training.init=nowhere",)),
+        Bad("a start of which nothing fits", ("model.hidden=9", "model.classes=3", *START), foreign_run),
+        Bad("no picture to look at", (), run(lambda path: None), ("look", "run", "nowhere.png")),
+        Bad(
+            "a file to look at that is no picture",
+            (),
+            run(file("text.png", "hello")),
+            ("look", "run", "run/text.png"),
+        ),
     ],
     "MNIST's files": [
         Bad("a file cut short", MNIST, mnist(IMAGES, cut)),

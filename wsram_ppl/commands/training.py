@@ -20,6 +20,11 @@ from wsram_ppl.errors import InputError
     metavar="RUN",
     help="Go on with a run that was stopped; in place of EXPERIMENT and --out.",
 )
+@click.option(
+    "--init",
+    metavar="RUN",
+    help="Start from the weights of RUN; what does not fit is named, and drawn anew.",
+)
 @options.overrides
 @click.option("--model", help="Shorthand for --set model.name=...")
 @click.option("--guide", help="Shorthand for --set guide.name=...")
@@ -45,6 +50,7 @@ def train(
       wsram train digits --set training.steps=20000 --out runs/a
       wsram train --resume runs/a
       wsram train --resume runs/a --set training.steps=30000 --set training.schedule_steps=20000
+      wsram train digits --init pretrained/digits --set data.source=folder --set data.root=photos
       wsram train my/experiment.toml --objective variational --guide prior
     """
     from wsram_ppl.config import load_config

@@ -83,6 +83,8 @@ class TrainingSettings(BaseModel):
     "none"): any."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     """Of everything random in the run; 32 bits, as NumPy takes no more."""
+    init: _OrUnset[Annotated[str, Field(min_length=1)]] = None
+    """A run from whose weights this one starts, as far as they fit; None (in TOML "none"): none."""
     log_every: _Immaterial[PositiveInt] = 50
     """Updates between rows of the metrics."""
     eval_every: _Immaterial[NonNegativeInt] = 1000

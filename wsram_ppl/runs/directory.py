@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import logging
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -33,8 +34,11 @@ if TYPE_CHECKING:  # to look at a run's settings takes no torch
 
 CONFIG, SUMMARY, DATA, LOCK = "config.toml", "summary.json", "data.json", "lock"
 CHECKPOINT, PREVIOUS = "last.safetensors", "previous.safetensors"
+#: Keys of a checkpoint's data: what is said whenever it is measured, and that no run can go on from it.
+NOTE, WEIGHTS_ONLY = "note", "weights_only"
 #: The key of a record that is of interest only where training goes on.
 TRAINING = "training"
+_log = logging.getLogger(__name__)
 _WRITTEN_BY, _EARLIER_CONFIG = "# wsram_ppl ", "spec.toml"
 
 
@@ -180,6 +184,11 @@ class RunDirectory:
         """
         saved = self.saved(config)
         if saved is not None:
+            if saved.data.get(WEIGHTS_ONLY):
+                raise InputError(
+                    f"{self.path} holds weights alone, from which a run cannot go on: start another one "
+                    f"from them, with train EXPERIMENT --init {self.path}"
+                )
             self._check_length(saved.step, config)
             self.check_data(data)
         self.write_config(config)
@@ -306,6 +315,22 @@ class RunDirectory:
             raise InputError("; ".join(refused))
         return None
 
+    def has_checkpoint(self) -> bool:
+        """Whether there is something to go on from."""
+        return self.checkpoint.exists() or (self.path / PREVIOUS).exists()
+
+    def newest(self) -> Checkpoint:
+        """The newest whole checkpoint, whatever its config.
+
+        Raises:
+            InputError: there is none.
+        """
+        from wsram_ppl.runs.checkpoints import load_checkpoint
+
+        if not self.checkpoint.exists() and (self.path / PREVIOUS).exists():
+            return load_checkpoint(self.path / PREVIOUS)
+        return load_checkpoint(self.checkpoint)
+
     def config(
         self, overrides: Sequence[str] = (), *, other_data: bool = False, **shorthands: str | int | None
     ) -> ExperimentConfig:
@@ -392,6 +417,8 @@ class RunDirectory:
         components = build(config)
         self.check_data(components.data, other=config.data != own.data)
         TrainingState(components).load(saved.tensors)
+        if note := saved.data.get(NOTE):
+            _log.info("%s: %s", self.path, note)
         components.model.to(device)
         components.guide.to(device)
         components.data.to(torch.device(device))
@@ -437,6 +464,9 @@ class NewRunDirectory(RunDirectory):
 
     def check_free(self) -> None:
         pass
+
+    def has_checkpoint(self) -> bool:
+        return False
 
     @contextmanager
     def claim(self, config: ExperimentConfig) -> Iterator[None]:
