@@ -158,14 +158,14 @@ def _cell(gaze: Gaze, index: int, shown: int, zoom: int) -> Image.Image:
 
 
 def _free_corner(window: list[float], width: int, size: tuple[int, int], taken: Sequence[_Box]) -> _Box:
-    """Where a window's number stands: inside one of its corners, where no other number stands yet.
+    """Where a window's number stands: outside one of its corners, where no other number stands yet.
 
-    Where all are taken they stand in a column from the first corner on; always within the picture.
+    Where all are taken they stand in a column within the window and below; always within the picture.
     """
     left, top, right, bottom = window
-    corners = [(left + 2, top + 2), (right - width - 2, top + 2), (left + 2, bottom - _LINE - 2)]
-    corners += [(right - width - 2, bottom - _LINE - 2)]
-    corners += [(left + 2, top + 2 + step * (_LINE + 1)) for step in range(1, 1 + size[1] // _LINE)]
+    above, below = top - _LINE - 1, bottom + 1
+    corners = [(left, above), (right - width, above), (left, below), (right - width, below)]
+    corners += [(left + 2, top + 2 + step * (_LINE + 1)) for step in range(1 + size[1] // _LINE)]
     places = []
     for x, y in corners:
         # Also where the window reaches over the edge.
