@@ -66,14 +66,51 @@ def test_what_is_shipped_goes_by_its_name_from_any_folder(tmp_path: Path) -> Non
     assert re.fullmatch(r"error: .*did you mean 'digits'\?.*\n", done.stderr)
 
 
-def test_a_mistyped_key_is_told_before_torch_is_imported() -> None:
-    for key in ("training.stepz", "exploration.entropi", "trainning.steps"):
-        code = f"import sys; sys.argv[1:] = ['train', 'digits', '--set', '{key}=3']\n"
-        code += "from wsram_ppl.commands import main\n"
-        code += "try: main()\nfinally: print('torch' in sys.modules)"
-        done = python("-c", code, cwd=ROOT)
-        assert (done.returncode, done.stdout) == (2, "False\n"), done.stderr
-        assert done.stderr.startswith("error: unknown key ") and done.stderr.count("\n") == 1
+#: The command with each of several values of --set, and whether it has imported torch.
+WITHOUT_TORCH = """
+import sys
+from wsram_ppl.commands import main
+for text in {texts!r}:
+    try: main([*sys.argv[1:], "--set", text])
+    except SystemExit as end: print(end.code, "torch" in sys.modules)
+"""
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "train digits",
+        "train --resume run",
+        "compare table1",
+        "features flickr8k",
+        "evaluate run",
+        "variance run",
+        "glimpses run",
+        "caption run 1",
+    ],
+)
+def test_a_mistyped_key_is_told_before_torch_is_imported(
+    command: str, run: Path, tmp_path: Path
+) -> None:
+    """By every command that takes --set; and a run that is none, or a name of nothing."""
+    (tmp_path / "run").symlink_to(run)
+    keys = ("model.hiden", "data.roott", "training.stepz", "exploration.entropi")
+    kinds = {f"{key}=3": f"unknown key {key};" for key in keys}
+    kinds["trainning.seed=3"] = r"(--set 'trainning.seed=3': no such table|unknown key trainning);"
+    kinds["objective.name=3"] = "objective.name = 3: should be a string"
+    kinds["guide.name=x"] = "guide.name: unknown guide 'x'"
+
+    def told(*texts: str) -> list[str]:
+        code = WITHOUT_TORCH.format(texts=texts)
+        done = python("-c", code, *command.split(), cwd=tmp_path, path=str(ROOT))
+        assert done.stdout == "2 False\n" * len(texts), done.stderr
+        return done.stderr.splitlines()
+
+    for line, said in zip(told(*kinds), kinds.values(), strict=True):
+        assert re.match(rf"error: (variant 'VAR': )?{said}", line), line
+    if "run" in command:
+        (tmp_path / "run").unlink()
+        assert told("model.hidden=3") == ["error: run is not a run: it has no config.toml"]
 
 
 # Standard streams, and Ctrl-C.
@@ -182,6 +219,41 @@ def test_ctrl_c_while_a_command_imports(command: str, run: Path, tmp_path: Path)
     assert not (tmp_path / "new").exists()
 
 
+WHILE = """
+import os, signal, sys
+
+class Stops:
+    # Ctrl-C as soon as a module is looked for.
+    def find_spec(self, name, path=None, target=None):
+        if name == {name!r}:
+            sys.meta_path.remove(self)
+            os.kill(os.getpid(), signal.SIGINT)
+
+sys.meta_path.insert(0, Stops())
+from wsram_ppl.commands import main
+main()
+"""
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "wsram_ppl.commands.extra",
+        "click",
+        "wsram_ppl.commands.program",
+        "wsram_ppl.runs.directory",
+        "pydantic._internal._validators",
+        "torch._C",
+        "pyro.distributions",
+        "wsram_ppl.guides.classifier",
+    ],
+)
+def test_ctrl_c_at_any_import(name: str, run: Path) -> None:
+    """From the command's own first one on."""
+    done = python("-c", WHILE.format(name=name), "evaluate", run, cwd=ROOT)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "stopped\n")
+
+
 WITHOUT = """
 import sys
 
@@ -211,7 +283,10 @@ main()
         ("jinja2", ["compare", "table1"]),
     ],
 )
-def test_what_to_install_is_said_in_one_line(absent: str, command: list[str], tmp_path: Path) -> None:
+def test_what_to_install_is_said_in_one_line(
+    absent: str, command: list[str], run: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "run").symlink_to(run)
     done = python("-c", WITHOUT.format(absent=absent), *command, cwd=tmp_path, path=str(ROOT))
     assert done.returncode == 2
     assert done.stdout == ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -31,6 +32,7 @@ from wsram_ppl.runs.directory import RunDirectory
 from wsram_ppl.training.loop import train
 
 ROOT = Path(__file__).resolve().parents[2]
+SCALING = ROOT / "docs" / "scaling.md"
 CPU = torch.device("cpu")
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
@@ -228,6 +230,7 @@ SET_BY_OTHERS = (
         ),
         (1, {"LOCAL_RANK": "1"}, "LOCAL_RANK = 1 and NODE_RANK = 0 in the environment, but"),
         (1, {"WORLD_SIZE": "2"}, "WORLD_SIZE in the environment stands for 2 processes, but"),
+        (2, {"TORCHELASTIC_RUN_ID": "1", "WORLD_SIZE": "3"}, "torchrun has started 3 processes, but"),
         (2, {"RANK": "1"}, "RANK = 1 in the environment, but"),
         (2, {"RANK": "one"}, "RANK = 'one' in the environment: should be a whole number"),
         (2, {"MASTER_PORT": "-1"}, "MASTER_PORT = '-1' in the environment: should be a whole number"),
@@ -260,7 +263,17 @@ def test_which_process_this_is(
     else:
         with pytest.raises(InputError) as caught:
             process_rank(training)
-        assert str(caught.value).startswith(rank)
+        said = str(caught.value)
+        assert said.startswith(rank)
+        assert sum(bool(re.fullmatch(form, said)) for form in in_the_page()) == 1, said
+
+
+def in_the_page() -> list[str]:
+    """The messages in the table of docs/scaling.md, as patterns."""
+    rows = re.findall(r"^\| `(.*?)`", SCALING.read_text(encoding="utf-8"), re.MULTILINE)
+    what = "training.devices x training.num_nodes is N x N"
+    forms = [re.escape(row.replace("...", what)).replace("NAME", "[A-Z_]+") for row in rows]
+    return [re.sub(r"\bN\b", r"\\S+", form) for form in forms]
 
 
 # Two real processes, started by torchrun.

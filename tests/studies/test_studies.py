@@ -335,6 +335,9 @@ class Recorder:
     def ended(self, job: Job, failure: str | None) -> None:
         self.events.append(("ended", job.name))
 
+    def waited(self) -> None:
+        pass
+
 
 class Bench:
     """A study that the script above trains, and what it was asked to train."""
@@ -739,6 +742,10 @@ def test_a_real_study(finished: tuple[Path, CompletedProcess[str]]) -> None:
     assert any(
         line.startswith("note: VAR+c: objective.control_variate of 'wake-sleep'") for line in lines
     )
+    told = [line for line in lines if line.startswith("update ")]  # no terminal, so no bars
+    form = r"update \d+ of 72: runs [0-5] of 6 ended, running [12](, [\d:]+ left)?"
+    assert told and all(re.fullmatch(form, line) for line in told), lines
+    assert told[-1].endswith(" left")
     for name in ("VAR+c", "WS-RAM+q+c"):
         for seed in (0, 3):
             assert f"runs/{name}/seed-{seed} finished in" in done.stdout

@@ -7,25 +7,24 @@ does not wait for it.
 """
 
 import sys
-from typing import NoReturn
-
-from wsram_ppl.commands import extra
 
 __all__ = ["main"]
 
-
-def _without_click() -> NoReturn:
-    extra.advise()
-    raise SystemExit(2)
-
-
 try:
-    import click  # noqa: F401
-except ModuleNotFoundError:
-    main = _without_click
-else:
+    from typing import NoReturn
+
+    from wsram_ppl.commands import extra
+
+    def _without_click() -> NoReturn:
+        extra.advise()
+        raise SystemExit(2)
+
     try:
+        import click  # noqa: F401
+    except ModuleNotFoundError:
+        main = _without_click
+    else:
         from wsram_ppl.commands.program import main
-    except KeyboardInterrupt:  # told as when a command runs
-        print("stopped", file=sys.stderr)
-        raise SystemExit(130) from None
+except KeyboardInterrupt:  # told as when a command runs; before this line Python alone is at work
+    print("stopped", file=sys.stderr)
+    raise SystemExit(130) from None

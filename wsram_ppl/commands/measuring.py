@@ -216,8 +216,8 @@ def _affordable(
         repeats, fit = max(4, round(repeats * share)), max(2, round(fit * share))
         print_notes(
             [
-                f"a gradient takes {seconds:.2g} s: {repeats} are drawn of each estimator, after a fit on "
-                f"{fit} minibatches; --repeats 30 --fit 20 takes longer and tells more"
+                f"a gradient takes {seconds:.2g} s: {repeats} are drawn of each estimator, after a fit "
+                f"on {fit} minibatches; --repeats 30 --fit 20 takes longer and tells more"
             ]
         )
     return repeats, fit

@@ -6,6 +6,8 @@ import logging
 import os
 import signal
 import warnings
+from contextlib import suppress
+from types import FrameType
 from typing import Any, NoReturn
 
 import click
@@ -22,9 +24,19 @@ class _Commands(click.Group):
     """Turns every failure into one line and an exit code: 2 for wrong input, 1 for failed work."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        mend_streams()
-        end_with_launcher()
-        return super().__call__(*args, **kwargs)
+        try:
+            _ctrl_c.watch()
+            mend_streams()
+            end_with_launcher()
+            return super().__call__(*args, **kwargs)
+        except KeyboardInterrupt:
+            _stop()
+
+    def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
+        try:
+            return super().make_context(*args, **kwargs)
+        except KeyboardInterrupt:  # click makes something else of it
+            _stop()
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -35,10 +47,10 @@ class _Commands(click.Group):
         except (click.ClickException, click.exceptions.Exit, click.Abort):
             raise
         except KeyboardInterrupt:
-            _stopped(ctx)
+            _stop()
         except Exception as error:
-            if _interrupted(error):
-                _stopped(ctx)
+            if _ctrl_c.came or _interrupted(error):
+                _stop()
             if os.environ.get("WSRAM_TRACEBACK"):
                 raise
             if extra.is_missing(error):
@@ -52,15 +64,46 @@ class _Commands(click.Group):
             ctx.exit(exit_code(error))
 
 
-def _stopped(ctx: click.Context) -> NoReturn:
-    """Ctrl-C where there is nothing to be saved."""
+class _CtrlC:
+    """What Ctrl-C does where the command has nothing to save.
+
+    While something is imported it ends the process at once: what is written in C++ may not survive an
+    exception there. Else it is remembered, since libraries make errors of their own of it.
+
+    Attributes:
+        came: whether it did.
+    """
+
+    came = False
+
+    def watch(self) -> None:
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            signal.signal(signal.SIGINT, self._note)
+
+    def _note(self, number: int, frame: FrameType | None) -> NoReturn:
+        while frame is not None:
+            if frame.f_code.co_filename.startswith("<frozen importlib"):
+                if not is_worker():
+                    with suppress(OSError):
+                        os.write(2, b"stopped\n")
+                os._exit(128 + number)
+            frame = frame.f_back
+        self.came = True
+        raise KeyboardInterrupt
+
+
+_ctrl_c = _CtrlC()
+
+
+def _stop() -> NoReturn:
+    """The end where there is nothing to be saved."""
     if not is_worker():
         click.echo("stopped", err=True)
-    ctx.exit(128 + signal.SIGINT)
+    raise SystemExit(128 + signal.SIGINT)
 
 
 def _interrupted(error: BaseException | None) -> bool:
-    """Whether an error comes of Ctrl-C, as where a library makes its own of what stops its import."""
+    """Whether an error comes of a ``KeyboardInterrupt``, as where a library's import was stopped."""
     while error is not None and not isinstance(error, KeyboardInterrupt):
         error = error.__cause__ or error.__context__
     return error is not None

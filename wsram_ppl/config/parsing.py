@@ -234,8 +234,8 @@ def check_config(
     """The part of :func:`parse_config` that imports no component's class, and so is done at once.
 
     Raises:
-        InputError: wrong tables, ``[exploration]``, ``[training]``, names of components, or keys of those
-            that are shipped.
+        InputError: wrong tables, ``[exploration]``, ``[training]`` or names of components, or unknown
+            keys of components that are shipped.
     """
     _begin(tables, overrides, shorthands)
 

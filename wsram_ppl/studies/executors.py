@@ -59,6 +59,9 @@ class Watcher(Protocol):
 
     def ended(self, job: Job, failure: str | None) -> None: ...
 
+    def waited(self) -> None:
+        """Some time has passed."""
+
 
 @dataclass
 class _Child:
@@ -111,6 +114,7 @@ def run_jobs(
                     if failure is not None:
                         failures[child.job.name] = failure
                     watcher.ended(child.job, failure)
+                watcher.waited()
         finally:
             _stop(running)
     return failures

@@ -9,7 +9,7 @@ from typing import Any, Final, Self
 
 from tqdm import tqdm
 
-__all__ = ["Meter", "RunMeter"]
+__all__ = ["Lines", "Meter", "RunMeter"]
 
 #: Seconds between lines where there is no terminal, unless a tenth of the work is done earlier.
 _QUIET: Final = 60.0
@@ -28,7 +28,7 @@ class Meter:
     def __init__(self, unit: str) -> None:
         self._unit = unit
         self._bar: tqdm[Any] | None = None
-        self._lines: _Lines | None = None
+        self._lines: Lines | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -47,7 +47,7 @@ class Meter:
             if sys.stderr is not None and sys.stderr.isatty():
                 self._bar = tqdm(total=total, initial=done, unit=self._unit, dynamic_ncols=True)
             else:
-                self._lines = _Lines(self._unit, done, total)
+                self._lines = Lines(self._unit, done, total)
         if self._bar is not None:
             self._bar.set_postfix(shown, refresh=False)
             self._bar.update(done - self._bar.n)
@@ -55,20 +55,33 @@ class Meter:
             self._lines.update(done, shown or {})
 
 
-class _Lines:
+class Lines:
+    """One plain line on standard error for every tenth of the work, or every minute; none for its end.
+
+    Args:
+        unit: what is counted, in the singular.
+        begun: what was done before, and does not count as speed.
+    """
+
     def __init__(self, unit: str, begun: int, total: int) -> None:
         self._unit, self._begun, self._total = unit, begun, total
         self._tenth = 10 * begun // total
         self._started = self._told = time.monotonic()
 
+    def skip(self, count: int) -> None:
+        """Some of the work is no longer to be done: it will be counted, but not as speed."""
+        self._begun += count
+
     def update(self, done: int, shown: Mapping[str, str]) -> None:
+        """Tells how far the work has come, and ``shown``, if it is time; may be called at any time."""
         now, tenth = time.monotonic(), 10 * done // self._total
         if done >= self._total or (tenth == self._tenth and now - self._told < _QUIET):
             return
         self._tenth, self._told = tenth, now
-        rest = (now - self._started) * (self._total - done) / max(done - self._begun, 1)
         parts = [f"{name} {value}" for name, value in shown.items()]
-        parts.append(f"{tqdm.format_interval(rest)} left")
+        if done > self._begun:
+            rest = (now - self._started) * (self._total - done) / (done - self._begun)
+            parts.append(f"{tqdm.format_interval(rest)} left")
         print(f"{self._unit} {done} of {self._total}: {', '.join(parts)}", file=sys.stderr, flush=True)
 
 

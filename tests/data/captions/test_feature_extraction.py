@@ -156,21 +156,16 @@ def test_what_is_transparent_is_shown_on_white(tmp_path: Path, mode: str) -> Non
     assert note.endswith("its transparent parts are shown on white")
 
 
-ADAM7 = [
-    (0, 0, 8, 8),
-    (4, 0, 8, 8),
-    (0, 4, 4, 8),
-    (2, 0, 4, 4),
-    (0, 2, 2, 4),
-    (1, 0, 2, 2),
-    (0, 1, 1, 2),
-]
+#: First column and row of the parts of an interlaced file, and the steps between them.
+ADAM7 = ["0088", "4088", "0448", "2044", "0224", "1022", "0112"]
+#: Bits and kind of colour: 0 grey, 2 RGB, 3 palette.
+FORMS = [(bits, kind) for kind in (0, 3) for bits in (1, 2, 4, 8)] + [(16, 0), (8, 2), (16, 2)]
 
 
 def png(pixels: np.ndarray, depth: int, kind: int, *chunks: tuple[bytes, bytes], woven: bool) -> bytes:
-    """A PNG file of any depth and kind of colour (0: grey, 2: RGB, 3: palette), interlaced or not."""
+    """A PNG file of any depth and kind of colour, interlaced (``woven``) or not."""
     lines = b""
-    for x, y, right, down in ADAM7 if woven else [(0, 0, 1, 1)]:
+    for x, y, right, down in (map(int, part) for part in (ADAM7 if woven else ["0011"])):
         part = pixels[y::down, x::right]
         for row in part.reshape(len(part), -1) if part.size else ():
             bits = np.unpackbits(row.astype(">u2").view(np.uint8)).reshape(-1, 16)[:, 16 - depth :]
@@ -186,9 +181,7 @@ def png(pixels: np.ndarray, depth: int, kind: int, *chunks: tuple[bytes, bytes],
 
 @settings(max_examples=60, deadline=None)
 @given(
-    st.sampled_from(
-        [(d, 0) for d in (1, 2, 4, 8, 16)] + [(8, 2), (16, 2)] + [(d, 3) for d in (1, 2, 4, 8)]
-    ),
+    st.sampled_from(FORMS),
     st.booleans(),
     st.integers(0, 2**32 - 1),
 )
