@@ -143,8 +143,8 @@ def look(
     quieten("pyro")
     with pyro_settings(validate=False):
         loaded = RunDirectory(run).load_model(run_device(run, config, device))
-        model = _gazing(loaded.model, config.model.name, samples)
-        if not isinstance(model, Classifies):
+        model, classifier = _gazing(loaded.model, config.model.name, samples), loaded.model
+        if not isinstance(classifier, Classifies):
             raise InputError(f"model '{config.model.name}' tells no classes apart")
         pixels, notes = loaded.source.read_pictures(images, config.data.options, loaded.record)
         print_notes(notes)
@@ -157,14 +157,16 @@ def look(
                 images, distinct(Path(name).stem for name in images), pixels.split(1), strict=True
             ):
                 image = image.to(next(loaded.model.parameters()))
-                found = model.probabilities(image, samples)[0]
+                found = classifier.probabilities(image, samples)[0]
                 sampled = None if samples is None else model.gaze(image, samples=samples).windows
                 file = folder / f"{stem}.png"
                 try:
                     draw_look(model.gaze(image), file, sampled)
                 except OSError as error:
                     raise RunError(f"cannot write {file}: {error.strerror or error}") from error
-                results.append((name, dict(zip(model.class_names, found.tolist(), strict=True)), file))
+                results.append(
+                    (name, dict(zip(classifier.class_names, found.tolist(), strict=True)), file)
+                )
     if as_json:
         click.echo(to_json([{"image": n, "probabilities": p, "picture": str(f)} for n, p, f in results]))
         return

@@ -62,7 +62,7 @@ def train(
             raise InputError("--resume goes on in the run's own directory: leave out --out")
         from wsram_ppl.runs.directory import RunDirectory
 
-        config = RunDirectory(resume).config(overrides, **shorthands)
+        config = RunDirectory(resume).config(overrides, other_data=False, **shorthands)
     elif experiment is not None and resume is None:
         config = load_config(experiment, overrides, **shorthands)
     else:

@@ -109,7 +109,8 @@ class Trainer:
             saved = run.newest()
         except InputError as error:
             raise InputError(f"training.init = {str(run)!r}: {error}") from error
-        taken, anew = 0, []
+        taken = 0
+        anew: list[str] = []
         for part in ("model", "guide"):
             options = getattr(self.config, part).parameters
             count, others = copy_weights(getattr(self.components, part), part, saved.tensors, options)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -32,7 +32,7 @@ class Clutter(NamedTuple):
     size: int = 8
 
     @classmethod
-    def of(cls, option: Mapping[str, int] | None, canvas: int, digits: int) -> Clutter:
+    def of(cls, option: Mapping[Any, int] | None, canvas: int, digits: int) -> Clutter:
         """As the option says, for a canvas of this side and so many digits; None: no pieces.
 
         Raises:

@@ -186,9 +186,9 @@ def _complete(
             how = f"the second drawn from what is there for training, with data.split_seed {seed}"
     if not len(found["train"]):
         raise InputError("there are no training pictures")
-    train = count_of(len(found["train"]), "picture")
+    first = count_of(len(found["train"]), "picture")
     others = f"{len(found['validation']):,} for validation, {len(found['test']):,} for test"
-    return found, f"{train} for training, {others}: {how}"
+    return found, f"{first} for training, {others}: {how}"
 
 
 def listed(classes: Sequence[str]) -> str:
