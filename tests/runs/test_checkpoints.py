@@ -22,7 +22,7 @@ from scripts.tiny_run import tiny_config
 from wsram_ppl import __version__
 from wsram_ppl.errors import InputError, RunError
 from wsram_ppl.files import write_atomically
-from wsram_ppl.runs.checkpoints import load_weights, load_checkpoint, save_checkpoint
+from wsram_ppl.runs.checkpoints import load_checkpoint, load_weights, save_checkpoint
 from wsram_ppl.runs.directory import RunDirectory
 from wsram_ppl.runs.metrics import MetricsLog
 from wsram_ppl.training.loop import train
