@@ -19,8 +19,8 @@ SCENES := runs/demo-captions-$(NOW)
 demo: $(VENV)/.installed-cli
 	$(BIN)/python cli.py train experiments/digits.toml --set training.steps=$(STEPS) --out $(RUN)
 	$(BIN)/python cli.py glimpses $(RUN) --count 16
-	@echo "held-out digits, 20 glimpse sequences each:"
-	@$(BIN)/python cli.py evaluate $(RUN) --samples 20
+	@echo "test digits, 20 glimpse sequences each:"
+	@$(BIN)/python cli.py evaluate $(RUN) --samples 20 --split test
 	@echo "picture: $(RUN)/glimpses.png (and .gif)"
 
 test: $(VENV)/.installed-test

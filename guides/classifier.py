@@ -57,7 +57,7 @@ class InferenceNetwork(PyroModule):
         labels: Tensor | None = None,
         observations: Mapping[str, Tensor] | None = None,
     ) -> None:
-        """The Pyro program. ``images [B, height, width]``; labels ``[B]``, or a fantasy's own.
+        """The Pyro program. Images as the model takes them; labels ``[B]``, or a fantasy's own.
 
         Raises:
             InputError: no label to infer from.

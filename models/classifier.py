@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import pyro
 import pyro.distributions as dist
@@ -14,7 +14,14 @@ from torch import Tensor
 
 from wsram_ppl.errors import InputError
 from wsram_ppl.interfaces import Gaze
-from wsram_ppl.models.classifier_network import GlimpseNetwork, ImageFeatures, SiteBaselines, submodule
+from wsram_ppl.models.classifier_network import (
+    GlimpseNetwork,
+    ImageFeatures,
+    SiteBaselines,
+    check_images,
+    check_labels,
+    submodule,
+)
 from wsram_ppl.primitives.distributions import Categorical
 from wsram_ppl.primitives.glimpses import extract, window
 from wsram_ppl.primitives.handlers import Mode
@@ -47,7 +54,11 @@ class GlimpseClassifier(PyroModule):
         patch: k; a glimpse is k x k pixels.
         scales: pixels of the image per pixel of the glimpse, one per scale to choose from.
         location_std: standard deviation of a location; a scalar buffer, so that it can be scheduled.
-        classes: number of labels.
+        classes: number of labels; by default the data's, or 10.
+        context: what chooses the first glimpse sees of the whole image: "pooled", two layers on 12 x 12
+            numbers (as by default), or "conv", three convolutions on 32 x 32.
+        image_channels: 1 for grey, 3 for colour; by default the data's, or 1.
+        class_names: what the labels stand for, in pictures; by default the data's, or their numbers.
     """
 
     #: Batch dimensions used by plates, for objectives.
@@ -63,18 +74,31 @@ class GlimpseClassifier(PyroModule):
         patch: PositiveInt = 12,
         scales: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (1, 2, 4),
         location_std: Annotated[float, Field(gt=0)] = 0.15,
-        classes: Annotated[int, Field(ge=2)] = 10,
+        classes: Annotated[int, Field(ge=2)] | None = None,
+        context: Literal["pooled", "conv"] | None = None,
+        image_channels: PositiveInt | None = None,
+        class_names: tuple[str, ...] | None = None,
     ) -> None:
         super().__init__()
+        classes = classes or len(class_names or ()) or 10
+        if class_names is not None and len(class_names) != classes:
+            raise InputError(f"{len(class_names)} class_names are given for classes = {classes}")
         if len(set(scales)) < len(scales):
             raise InputError(f"scales {list(scales)} holds a scale twice: each is one choice")
         self.num_glimpses, self.classes, self.scales = num_glimpses, classes, tuple(scales)
-        self.network = GlimpseNetwork(hidden, patch, tuple(scales), classes)
+        self.class_names = class_names or tuple(map(str, range(classes)))
+        self.network = GlimpseNetwork(
+            hidden, patch, tuple(scales), classes, image_channels or 1, conv=context == "conv"
+        )
         self.baselines = SiteBaselines(hidden, classes, 2 * num_glimpses)
         self.register_buffer("location_std", torch.tensor(float(location_std)))
 
     def forward(self, images: Tensor | ImageFeatures, labels: Tensor | None = None) -> GlimpseSequence:
-        """The Pyro program. ``images [B, height, width]`` in [0, 1], ``labels [B]`` or None."""
+        """The Pyro program.
+
+        ``images [B, height, width]`` or ``[B, channels, height, width]``, in [0, 1]; ``labels [B]`` or
+        None.
+        """
         network, baselines = submodule(self, "network"), submodule(self, "baselines")
         pyramid, r1, r2 = network.start(images)
         label = None if labels is None else baselines.label(labels)
@@ -111,6 +135,19 @@ class GlimpseClassifier(PyroModule):
 
     # What training, evaluation and pictures ask of a model.
 
+    def check_batch(self, images: Tensor, labels: Tensor) -> None:
+        """Makes sure that images and labels are what this model is for.
+
+        Raises:
+            InputError: a type, a shape or a value is another.
+        """
+        check_images(images, self.network.channels)
+        low, high = float(images.min()), float(images.max())
+        if low < 0 or high > 1:
+            remedy = "divide them by 255" if low >= 0 and 1 < high <= 255 else "bring them to [0, 1]"
+            raise InputError(f"the images go from {low:g} to {high:g}: {remedy}")
+        check_labels(labels, len(images), self.classes)
+
     def prepare(self, images: Tensor, labels: Tensor) -> tuple[ImageFeatures, Tensor]:
         """A batch as :meth:`forward` and the guides take it too, done all that needs no parameter."""
         return self.network.see(images), labels
@@ -131,31 +168,50 @@ class GlimpseClassifier(PyroModule):
         )
 
     @torch.no_grad()
-    def gaze(self, images: Tensor, labels: Tensor) -> Gaze:
-        """Where the policy's modes look in each image, for a picture."""
-        looks = self.look(images)
+    def probabilities(self, images: Tensor, samples: int | None = None) -> Tensor:
+        """Of each class, ``[B, classes]``: the mean of sampled sequences, or by the policy's modes."""
+        return torch.softmax(self.look(images, samples).logits, -1).mean(0)
+
+    @torch.no_grad()
+    def gaze(self, images: Tensor, labels: Tensor | None = None, *, samples: int | None = None) -> Gaze:
+        """Where the policy's modes look in each image, for a picture.
+
+        Args:
+            labels: to compare the answers with.
+            samples: sequences to be drawn instead, each a row of its own; those of an image in a row.
+        """
+        looks = self.look(images, samples)
         pyramid = self.network.see(images).pyramid
-        patches, windows = [], []
-        for n in range(self.num_glimpses):
-            location, scale = looks.locations[0, :, n], looks.scales[0, :, n]
-            seen = extract(pyramid, location, scale)
-            patches.append(seen.unflatten(-1, (self.network.patch, self.network.patch)))
-            factor = images.new_tensor(self.scales)[scale]
-            size = images.shape[-2], images.shape[-1]
-            windows.append(torch.stack(window(location, factor, size, self.network.patch), -1))
-        confidence, predicted = torch.softmax(looks.logits[0], -1).max(-1)
-        captions = [
-            f"a {label}, read as {guess} ({sure:.0%})"
-            for label, guess, sure in zip(
-                labels.tolist(), predicted.tolist(), confidence.tolist(), strict=True
-            )
+        seen = [
+            extract(pyramid, looks.locations[..., n, :], looks.scales[..., n])
+            for n in range(self.num_glimpses)
         ]
+        patch, channels = self.network.patch, images.shape[1:-2]
+        factors = torch.tensor(self.scales, device=looks.scales.device, dtype=looks.locations.dtype)
+        size = images.shape[-2], images.shape[-1]
+        windows = window(looks.locations, factors[looks.scales], size, patch)
+
+        def rows(each: Tensor) -> Tensor:
+            """``[S, B, ...] -> [B * S, ...]``."""
+            return each.transpose(0, 1).flatten(0, 1)
+
+        count = len(looks.logits)
+        confidence, predicted = torch.softmax(rows(looks.logits), -1).max(-1)
+        names, repeated = self.class_names, images.repeat_interleave(count, 0)
+        pairs = zip(predicted.tolist(), confidence.tolist(), strict=True)
+        said = [f"{names[n]} ({sure:.0%})" for n, sure in pairs]
+        correct: list[bool | None] = [None] * len(said)
+        if labels is not None:
+            known = labels.repeat_interleave(count)
+            compared = zip(known.tolist(), said, strict=True)
+            said = [f"a {names[n]}, read as {text}" for n, text in compared]
+            correct = (predicted == known).tolist()
         return Gaze(
-            images,
-            torch.stack(windows, 1),
-            torch.stack(patches, 1),
-            captions,
-            (predicted == labels).tolist(),
+            repeated,
+            rows(torch.stack(windows, -1)),
+            rows(torch.stack(seen, -2)).unflatten(-1, (*channels, patch, patch)),
+            said,
+            correct,
         )
 
     @torch.no_grad()
@@ -184,7 +240,9 @@ class GlimpseClassifier(PyroModule):
 
 
 def _centre_of_brightness(images: Tensor) -> Tensor:
-    """``[B, height, width] -> [B, 2]``, (x, y) in [-1, 1]^2; the centre for a black image."""
+    """``[B, ..., height, width] -> [B, 2]``, (x, y) in [-1, 1]^2; the centre for a black image."""
+    if images.dim() == 4:
+        images = images.sum(1)
     total = images.sum((-2, -1)).clamp_min(1e-6)
 
     def along(profile: Tensor) -> Tensor:

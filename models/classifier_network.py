@@ -13,6 +13,7 @@ from pyro.poutine.runtime import InferDict
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from wsram_ppl.errors import InputError
 from wsram_ppl.primitives.glimpses import Levels, Pyramid, build_pyramid, extract
 from wsram_ppl.primitives.handlers import memoize
 from wsram_ppl.primitives.layers import Linear
@@ -129,6 +130,42 @@ class GlimpseEncoder(nn.Module):
         return found
 
 
+class PooledContext(nn.Sequential):
+    """Two layers on the image at a low resolution, 12 x 12."""
+
+    side = 12
+
+    def __init__(self, channels: int, hidden: int) -> None:
+        pixels = channels * self.side**2
+        super().__init__(Linear(pixels, hidden, relu=True), Linear(hidden, hidden, relu=True))
+
+    def reduce(self, images: Tensor) -> Tensor:
+        """``[B, channels, height, width]`` as :meth:`forward` takes them, without any parameter."""
+        return F.adaptive_avg_pool2d(images, self.side).flatten(1)
+
+
+class ConvContext(nn.Sequential):
+    """Three convolutions on the image at a low resolution, 32 x 32, and a layer (Ba et al. 2014)."""
+
+    side = 32
+
+    def __init__(self, channels: int, hidden: int) -> None:
+        super().__init__(
+            nn.Conv2d(channels, 16, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(16, 32, 3, stride=2, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(32, 32, 3, stride=2, padding=1),
+            nn.ReLU(),
+            nn.Flatten(),
+            Linear(32 * (self.side // 4) ** 2, hidden, relu=True),
+        )
+
+    def reduce(self, images: Tensor) -> Tensor:
+        """``[B, channels, height, width]`` as :meth:`forward` takes them, without any parameter."""
+        return F.adaptive_avg_pool2d(images, self.side)
+
+
 class ImageFeatures:
     """Images as the network sees them, before any parameter.
 
@@ -136,7 +173,7 @@ class ImageFeatures:
 
     Args:
         pyramid: what glimpses are read from.
-        context: the images at low resolution, ``[B, context * context]``.
+        context: the images at low resolution, as the context's layers take them.
     """
 
     def __init__(self, pyramid: Pyramid, context: Tensor) -> None:
@@ -155,18 +192,23 @@ class GlimpseNetwork(nn.Module):
         patch: k; a glimpse is k x k pixels.
         scales: pixels of the image per pixel of the glimpse, for each scale that can be chosen.
         classes: labels to tell apart.
-        context: side of the image as the context sees it.
+        channels: of an image: 1, or 3 in colour.
+        conv: whether the context is :class:`ConvContext`, not :class:`PooledContext`.
     """
 
     def __init__(
-        self, hidden: int, patch: int, scales: tuple[int, ...], classes: int, context: int = 12
+        self,
+        hidden: int,
+        patch: int,
+        scales: tuple[int, ...],
+        classes: int,
+        channels: int = 1,
+        conv: bool = False,
     ) -> None:
         super().__init__()
-        self.hidden, self.patch, self.scales, self.context = hidden, patch, scales, context
-        self.context_layers = nn.Sequential(
-            Linear(context * context, hidden, relu=True), Linear(hidden, hidden, relu=True)
-        )
-        self.encoder = GlimpseEncoder(patch * patch, len(scales), hidden)
+        self.hidden, self.patch, self.scales, self.channels = hidden, patch, scales, channels
+        self.context_layers = (ConvContext if conv else PooledContext)(channels, hidden)
+        self.encoder = GlimpseEncoder(channels * patch * patch, len(scales), hidden)
         self.layer1 = RecurrentLayer(hidden, hidden)
         self.layer2 = RecurrentLayer(hidden, hidden)
         self.policy = Policy(hidden, len(scales))
@@ -174,11 +216,19 @@ class GlimpseNetwork(nn.Module):
         self._levels: Levels | None = None  # of the last images
 
     def see(self, images: Tensor) -> ImageFeatures:
-        """``images [B, height, width]`` as the network sees them."""
-        context = F.adaptive_avg_pool2d(images.unsqueeze(1), self.context).flatten(1)
+        """``images [B, height, width]``, or ``[B, channels, height, width]``, as the network sees them.
+
+        Raises:
+            InputError: they are others than this network is for.
+        """
+        check_images(images, self.channels)
+        colour = self.channels > 1
+        with_channels = images if images.dim() == 4 else images.unsqueeze(1)
+        context = self.context_layers.reduce(with_channels)
+        images = with_channels if colour else with_channels.squeeze(1)
         if self._levels is None or not self._levels.fit(images):
             self._levels = Levels.of(images, self.scales)
-        return ImageFeatures(build_pyramid(images, self._levels, self.patch), context)
+        return ImageFeatures(build_pyramid(images, self._levels, self.patch, colour=colour), context)
 
     @memoize
     def start(self, images: Tensor | ImageFeatures) -> tuple[Pyramid, Tensor, Tensor]:
@@ -204,3 +254,46 @@ class GlimpseNetwork(nn.Module):
         """Label logits ``[..., B, classes]``, from r1 alone."""
         logits: Tensor = self.label(r1)
         return logits
+
+
+def check_labels(labels: Tensor, count: int, classes: int) -> None:
+    """InputError unless they are ``[count]`` whole numbers from 0 to ``classes - 1``."""
+    if labels.shape != (count,) or labels.dtype != torch.int64:
+        raise InputError(
+            f"the labels are {labels.dtype} of shape {tuple(labels.shape)}: they should be torch.int64, "
+            f"one for each of {count} images"
+        )
+    low, high = int(labels.min()), int(labels.max())
+    if low < 0:
+        raise InputError(f"a label is {low}: labels are whole numbers from 0")
+    if high >= classes:
+        raise InputError(
+            f"a label is {high}, but the model tells {classes} classes apart, 0 to {classes - 1}: set "
+            f"model.classes = {high + 1} or more"
+        )
+
+
+def check_images(images: Tensor, channels: int) -> None:
+    """InputError unless images are of a type and a shape that a network of so many channels takes."""
+    shape = tuple(images.shape)
+    if not images.is_floating_point():
+        remedy = "make them floating point, in [0, 1]"
+        if images.dtype == torch.uint8:
+            remedy = "divide them by 255, as float32"
+        raise InputError(f"the images are {images.dtype}: {remedy}")
+    if images.dim() not in (3, 4):
+        raise InputError(
+            f"the images are of shape {shape}: they should be [B, height, width] or [B, channels, "
+            "height, width]"
+        )
+    found = shape[1] if images.dim() == 4 else 1
+    if found == channels:
+        return
+    if images.dim() == 4 and shape[-1] == channels:
+        raise InputError(
+            f"the images are of shape {shape}, channels last: move them with images.permute(0, 3, 1, 2)"
+        )
+    raise InputError(
+        f"the images are of shape {shape}, with {found} channel(s), but the model's are {channels}: set "
+        f"model.image_channels = {found}"
+    )

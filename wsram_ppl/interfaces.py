@@ -16,17 +16,22 @@ of             hook                       what for
 =============  =========================  ==========================================================
 model          ``max_plate_nesting``      an integer: batch dimensions that plates use; spares a run
 model          :class:`Prepares`          work ahead of an update that needs no parameter
+model          :class:`ChecksBatches`     what it cannot work on, told before the first update
 model          :class:`Measures`          numbers beside the bound, such as an error
 model          :class:`Gazes`             pictures of where it looks (``wsram glimpses``)
+model          :class:`Classifies`        the probability of each class (``wsram look``)
 model          :class:`Speaks`            captions (``wsram caption``, BLEU)
 model, guide   ``baselines``              a submodule with the networks of declared baselines: its
                                           gradient is clipped and measured apart
 model, guide   a buffer without dimension named like an option: the option may be a schedule
 guide          ``forward(observations=)`` a keyword, a dict from observed site to value: sleep-q
 guide          ``is_prior``, ``model``    true of the prior as proposal, and whose prior it is
+data source    ``evaluation_batches(split=)`` a keyword, "validation" (the default) or "test": test data
+                                          beside those that choices are made on
 data source    :class:`DrawsRows`         a process's share of a minibatch without the rest
 data source    :class:`InformsModel`      options of the model that follow from the data
 data source    :class:`KeepsRecord`       what the weights mean nothing without
+data source    :class:`ReadsPictures`     files of the user's own to look at (``wsram look``)
 data source    :class:`ComputesFeatures`  work on the data that is done once (``wsram features``)
 =============  =========================  ==========================================================
 """
@@ -35,7 +40,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol, Self, runtime_checkable
+from typing import Any, Literal, NamedTuple, Protocol, Self, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -43,18 +48,23 @@ from torch import Tensor, nn
 from wsram_ppl.errors import InputError
 
 __all__ = [
+    "ChecksBatches",
+    "Classifies",
     "ComputesFeatures",
     "DataSource",
     "DrawsRows",
     "Gaze",
     "Gazes",
+    "HeldOut",
     "InformsModel",
     "KeepsRecord",
     "Measure",
     "Measures",
     "Prepares",
+    "ReadsPictures",
     "Speaks",
     "batch_metrics",
+    "check_batch",
     "check_finite",
     "plate_nesting",
     "prepared",
@@ -77,6 +87,18 @@ class Prepares(Protocol):
 
 
 @runtime_checkable
+class ChecksBatches(Protocol):
+    """A model that says what is wrong with a batch, and what to do."""
+
+    def check_batch(self, *batch: Tensor) -> None:
+        """Called on the first minibatch and the first held-out batch of a run.
+
+        Raises:
+            InputError: types, shapes or values are not those that the model is for.
+        """
+
+
+@runtime_checkable
 class Measures(Protocol):
     """A model with measures of its own, reported beside the bound."""
 
@@ -91,9 +113,23 @@ class Measures(Protocol):
 
 @runtime_checkable
 class Gazes(Protocol):
-    """A model that tells where it looks, for a picture."""
+    """A model that tells where it looks, for a picture.
+
+    With a keyword ``samples`` it also draws sequences of looks at random; the Gaze then has so many rows
+    for each image, one after the other. ``wsram look`` calls it without labels.
+    """
 
     def gaze(self, *batch: Tensor) -> Gaze: ...
+
+
+@runtime_checkable
+class Classifies(Protocol):
+    """A model that tells classes apart, which have names."""
+
+    class_names: Sequence[str]
+
+    def probabilities(self, images: Tensor, samples: int | None = None) -> Tensor:
+        """Of each class, ``[B, classes]``: the mean of sampled sequences; None: of the likeliest one."""
 
 
 @runtime_checkable
@@ -129,18 +165,18 @@ class Gaze:
     """Where a model looked in each of B images, and what it then said.
 
     Args:
-        images: ``[B, height, width]`` in [0, 1].
+        images: ``[B, height, width]`` or ``[B, channels, height, width]``, in [0, 1].
         windows: ``[B, N, 3]``: left, top and side of each glimpse's window, in pixels of the image.
-        patches: ``[B, N, k, k]``: what the glimpses saw.
+        patches: ``[B, N, k, k]`` or ``[B, N, channels, k, k]``: what the glimpses saw.
         captions: what to write under each image.
-        correct: whether the answer was right, per image.
+        correct: whether the answer was right, per image; None where nobody knows.
     """
 
     images: Tensor
     windows: Tensor
     patches: Tensor
     captions: Sequence[str]
-    correct: Sequence[bool]
+    correct: Sequence[bool | None]
 
 
 def prepared(model: nn.Module, batch: tuple[Tensor, ...]) -> tuple[Any, ...]:
@@ -162,6 +198,9 @@ def plate_nesting(model: Callable[..., Any]) -> int | float:
 
 # Of a data source.
 
+#: A split that is not trained on: choices are made on validation data; test data are for the end.
+HeldOut = Literal["validation", "test"]
+
 
 @runtime_checkable
 class DataSource(Protocol):
@@ -180,7 +219,10 @@ class DataSource(Protocol):
         ...
 
     def evaluation_batches(self, size: int, limit: int | None = None) -> Iterator[tuple[Tensor, ...]]:
-        """The fixed held-out set, or the first ``limit`` of it; the last batch may be smaller."""
+        """The fixed validation set, or the first ``limit`` of it; the last batch may be smaller.
+
+        A source with a test set takes a keyword ``split``, a :data:`HeldOut`.
+        """
         ...
 
     def to(self, device: torch.device | str) -> Self:
@@ -211,7 +253,10 @@ class KeepsRecord(Protocol):
 
     @property
     def record(self) -> Mapping[str, Any]:
-        """Plain data, kept with the run and compared when the run is used again."""
+        """Plain data, kept with the run and compared when the run is used again.
+
+        Under ``training`` stands what does not count where the run is measured on other data.
+        """
 
 
 @runtime_checkable
@@ -236,6 +281,30 @@ class ComputesFeatures(Protocol):
         """
 
 
+@runtime_checkable
+class ReadsPictures(Protocol):
+    """A data source (the class itself) that makes its images of files of the user's own.
+
+    Its data need not be there.
+    """
+
+    def read_pictures(
+        self, files: Sequence[str], options: Mapping[str, Any], record: Mapping[str, Any]
+    ) -> tuple[Tensor, Sequence[str]]:
+        """Images as in a batch, and a line for each that had to be changed.
+
+        Args:
+            options: of the constructor.
+            record: what the run has kept (:class:`KeepsRecord`).
+
+        Raises:
+            InputError: a file is no picture.
+        """
+
+    def implied_options(self, record: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The ``model_options`` of a source with this record."""
+
+
 def training_rows(
     source: DataSource, step: int, size: int, seed: int, rows: slice
 ) -> tuple[Tensor, ...]:
@@ -243,6 +312,20 @@ def training_rows(
     if isinstance(source, DrawsRows) and rows != slice(0, size):
         return tuple(source.training_rows(step, size, seed, rows))
     return tuple(part[rows] for part in source.training_batch(step, size, seed))
+
+
+def check_batch(model: nn.Module, batch: tuple[Tensor, ...], what: str) -> None:
+    """InputError where a batch is not finite, or the model cannot work on it (:class:`ChecksBatches`).
+
+    Args:
+        what: the batch, for the message.
+    """
+    check_finite(batch, what)
+    if isinstance(model, ChecksBatches):
+        try:
+            model.check_batch(*batch)
+        except InputError as error:
+            raise InputError(f"{what}: {error}") from error
 
 
 def check_finite(batch: tuple[Tensor, ...], what: str) -> None:

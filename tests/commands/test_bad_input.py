@@ -30,6 +30,8 @@ from tests.data.captions.copies import some_captions, some_splits
 from tests.data.captions.copies import write as write_photos
 from tests.data.digits.test_files import IMAGES, LABELS, cut, flip, idx, small_mnist, tree
 from tests.data.digits.test_files import write as write_mnist
+from tests.data.images.pictures import write as write_picture
+from wsram_ppl.runs.checkpoints import save_checkpoint
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "robustness.md"
 BEGIN, END = "<!-- begin: written by tests/commands/test_bad_input.py -->", "<!-- end -->"
@@ -61,6 +63,36 @@ class Source:
 
     def to(self, device):
         return self
+
+
+class Bright(Source):
+    """Images of 0 to 255 and three labels, as they are made by default."""
+
+    def training_batch(self, step, size, seed):
+        return torch.full((size, 32, 32), 200.0), torch.arange(size) % 3
+
+
+class Bytes(Source):
+    def training_batch(self, step, size, seed):
+        return torch.full((size, 32, 32), 200, dtype=torch.uint8), torch.arange(size) % 3
+
+
+class Labels(Source):
+    """Another range of labels."""
+
+    def training_batch(self, step, size, seed):
+        return torch.rand(size, 32, 32), torch.arange(size) + 9
+
+
+class Colour(Source):
+    def __init__(self, last: bool = False) -> None:
+        self.shape = (32, 32, 3) if last else (3, 32, 32)
+
+    def training_batch(self, step, size, seed):
+        return torch.rand(size, *self.shape), torch.arange(size) % 3
+
+    def evaluation_batches(self, size, limit=None):
+        yield self.training_batch(0, 4, 0)
 
 
 class NothingHeldOut(Source):
@@ -153,6 +185,25 @@ def weights(content: Any) -> Setup:
     return setup
 
 
+def pictures(*names: str, broken: str = "") -> Setup:
+    """Small pictures below ``photos``; those of one folder are none."""
+
+    def setup(folder: Path) -> None:
+        for name in names:
+            write_picture(folder / "photos" / name)
+            if broken and name.startswith(broken):
+                (folder / "photos" / name).write_bytes(b"no picture")
+
+    return setup
+
+
+def arrays(**content: Any) -> Setup:
+    def setup(folder: Path) -> None:
+        np.savez(folder / "data.npz", **content)
+
+    return setup
+
+
 _finished: dict[str, bytes] = {}
 
 
@@ -188,10 +239,21 @@ def foreign(path: Path) -> None:
     save_file({"w": torch.zeros(1)}, path / "last.safetensors")
 
 
+def foreign_run(folder: Path) -> None:
+    """Weights of another model."""
+    (folder / "other").mkdir()
+    save_checkpoint(folder / "other" / "last.safetensors", {"model.w": torch.zeros(1)}, {"step": 0})
+
+
 def another_config(path: Path) -> None:
     (path / "config.toml").write_text((path / "config.toml").read_text().replace("seed = 0", "seed = 1"))
 
 
+FOLDER = ("data={source='folder', root='photos'}",)
+ARRAYS = ("data={source='arrays', path='data.npz'}",)
+LABELS_OF_IMAGES = np.arange(40) % 4
+GREY = np.random.default_rng(0).integers(0, 256, (40, 32, 32), dtype=np.uint8)
+START = ("training.init=other",)
 MNIST = ("data.source=mnist", "data.root=mnist")
 PHOTOS = ("data.source=flickr8k", "data.root=photos", "data.cache=cache")
 NET = (
@@ -286,6 +348,15 @@ TABLES: dict[str, list[Bad]] = {
         Bad("a broken summary", (), run(file("summary.json", "{")), RESUME),
         Bad("no run to evaluate", args=("evaluate", "nowhere")),
         Bad("no run to draw", args=("glimpses", "nowhere")),
+        Bad("no run to start from", ("training.init=nowhere",)),
+        Bad("a start of which nothing fits", ("model.hidden=9", "model.classes=3", *START), foreign_run),
+        Bad("no picture to look at", (), run(lambda path: None), ("look", "run", "nowhere.png")),
+        Bad(
+            "a file to look at that is no picture",
+            (),
+            run(file("text.png", "hello")),
+            ("look", "run", "run/text.png"),
+        ),
     ],
     "MNIST's files": [
         Bad("a file cut short", MNIST, mnist(IMAGES, cut)),
@@ -315,6 +386,37 @@ TABLES: dict[str, list[Bad]] = {
         Bad("weights without a net's state", WEIGHTS, weights({"state_dict": {}, "epoch": 3}), FEATURES),
         Bad("weights of several nets", WEIGHTS, weights({"net": STATE, "ema": STATE}), FEATURES),
     ],
+    "Pictures in folders": [
+        Bad("no folder", FOLDER),
+        Bad("no name of a folder", ("data={source='folder', root=''}",)),
+        Bad("pictures that are in no folder of a class", FOLDER, pictures("1.png", "2.png")),
+        Bad("one class", FOLDER, pictures("cat/1.png", "cat/2.png")),
+        Bad("a test set alone", FOLDER, pictures("test/cat/1.png", "test/dog/1.png")),
+        Bad(
+            "two folders for one split", FOLDER, pictures("train/a/1.png", "val/a/1.png", "dev/a/1.png")
+        ),
+        Bad("fewer pictures than a minibatch", FOLDER, pictures("cat/1.png", "dog/1.png")),
+        Bad(
+            "a class of which no picture can be read",
+            FOLDER,
+            pictures(*(f"{name}/{n}.png" for n in range(4) for name in ("cat", "dog")), broken="dog"),
+        ),
+    ],
+    "Images in arrays": [
+        Bad("no file", ARRAYS),
+        Bad("other names", ARRAYS, arrays(x_train=GREY, y_train=LABELS_OF_IMAGES)),
+        Bad("another file", ARRAYS, file("data.npz", "hello")),
+        Bad("labels for other images", ARRAYS, arrays(images=GREY, labels=LABELS_OF_IMAGES[:9])),
+        Bad("images of whole numbers", ARRAYS, arrays(images=GREY.astype(int), labels=LABELS_OF_IMAGES)),
+        Bad(
+            "floats from 0 to 255",
+            ARRAYS,
+            arrays(images=GREY.astype(np.float32), labels=LABELS_OF_IMAGES),
+        ),
+        Bad("bytes from 0 to 1", ARRAYS, arrays(images=GREY // 200, labels=LABELS_OF_IMAGES)),
+        Bad("labels that are fractions", ARRAYS, arrays(images=GREY, labels=LABELS_OF_IMAGES / 2)),
+        Bad("images of another shape", ARRAYS, arrays(images=GREY[0], labels=LABELS_OF_IMAGES)),
+    ],
     "Data of one's own": [
         Bad("images that are not numbers", ("data={source='own:Source'}",)),
         Bad(
@@ -323,6 +425,14 @@ TABLES: dict[str, list[Bad]] = {
         ),
         Bad("no held-out data", ("data={source='own:NothingHeldOut'}",)),
         Bad("a class that is no source", ("data={source='own:NoGuide'}",)),
+        Bad("images from 0 to 255", ("data={source='own:Bright'}",)),
+        Bad("images of bytes", ("data={source='own:Bytes'}",)),
+        Bad("more labels than the model has classes", ("data={source='own:Labels'}",)),
+        Bad("images in colour for a grey model", ("data={source='own:Colour'}",)),
+        Bad(
+            "channels last",
+            ("data={source='own:Colour', last=true}", "model.image_channels=3"),
+        ),
     ],
     "Failures at work (exit code 1)": [
         Bad("images that are not numbers, later", ("data={source='own:Source', clean=1}",), code=1),

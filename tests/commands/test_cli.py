@@ -227,7 +227,7 @@ def test_evaluate_in_words(run: Path) -> None:
     result = call("evaluate", run, "--examples", "10", "--particles", "7")
     lines = {line.split()[0]: line for line in result.stdout.splitlines()}
     assert list(lines)[:3] == ["error", "bound", "ess"]
-    assert re.fullmatch(r"  error +[\d.]+% of 10 held-out examples", lines["error"])
+    assert re.fullmatch(r"  error +[\d.]+% of 10 validation examples", lines["error"])
     assert re.fullmatch(r"  bound +-[\d.]+ nats per example \(7 particles\)", lines["bound"])
     assert re.fullmatch(r"  ess +[\d.]+ of 7", lines["ess"])
     assert {"mode_error", "distance", "scale_1", "scale_2"} <= lines.keys()

@@ -55,7 +55,12 @@ def test_evaluate_and_glimpses(images: np.ndarray) -> None:
     evaluation = ("evaluate", "run", "--samples", "2", "--particles", "2", "--json")
     for command in (evaluation, ("glimpses", "run", "--count", "4")):
         assert call(*command).exit_code == 0
-    assert np.isfinite(json.loads(call(*evaluation).stdout)["bound"])
+    found = json.loads(call(*evaluation).stdout)
+    assert np.isfinite(found["bound"]) and "split" not in found
+    assert call(*evaluation, "--split", "test").stderr == (
+        "error: data 'images_of_a_file:Images' has one held-out set: leave out --split, or give its "
+        'evaluation_batches a keyword split, "validation" or "test"\n'
+    )
     for place, batch in ((2, 1), (290, 2)):
         spoiled = images.copy()
         spoiled[place, 3, 4] = np.nan

@@ -92,6 +92,46 @@ def test_other_data_are_not_the_runs(moved: Path) -> None:
     assert line.endswith(", data.root")
 
 
+def test_a_run_whose_record_of_its_data_is_gone(moved: Path) -> None:
+    (moved / "run" / "data.json").unlink()
+    for command in (
+        ("evaluate", "run", *SMALL),
+        ("train", "--resume", "run", "--set", "training.eval_every=9"),
+    ):
+        if command[0] == "train":
+            (moved / "run" / "summary.json").unlink()
+        line = one_line(call(*command, "--set", "data.root=elsewhere"), 2)
+        assert line.startswith(
+            "there is no run/data.json, which says what data run began with: bring it"
+        )
+
+
+def test_other_data_to_be_measured_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Test digits, at other places and with clutter; all but the data stays the run's."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tiny.toml").write_text(TINY)
+    assert call("train", "tiny.toml", "--out", "run").exit_code == 0
+    found = []
+    for more in (
+        (),
+        ("--split", "test"),
+        ("--split", "test", "--set", "data.test_seed=0"),
+        ("--split", "test", "--set", "data.test_seed=777"),
+        ("--split", "test", "--set", "data.clutter={pieces=3, size=5}"),
+        ("--split", "test", "--set", "data.canvas=40"),
+    ):
+        result = call("evaluate", "run", "--json", "--examples", "20", "--particles", "2", *more)
+        assert result.exit_code == 0, result.stderr
+        found.append(json.loads(result.stdout))
+    assert [each["split"] for each in found] == ["validation", *["test"] * 5]
+    assert found[1] == found[2]
+    assert len({each["bound"] for each in found}) == 5
+    line = one_line(call("evaluate", "run", "--set", "model.hidden=9"), 2)
+    assert "run is a run of other settings (model.hidden 8, not 9)" in line
+    line = one_line(call("variance", "run", "--set", "data.test_seed=777"), 2)
+    assert "run is a run of other settings (data.test_seed 0, not 777)" in line
+
+
 def test_a_run_is_measured_where_it_was_trained(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Or on the CPU with a note; --device has the last word."""
     monkeypatch.chdir(trained)

@@ -76,7 +76,7 @@ def test_all_names_that_are_wrong_are_told_together() -> None:
     said = message(parse_config, tables)
     parts = [
         "unknown key training.stepz; did you mean 'steps'?",
-        "; unknown key data.canvsa; did you mean 'canvas'? valid keys: scale, canvas, test_seed; ",
+        "; unknown key data.canvsa; did you mean 'canvas'? valid keys: scale, canvas, test_seed, cl",
         "; unknown key model.hiden; did you mean 'hidden'? valid keys: hidden, num_glimpses, patch, ",
         "; guide.name: unknown guide 'prio'; did you mean 'prior'? available: ",
         "; unknown key objective.decayy; did you mean 'decay'? valid keys: control_variate, num_part",

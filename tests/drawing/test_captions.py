@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wsram_ppl.drawing.captions import _distinct
+from wsram_ppl.drawing.pages import distinct
 
 
 @pytest.mark.parametrize(
@@ -23,10 +23,10 @@ from wsram_ppl.drawing.captions import _distinct
     ],
 )
 def test_no_picture_has_the_name_of_another(names: list[str], files: list[str]) -> None:
-    assert list(_distinct(names)) == files
+    assert list(distinct(names)) == files
 
 
 @given(st.lists(st.text("xX2-\u00e9\u0301e", max_size=4)))
 def test_on_no_disk(names: list[str]) -> None:
-    files = [unicodedata.normalize("NFC", name).casefold() for name in _distinct(names)]
+    files = [unicodedata.normalize("NFC", name).casefold() for name in distinct(names)]
     assert len(set(files)) == len(names)

@@ -7,9 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image, ImageColor, ImageSequence
 
-from wsram_ppl.drawing.glimpses import draw_gaze
+from wsram_ppl.drawing import glimpses
+from wsram_ppl.drawing.glimpses import draw_gaze, draw_look
 from wsram_ppl.drawing.pages import COLOURS
 from wsram_ppl.interfaces import Gaze
 
@@ -95,6 +98,24 @@ def test_the_image_itself_is_drawn(tmp_path: Path) -> None:
             assert picture.getpixel(at) == (value,) * 3
 
 
+def test_images_and_patches_in_colour(tmp_path: Path) -> None:
+    gaze = make_gaze(1)
+    images = torch.zeros(1, 3, SIDE, SIDE)
+    images[0, 0] = 1.0
+    patches = torch.zeros(1, 3, 3, 4, 4)
+    patches[0, 1, 2] = 1.0
+    picture = still(Gaze(images, gaze.windows, patches, gaze.captions, gaze.correct), tmp_path)
+    assert picture.getpixel((GAP + ZOOM * (SIDE - 2), GAP + ZOOM * (SIDE - 2))) == (255, 0, 0)
+    side = (SIDE * ZOOM - 2 * 4) // 3
+    for n, colour in enumerate([(0, 0, 0), (0, 0, 255), (0, 0, 0)]):
+        assert (
+            picture.getpixel((GAP + n * (side + 4) + side // 2, GAP + SIDE * ZOOM + 4 + side // 2))
+            == colour
+        )
+    two = Gaze(images[:, :2], gaze.windows, patches[:, :, :2], gaze.captions, gaze.correct)
+    assert still(two, tmp_path).getpixel((GAP + ZOOM * (SIDE - 2),) * 2) == (128, 128, 128)  # their mean
+
+
 def test_patches_stand_below_in_order(tmp_path: Path) -> None:
     gaze = make_gaze(1)
     for n in range(3):
@@ -167,3 +188,78 @@ def test_images_are_drawn_nearly_200_pixels_wide(side: int, zoom: int, tmp_path:
 def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         draw_gaze(make_gaze(1), tmp_path / "missing" / "a.png")
+
+
+@given(
+    st.lists(
+        st.tuples(st.floats(-50, 150), st.floats(-50, 150), st.floats(2, 80)), min_size=1, max_size=5
+    )
+)
+def test_numbers_stand_apart_and_within_the_picture(windows: list[tuple[float, float, float]]) -> None:
+    taken: list[tuple[int, int, int, int]] = []
+    for left, top, side in windows:
+        box = glimpses._free_corner([left, top, left + side, top + side], 13, (200, 200), taken)
+        assert box[0] >= 0 and box[1] >= 0 and box[2] < 200 and box[3] < 200
+        for other in taken:
+            assert box[2] < other[0] or other[2] < box[0] or box[3] < other[1] or other[3] < box[1]
+        taken.append(box)
+
+
+def test_numbers_can_be_read_where_frames_lie_on_each_other(tmp_path: Path) -> None:
+    picture = still(make_gaze(1, [[20.0, 20.0, 16.0]] * 4), tmp_path)
+    pixels = np.asarray(picture)[: SIDE * ZOOM]
+    for colour in COLOURS[:4]:
+        assert (pixels == ImageColor.getrgb(colour)).all(-1).sum() > 60, "the box of a number"
+
+
+def test_an_answer_that_nobody_knows_to_be_right_is_in_ink(tmp_path: Path) -> None:
+    gaze = make_gaze(1)
+    unknown = Gaze(gaze.images, gaze.windows, gaze.patches, ["cat (81%)"], [None])
+    picture = still(unknown, tmp_path)
+    below = picture.crop((GAP, picture.height - GAP - 24, picture.width - GAP, picture.height - GAP))
+    pixels = np.asarray(below, dtype=int).reshape(-1, 3)
+    darkest = pixels[pixels.sum(1).argmin()]
+    assert darkest.max() - darkest.min() < 10
+    with Image.open(tmp_path / "a.gif") as moving:
+        first = np.asarray(moving.convert("RGB"))[-GAP - 20 : -GAP]
+    assert first.min() > 250, "the answer comes with the last glimpse"
+
+
+@given(st.integers(1, 5), st.integers(1, 4), st.integers(0, 999))
+def test_the_share_of_sequences_that_saw_a_pixel(sequences: int, looks: int, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    windows = torch.rand(sequences, looks, 3, generator=generator) * torch.tensor([12.0, 9.0, 7.0]) - 2
+    found = glimpses.seen_share(windows, (8, 11))
+    for row in range(8):
+        for column in range(11):
+            saw = 0
+            for sequence in windows.tolist():
+                saw += any(
+                    x <= column + 0.5 < x + side and y <= row + 0.5 < y + side for x, y, side in sequence
+                )
+            assert found[row, column].item() == pytest.approx(saw / sequences)
+
+
+def test_a_look_at_one_image_with_and_without_a_map(tmp_path: Path) -> None:
+    gaze = make_gaze(1)
+    one = draw_look(gaze, tmp_path / "one.png")
+    sampled = torch.tensor([[[0.0, 0.0, 30.0]], [[0.0, 0.0, 60.0]]])
+    two = draw_look(gaze, tmp_path / "two.png", sampled)
+    with Image.open(one) as alone, Image.open(two) as both:
+        side = SIDE * (400 // SIDE)
+        assert alone.width == side + 2 * GAP and both.width == 2 * (side + GAP) + GAP
+        assert both.height == alone.height
+        right = np.asarray(both.convert("RGB"), dtype=int)[GAP : GAP + side, side + 2 * GAP :]
+        looked_at, half_as_much = (
+            right[side // 4, side // 4].sum(),
+            right[3 * side // 4, side // 4].sum(),
+        )
+        assert looked_at > half_as_much > 0
+
+
+def test_a_map_is_dark_where_nobody_looked(tmp_path: Path) -> None:
+    gaze = make_gaze(1)
+    file = draw_look(gaze, tmp_path / "a.png", torch.tensor([[[0.0, 0.0, 20.0]]]))
+    with Image.open(file) as picture:
+        side = SIDE * (400 // SIDE)
+        assert picture.convert("RGB").getpixel((2 * GAP + side + side - 5, GAP + side - 5)) == (0, 0, 0)

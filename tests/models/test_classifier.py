@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any, get_args
 
@@ -239,8 +240,9 @@ def fixed_glimpses() -> tuple[Tensor, Tensor]:
     return locations, torch.tensor([0, 1, 0]).expand(BATCH, 3)
 
 
-def test_what_lies_outside_of_the_glimpses_does_not_reach_the_label() -> None:
-    model, (images, labels) = make_model(), make_batch()
+@pytest.mark.parametrize("context", ["pooled", "conv"])
+def test_what_lies_outside_of_the_glimpses_does_not_reach_the_label(context: str) -> None:
+    model, (images, labels) = make_model(context=context), make_batch()
     randomize(model)
     other = make_batch(seed=9)[0]
     other[:, 6:18, 6:18] = images[:, 6:18, 6:18]
@@ -262,8 +264,9 @@ def test_what_lies_outside_of_the_glimpses_does_not_reach_the_label() -> None:
     assert (changed - before).abs().amax(-1).min() > 1e-4
 
 
-def test_the_label_has_no_gradient_in_context_or_policy() -> None:
-    model, (images, labels) = make_model(), make_batch()
+@pytest.mark.parametrize("context", ["pooled", "conv"])
+def test_the_label_has_no_gradient_in_context_or_policy(context: str) -> None:
+    model, (images, labels) = make_model(context=context), make_batch()
     randomize(model)
     with force(*fixed_glimpses()):
         trace = trace_of(model, images, labels)
@@ -429,6 +432,190 @@ def test_gaze_tells_what_was_seen() -> None:
     assert gaze.correct == (guesses == labels).tolist()
     for caption, label, guess in zip(gaze.captions, labels.tolist(), guesses.tolist(), strict=True):
         assert caption.startswith(f"a {label}, read as {guess} (")
+
+
+def test_one_channel_is_grey_to_the_bit() -> None:
+    """Images with and without a dimension for their channel, through every hook."""
+    model, (images, labels) = make_model(), make_batch()
+    with_channel = images.unsqueeze(1)
+    one, other = (model.prepare(x, labels)[0] for x in (images, with_channel))
+    assert one.context.equal(other.context)
+    assert one.pyramid.buffer.equal(other.pyramid.buffer) and not other.pyramid.colour
+    found = []
+    for each in (images, with_channel):
+        torch.manual_seed(0)
+        found.append(model.metrics(each, labels, 3))
+    assert all(value.equal(found[1][name]) for name, value in found[0].items())
+    assert model.gaze(with_channel, labels).patches.squeeze(2).equal(model.gaze(images, labels).patches)
+
+
+def test_what_is_seen_in_colour() -> None:
+    """Every channel of a glimpse and of the context reaches its weights; equal channels are as one."""
+    colour, grey = make_model(image_channels=3), make_model()
+    images, labels = make_batch()
+    with torch.no_grad():
+        for name, weights in (
+            ("encoder.what", grey.network.encoder.what.weight),
+            ("context_layers.0", grey.network.context_layers[0].weight),
+        ):
+            colour.network.get_submodule(name).weight.copy_(weights.repeat(1, 3) / 3)
+        theirs = dict(colour.named_parameters())
+        for name, weights in grey.named_parameters():
+            if theirs[name].shape == weights.shape:
+                theirs[name].copy_(weights)
+    alike = images.unsqueeze(1).expand(-1, 3, -1, -1)
+    one, other = grey.look(images), colour.look(alike)
+    torch.testing.assert_close(one.logits, other.logits)
+    torch.testing.assert_close(one.locations, other.locations)
+    metrics = [model.metrics(x, labels, 3)["distance"] for model, x in ((grey, images), (colour, alike))]
+    assert metrics[0].shape == metrics[1].shape == (BATCH,)
+    gaze = colour.gaze(alike, labels)
+    assert gaze.patches.shape == (BATCH, 3, 3, PATCH, PATCH)
+    torch.testing.assert_close(gaze.patches[:, :, 0], grey.gaze(images, labels).patches)
+    for channel in range(3):
+        changed = alike.clone()
+        changed[:, channel] += 0.5
+        assert not torch.allclose(colour.look(changed).logits, other.logits)
+
+
+@pytest.mark.parametrize("guide", [Prior, InferenceNetwork])
+def test_colour_can_be_trained(guide: Any) -> None:
+    model, (_, labels) = make_model(image_channels=3, classes=4), make_batch()
+    images, labels = torch.rand(BATCH, 3, SIDE, SIDE + 5), labels % 4
+    objective = WakeSleep("self-normalized", num_particles=3, vectorize_particles=True)
+    objective(model, guide(model))(*model.prepare(images, labels)).backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.network.parameters())
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (
+            torch.zeros(2, 9, 9, dtype=torch.uint8),
+            "the images are torch.uint8: divide them by 255, as float32",
+        ),
+        (
+            torch.zeros(2, 9, 9, dtype=torch.int16),
+            "the images are torch.int16: make them floating point, in",
+        ),
+        (
+            torch.zeros(9, 9),
+            r"of shape \(9, 9\): they should be \[B, height, width\] or \[B, channels, height, w",
+        ),
+        (
+            torch.zeros(2, 9, 9),
+            r"with 1 channel\(s\), but the model's are 3: set model.image_channels = 1",
+        ),
+        (
+            torch.zeros(2, 4, 9, 9),
+            r"with 4 channel\(s\), but the model's are 3: set model.image_channels = 4",
+        ),
+        (torch.zeros(2, 9, 9, 3), r"channels last: move them with images.permute\(0, 3, 1, 2\)"),
+    ],
+)
+def test_images_of_another_kind_are_refused(images: Tensor, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        make_model(image_channels=3)(images)
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "message"),
+    [
+        (
+            torch.rand(3, 9, 9) * 255,
+            torch.zeros(3).long(),
+            "the images go from .* to 25.*: divide them by",
+        ),
+        (
+            torch.full((3, 9, 9), 300.0),
+            torch.zeros(3).long(),
+            r"from 300 to 300: bring them to \[0, 1\]",
+        ),
+        (torch.rand(3, 9, 9) - 1, torch.zeros(3).long(), r"from -.* bring them to \[0, 1\]"),
+        (
+            torch.rand(3, 9, 9).byte(),
+            torch.zeros(3).long(),
+            "the images are torch.uint8: divide them by 255",
+        ),
+        (
+            torch.rand(3, 9, 9),
+            torch.zeros(3),
+            r"labels are torch.float32 of shape \(3,\): they should be",
+        ),
+        (torch.rand(3, 9, 9), torch.zeros(2).long(), r"of shape \(2,\): .* one for each of 3 images"),
+        (
+            torch.rand(3, 9, 9),
+            torch.tensor([0, -1, 2]),
+            "a label is -1: labels are whole numbers from 0",
+        ),
+        (
+            torch.rand(3, 9, 9),
+            torch.tensor([0, 12, 2]),
+            "a label is 12, but the model tells 10 classes apart, 0 to 9: set model.classes = 13 or ",
+        ),
+    ],
+)
+def test_batches_that_it_cannot_work_on(images: Tensor, labels: Tensor, message: str) -> None:
+    with pytest.raises(InputError, match=message) as caught:
+        make_model().check_batch(images, labels)
+    assert "\n" not in str(caught.value)
+    make_model().check_batch(torch.rand(3, 9, 9), torch.tensor([0, 9, 5]))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_the_context_of_convolutions_sees_more(channels: int) -> None:
+    """What cells of 12 x 12 do not tell apart reaches the first choice; it is 32 x 32 at any size."""
+    shape = (BATCH, channels, 96, 96)
+    fine = torch.zeros(shape)
+    fine[..., 3:33:8, :] = 1.0
+    moved = fine.roll(4, -2)  # the same mean in each cell of 8 x 8
+    found = {}
+    for context in ("pooled", "conv"):
+        model = make_model(context=context, image_channels=channels)
+        randomize(model)
+        chosen = [model.look(images).locations[0, :, 0] for images in (fine, moved)]
+        found[context] = (chosen[0] - chosen[1]).abs().max().item()
+        assert model.look(torch.rand(2, channels, 40, 70)).logits.shape == (1, 2, 10)
+    assert found["pooled"] < 1e-6 < 1e-4 < found["conv"]
+
+
+def test_the_context_is_pooled_by_default() -> None:
+    for name, weights in make_model().state_dict().items():
+        assert weights.equal(make_model(context="pooled").state_dict()[name])
+
+
+def test_labels_have_names() -> None:
+    images, labels = make_batch()
+    names = [f"{n} cats" for n in range(10)]
+    model = make_model(class_names=tuple(names))
+    for caption, label in zip(model.gaze(images, labels).captions, labels.tolist(), strict=True):
+        assert caption.startswith(f"a {names[label]}, read as ")
+    assert make_model(class_names=("a", "b", "c")).classes == 3
+    with pytest.raises(InputError, match="2 class_names are given for classes = 3"):
+        make_model(class_names=("a", "b"), classes=3)
+
+
+def test_gaze_of_sampled_sequences() -> None:
+    """Those of an image in a row, as look draws them; without labels nothing is right or wrong."""
+    model, (images, labels) = make_model(), make_batch()
+    randomize(model)
+    torch.manual_seed(0)
+    gaze = model.gaze(images, labels, samples=3)
+    torch.manual_seed(0)
+    looks = model.look(images, 3)
+    assert gaze.windows.shape == (3 * BATCH, 3, 3) and gaze.patches.shape == (3 * BATCH, 3, PATCH, PATCH)
+    assert gaze.images.equal(images.repeat_interleave(3, 0))
+    centre = (gaze.windows[..., :2] + gaze.windows[..., 2:] / 2) / (SIDE / 2) - 1
+    torch.testing.assert_close(centre, looks.locations.transpose(0, 1).flatten(0, 1), rtol=0, atol=1e-5)
+    predicted = looks.logits.argmax(-1).T.flatten()
+    assert gaze.correct == (predicted == labels.repeat_interleave(3)).tolist()
+    unknown = model.gaze(images)
+    assert unknown.correct == [None] * BATCH
+    assert all(re.fullmatch(r"\d \(\d+%\)", caption) for caption in unknown.captions)
+    for samples, sequences in ((None, model.look(images).logits), (3, looks.logits)):
+        torch.manual_seed(0)
+        found = model.probabilities(images, samples)
+        torch.testing.assert_close(found, sequences.softmax(-1).mean(0))
 
 
 def test_a_scale_given_twice_is_refused() -> None:

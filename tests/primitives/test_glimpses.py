@@ -315,3 +315,34 @@ def test_nothing_of_a_pyramid_is_left_unwritten(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(Tensor, "new_empty", filled)
     pyramid = build_pyramid(torch.rand(2, 13, 10), (1, 3, 2), 4)
     assert pyramid.buffer.isfinite().all()
+
+
+@FEW
+@given(
+    SIZES,
+    SIZES,
+    st.lists(st.integers(1, 7), min_size=1, max_size=3, unique=True),
+    st.integers(1, 9),
+    st.integers(1, 4),
+    st.integers(0, 1000),
+)
+def test_a_patch_in_colour_is_the_patches_of_all_channels(
+    height: int, width: int, scales: list[int], patch: int, channels: int, seed: int
+) -> None:
+    images = images_of(3, channels, height, width, seed=seed)
+    location = places(4, 3, seed=seed)  # four particles
+    index = torch.randint(len(scales), (4, 3), generator=torch.Generator().manual_seed(seed))
+    colour = build_pyramid(images, scales, patch, colour=True)
+    grey = [build_pyramid(images[:, c], scales, patch) for c in range(channels)]
+    found = extract(colour, location, index)
+    assert found.shape == (4, 3, channels * patch * patch)
+    assert found.equal(torch.cat([extract(each, location, index) for each in grey], -1))
+    level = torch.stack([each.level(0) for each in grey], 1)
+    assert colour.level(0).equal(level)
+
+
+def test_images_in_colour_have_channels() -> None:
+    with pytest.raises(
+        InputError, match=r"in colour are \[..., channels, height, width\], not of shape"
+    ):
+        build_pyramid(torch.zeros(5, 5), (1,), 2, colour=True)

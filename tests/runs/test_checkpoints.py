@@ -22,7 +22,7 @@ from scripts.tiny_run import tiny_config
 from wsram_ppl import __version__
 from wsram_ppl.errors import InputError, RunError
 from wsram_ppl.files import write_atomically
-from wsram_ppl.runs.checkpoints import _load_module, load_checkpoint, save_checkpoint
+from wsram_ppl.runs.checkpoints import load_checkpoint, load_weights, save_checkpoint
 from wsram_ppl.runs.directory import RunDirectory
 from wsram_ppl.runs.metrics import MetricsLog
 from wsram_ppl.training.loop import train
@@ -316,7 +316,7 @@ def test_a_damaged_run_is_refused(run: RunDirectory) -> None:
 def test_weights_of_another_shape_are_refused_in_one_line() -> None:
     module = torch.nn.Linear(2, 2)
     with pytest.raises(InputError, match=r"the checkpoint does not fit the model: .*weight") as caught:
-        _load_module(module, "model", {"model.weight": torch.zeros(3, 3)})
+        load_weights(module, "model", {"model.weight": torch.zeros(3, 3)})
     assert "\n" not in str(caught.value)
 
 

@@ -114,7 +114,7 @@ def test_thresholds_count_only_if_every_seed_reached_them(tmp_path: Path) -> Non
     assert both[0.5] == Reached(Mean(35.0, 5.0, 2), 2, 2)  # at 30 (.6 and .4) and 40 (.5 and .5)
     assert both[0.2] == Reached(None, 1, 2)
     head, (cells,) = table_cells([row([quick, slow])])
-    assert "updates to 50%" not in head  # no test error, so this is no classifier
+    assert "updates to 50%" not in head  # no error, so this is no classifier
     summary = {"error": 0.1, "ess": 2.0, "particles": 5}
     quick, slow = (
         write_run(tmp_path / f"{n}-2", e, summary)
@@ -124,7 +124,7 @@ def test_thresholds_count_only_if_every_seed_reached_them(tmp_path: Path) -> Non
     shown = dict(zip(head, cells, strict=True))
     assert shown["updates to 50%"] == "20 ± 0"
     assert shown["updates to 20%"] == "not reached (1 of 2 seeds did)"
-    assert shown["test error"] == "10.00 ± 0.00%"
+    assert shown["validation error"] == "10.00 ± 0.00%"
     assert shown["paper's error"] == "1.62%"
     assert shown["ESS (of 5)"] == "2.00 ± 0.00"
     summary = {"bound": -1.25, "ess": 2.0, "particles": 5}
@@ -139,7 +139,7 @@ def test_rows_without_results(tmp_path: Path) -> None:
     )
     runs = [cells[head.index("runs")] for cells in body]
     assert runs == ["1", "2 failed", "1 not run", "1, 1 failed, 3 not run"]
-    assert [cells[head.index("test error")] for cells in body] == ["25.00%", "", "", "25.00%"]
+    assert [cells[head.index("validation error")] for cells in body] == ["25.00%", "", "", "25.00%"]
     assert body[0][head.index("bound (nats)")] == "−1.250"
     assert [cells[head.index("updates to 20%")] for cells in body] == [
         "not reached",

@@ -160,6 +160,7 @@ def test_the_resolved_config_is_written(finished: Finished) -> None:
         "previous.safetensors",
         "metrics.csv",
         "config.toml",
+        "data.json",
         "summary.json",
         "tensorboard",
     }

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from torch import nn
 
 from wsram_ppl.captions.bleu import Bleu, corpus_bleu
 from wsram_ppl.captions.decoding import Sentences, Speaker, beam_search, sample
-from wsram_ppl.data.captions.batches import CaptionSource, Examples, HeldOut
+from wsram_ppl.data.captions.batches import CaptionSource, Examples
 from wsram_ppl.errors import InputError
-from wsram_ppl.interfaces import DataSource, Speaks, check_finite
+from wsram_ppl.interfaces import DataSource, HeldOut, Speaks, check_finite
 from wsram_ppl.primitives.handlers import evaluating
 
 
@@ -78,7 +78,7 @@ def score_held_out(
     source: DataSource,
     how: Decoding,
     *,
-    split: HeldOut = "dev",
+    split: HeldOut = "validation",
     examples: int | None = None,
     batch_size: int = 100,
 ) -> Bleu | None:
@@ -98,16 +98,3 @@ def score_held_out(
         said += map(source.vocabulary.decode, describe(model, part, how).words.tolist())
         references += part.references
     return corpus_bleu(said, references, tokenisation="captions")
-
-
-def split_of(source: DataSource, split: str | None) -> dict[str, Any]:
-    """The keyword that chooses a held-out split of a source; nothing for the default.
-
-    Raises:
-        InputError: the source has no splits to choose from.
-    """
-    if split is None:
-        return {}
-    if not isinstance(source, CaptionSource):
-        raise InputError(f"{type(source).__name__} has one held-out set: leave out --split")
-    return {"split": split}

@@ -14,10 +14,12 @@ from wsram_ppl.commands.shared import opened, print_measures, print_notes
 
 if TYPE_CHECKING:
     from wsram_ppl.config import Components
+    from wsram_ppl.interfaces import HeldOut
     from wsram_ppl.objectives import Objective
 
 #: Seconds that the gradients of all estimators may take by default.
 _SECONDS: Final = 45.0
+_SPLITS: Final[dict[str, HeldOut]] = {"validation": "validation", "dev": "validation", "test": "test"}
 
 
 @click.command()
@@ -34,11 +36,15 @@ _SECONDS: Final = 45.0
 )
 @click.option("--examples", type=click.IntRange(min=1), help="Held-out examples; by default all.")
 @click.option("--batch-size", type=click.IntRange(min=1), default=100, show_default=True)
-@click.option("--split", type=click.Choice(["dev", "test"]), help="Held-out split of captions.")
+@click.option(
+    "--split",
+    type=click.Choice([*_SPLITS]),
+    help="Held-out data to measure on: validation (the default; dev is another word for it) or test.",
+)
 @options.decoding
 @options.seed
 @options.run_device
-@options.places
+@options.other_data
 @options.as_json
 def evaluate(
     run: Path,
@@ -53,7 +59,7 @@ def evaluate(
     as_json: bool,
     **decoding: Any,
 ) -> None:
-    """Measure the trained RUN on held-out data.
+    """Measure the trained RUN on validation data, or at the end on test data (--split test).
 
     bound is the importance bound with many particles of the run's guide, in nats per example; ess is
     that sample's effective size. A model that writes captions is also scored by BLEU, with a caption for
@@ -61,22 +67,24 @@ def evaluate(
     """
     from wsram_ppl.files import to_json
 
-    with opened(run, device, seed, overrides) as (config, parts, step):
+    with opened(run, device, seed, overrides, other_data=True) as (config, parts, step):
         from wsram_ppl.captions import evaluation as captions
         from wsram_ppl.training import evaluation
-        from wsram_ppl.training.reading import held_out, reading
+        from wsram_ppl.training.reading import has_splits, held_out, reading
 
         source = config.data.name
-        chosen = captions.split_of(parts.data, split)
+        chosen = _SPLITS.get(split or "")
         default = captions.default_counts(parts.model, parts.data)
         result = evaluation.evaluate(
             parts.model,
             parts.guide,
-            held_out(parts.data, source, batch_size, examples, **chosen),
+            held_out(parts.data, source, batch_size, examples, chosen),
             samples=samples or default.samples,
             particles=particles or default.particles,
         )
         result["updates"] = step
+        if has_splits(parts.data):
+            result["split"] = chosen or "validation"
         with reading(source):
             scored = captions.score_held_out(
                 parts.model,
@@ -84,7 +92,7 @@ def evaluate(
                 captions.Decoding(**decoding),
                 examples=examples,
                 batch_size=batch_size,
-                **chosen,
+                split=chosen or "validation",
             )
     if scored is not None:
         result["bound_per_word"] = result["bound"] / result["words"]

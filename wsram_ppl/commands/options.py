@@ -59,6 +59,13 @@ places = click.option(
     metavar="data.KEY=PATH",
     help="Where RUN's data are now (data.root=DIR), if not where it was trained; may be given often.",
 )
+other_data = click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="data.KEY=VALUE",
+    help="Measure on other data (data.root=DIR, data.test_seed=777, ...); may be given often.",
+)
 seed = click.option(
     "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the samples drawn."
 )

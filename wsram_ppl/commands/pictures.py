@@ -1,27 +1,50 @@
-"""``wsram glimpses`` and ``wsram caption``: what a trained run looks at, in pictures."""
+"""``wsram glimpses``, ``look`` and ``caption``: what a trained run looks at, in pictures."""
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
 from wsram_ppl.commands import options
-from wsram_ppl.commands.shared import opened, print_notes
+from wsram_ppl.commands.shared import opened, print_notes, quieten, run_device
 from wsram_ppl.errors import InputError, RunError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+#: Held-out images of which some are chosen to be drawn.
+_CANDIDATES: Final = 128
 
 
 @click.command()
 @options.existing_run
 @click.option(
-    "--count", type=click.IntRange(min=1), default=16, show_default=True, help="Held-out images to draw."
+    "--count",
+    type=click.IntRange(min=1),
+    default=16,
+    show_default=True,
+    help="Held-out images to draw, of each class alike.",
+)
+@click.option(
+    "--samples",
+    type=click.IntRange(min=1),
+    help="Draw so many sampled sequences of each image in a row, not the most probable one.",
 )
 @options.out("The PNG to write (the GIF goes beside it); by default RUN/glimpses.png.")
+@options.seed
 @options.run_device
 @options.places
 def glimpses(
-    run: Path, count: int, out: Path | None, device: str | None, overrides: tuple[str, ...]
+    run: Path,
+    count: int,
+    samples: int | None,
+    out: Path | None,
+    seed: int,
+    device: str | None,
+    overrides: tuple[str, ...],
 ) -> None:
     """Draw where the trained RUN looks: a PNG with all glimpses, and a GIF of their order.
 
@@ -30,23 +53,128 @@ def glimpses(
     out = out or run / "glimpses.png"
     if out.suffix.lower() != ".png":
         raise InputError(f"--out {out}: should end in .png")
-    with opened(run, device, overrides=overrides) as (config, parts, _):
+    with opened(run, device, seed, overrides) as (config, parts, _):
         from wsram_ppl.drawing.glimpses import draw_gaze
-        from wsram_ppl.interfaces import Gazes, check_finite
+        from wsram_ppl.interfaces import check_batch
         from wsram_ppl.training.reading import held_out
 
-        if not isinstance(parts.model, Gazes):
-            raise InputError(
-                f"model '{config.model.name}' has no method 'gaze' to draw its glimpses from"
-            )
-        batch = next(held_out(parts.data, config.data.name, count, count))
-        check_finite(batch, "the held-out batch")
-        gaze = parts.model.gaze(*batch)
+        model = _gazing(parts.model, config.model.name, samples)
+        candidates = max(count, _CANDIDATES)
+        some = next(held_out(parts.data, config.data.name, candidates, candidates))
+        batch = _of_each_class(some, count)
+        check_batch(parts.model, batch, "the held-out batch")
+        gaze = model.gaze(*batch) if samples is None else model.gaze(*batch, samples=samples)
     try:
-        files = draw_gaze(gaze, out)
+        files = draw_gaze(gaze, out, columns=4 if samples is None else samples)
     except OSError as error:
         raise RunError(f"cannot write {out}: {error.strerror or error}") from error
     click.echo("drew " + " and ".join(str(file) for file in files))
+
+
+def _gazing(model: nn.Module, name: str, samples: int | None) -> Any:
+    """The model as one that tells where it looks.
+
+    Raises:
+        InputError: it does not, or draws no sequences.
+    """
+    from wsram_ppl.interfaces import Gazes
+
+    if not isinstance(model, Gazes):
+        raise InputError(f"model '{name}' has no method 'gaze' to draw its glimpses from")
+    if samples is not None and "samples" not in inspect.signature(model.gaze).parameters:
+        raise InputError(f"model '{name}' draws no sequences: its 'gaze' has no keyword 'samples'")
+    return model
+
+
+def _of_each_class(batch: tuple[Tensor, ...], count: int) -> tuple[Tensor, ...]:
+    """The first data of each class in turn, ``count`` in all, where the second part is labels."""
+    labels = batch[1] if len(batch) > 1 else batch[0]
+    if labels.dim() != 1 or labels.is_floating_point():
+        return tuple(part[:count] for part in batch)
+    # Which of its class each one is.
+    before = (labels[:, None] == labels).tril(-1).sum(1)
+    chosen = before.argsort(stable=True)[:count].sort().values
+    return tuple(part[chosen] for part in batch)
+
+
+@click.command()
+@options.existing_run
+@click.argument("images", nargs=-1, required=True)
+@click.option(
+    "--samples",
+    type=click.IntRange(min=1),
+    help="Decide by so many sampled sequences of looks, and draw a map of where they looked.",
+)
+@options.out("Folder of the pictures; by default RUN/look.")
+@options.seed
+@options.run_device
+@options.as_json
+def look(
+    run: Path,
+    images: tuple[str, ...],
+    samples: int | None,
+    out: Path | None,
+    seed: int,
+    device: str | None,
+    as_json: bool,
+) -> None:
+    """Tell what the trained RUN sees in IMAGES, and draw where it looked.
+
+    \b
+    IMAGES are picture files of any size; the data that RUN was trained on need not be there.
+
+    \b
+    Example:
+      wsram look pretrained/digits photo.png --samples 100
+    """
+    from wsram_ppl.runs.directory import RunDirectory
+
+    config = RunDirectory(run).config()
+
+    # Slow to import: what is wrong with what was given is told before.
+    import torch
+
+    from wsram_ppl.drawing.glimpses import draw_look
+    from wsram_ppl.drawing.pages import distinct
+    from wsram_ppl.files import make_folder, to_json
+    from wsram_ppl.interfaces import Classifies
+    from wsram_ppl.primitives.handlers import evaluating, pyro_settings
+
+    quieten("pyro")
+    with pyro_settings(validate=False):
+        loaded = RunDirectory(run).load_model(run_device(run, config, device))
+        model, classifier = _gazing(loaded.model, config.model.name, samples), loaded.model
+        if not isinstance(classifier, Classifies):
+            raise InputError(f"model '{config.model.name}' tells no classes apart")
+        pixels, notes = loaded.source.read_pictures(images, config.data.options, loaded.record)
+        print_notes(notes)
+        folder = out or run / "look"
+        make_folder(folder)
+        results = []
+        torch.manual_seed(seed)
+        with evaluating(loaded.model):
+            for name, stem, image in zip(
+                images, distinct(Path(name).stem for name in images), pixels.split(1), strict=True
+            ):
+                image = image.to(next(loaded.model.parameters()))
+                found = classifier.probabilities(image, samples)[0]
+                sampled = None if samples is None else model.gaze(image, samples=samples).windows
+                file = folder / f"{stem}.png"
+                try:
+                    draw_look(model.gaze(image), file, sampled)
+                except OSError as error:
+                    raise RunError(f"cannot write {file}: {error.strerror or error}") from error
+                results.append(
+                    (name, dict(zip(classifier.class_names, found.tolist(), strict=True)), file)
+                )
+    if as_json:
+        click.echo(to_json([{"image": n, "probabilities": p, "picture": str(f)} for n, p, f in results]))
+        return
+    for name, probabilities, file in results:
+        best = sorted(probabilities.items(), key=lambda each: -each[1])[:3]
+        first, *others = (f"{what} ({share:.0%})" for what, share in best if share >= 0.005)
+        click.echo(f"{name}: {first}" + (f"; or {', '.join(others)}" if others else ""))
+        click.echo(f"  {file}")
 
 
 @click.command()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import warnings
@@ -13,6 +14,7 @@ import click
 
 from wsram_ppl import __version__
 from wsram_ppl.commands import captions, extra, listing, measuring, pictures, studies, training
+from wsram_ppl.commands.shared import print_notes
 from wsram_ppl.commands.streams import mend_streams
 from wsram_ppl.distributed.environment import end_with_launcher, is_worker
 from wsram_ppl.errors import InputError, Interrupted, RunError, WorkerExit, exit_code
@@ -115,6 +117,17 @@ def main() -> None:
     Exit codes: 0, 1 for a failure at work, 2 for wrong input, 128 + n when stopped by signal n.
     """
     warnings.showwarning = _one_line
+    log = logging.getLogger("wsram_ppl")
+    log.setLevel(logging.WARNING if is_worker() else logging.INFO)
+    if not any(isinstance(handler, _Notes) for handler in log.handlers):
+        log.addHandler(_Notes())
+
+
+class _Notes(logging.Handler):
+    """Shows what the library has to say."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print_notes([" ".join(record.getMessage().split())])
 
 
 def _one_line(message: Warning | str, *where: object, **more: object) -> None:
@@ -126,6 +139,7 @@ for _command in (
     measuring.evaluate,
     measuring.variance,
     pictures.glimpses,
+    pictures.look,
     pictures.caption,
     captions.features,
     captions.score,

@@ -20,19 +20,25 @@ if TYPE_CHECKING:
 
 @contextmanager
 def opened(
-    run: Path, device: str | None = None, seed: int = 0, overrides: Sequence[str] = ()
+    run: Path,
+    device: str | None = None,
+    seed: int = 0,
+    overrides: Sequence[str] = (),
+    *,
+    other_data: bool = False,
 ) -> Iterator[tuple[ExperimentConfig, Components, int]]:
     """A trained run on a device, to be looked at: its config, its components and the updates done.
 
     Args:
         device: None: that on which it was trained, if it is there.
         overrides: where its data are.
+        other_data: whether they may be of any key of ``[data]``.
 
     Within the context Pyro checks no arguments, and torch draws by the seed.
     """
     from wsram_ppl.runs.directory import RunDirectory
 
-    config = RunDirectory(run).config(overrides)
+    config = RunDirectory(run).config(overrides, other_data=other_data)
 
     # Slow to import: what is wrong with what was given is told before.
     import torch
@@ -41,12 +47,13 @@ def opened(
 
     quieten("pyro")
     with pyro_settings(validate=False):
-        found = RunDirectory(run).load(_device(run, config, device), config)
+        found = RunDirectory(run).load(run_device(run, config, device), config)
         torch.manual_seed(seed)
         yield found
 
 
-def _device(run: Path, config: ExperimentConfig, asked: str | None) -> torch.device:
+def run_device(run: Path, config: ExperimentConfig, asked: str | None) -> torch.device:
+    """Where a run is looked at: as asked, or where it was trained if that is there."""
     from wsram_ppl.distributed.devices import resolve_device
 
     if asked is not None:
@@ -75,12 +82,13 @@ def print_notes(notes: Iterable[str]) -> None:
 def print_measures(measures: Mapping[str, Any]) -> None:
     """The measures that a reader looks for first, then the model's others."""
     lines = {}
+    data = measures.get("split", "held-out")
     if "error" in measures:
-        lines["error"] = f"{measures['error']:.2%} of {measures['examples']} held-out examples"
+        lines["error"] = f"{measures['error']:.2%} of {measures['examples']} {data} examples"
     lines["bound"] = f"{measures['bound']:.4f} nats per example ({measures['particles']} particles)"
     lines["ess"] = f"{measures['ess']:.2f} of {measures['particles']}"
     shown = {*lines, "samples", "particles", "examples", "updates", "seconds", "updates_per_second"}
-    shown |= {"torch", "device", "threads", "processes"}
+    shown |= {"split", "torch", "device", "threads", "processes"}
     lines |= {name: f"{value:.4g}" for name, value in measures.items() if name not in shown}
     for name, text in lines.items():
         click.echo(f"  {name:<12} {text}")

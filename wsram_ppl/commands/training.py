@@ -20,6 +20,11 @@ from wsram_ppl.errors import InputError
     metavar="RUN",
     help="Go on with a run that was stopped; in place of EXPERIMENT and --out.",
 )
+@click.option(
+    "--init",
+    metavar="RUN",
+    help="Start from the weights of RUN; what does not fit is named, and drawn anew.",
+)
 @options.overrides
 @click.option("--model", help="Shorthand for --set model.name=...")
 @click.option("--guide", help="Shorthand for --set guide.name=...")
@@ -45,6 +50,7 @@ def train(
       wsram train digits --set training.steps=20000 --out runs/a
       wsram train --resume runs/a
       wsram train --resume runs/a --set training.steps=30000 --set training.schedule_steps=20000
+      wsram train digits --init pretrained/digits --set data.source=folder --set data.root=photos
       wsram train my/experiment.toml --objective variational --guide prior
     """
     from wsram_ppl.config import load_config
@@ -56,7 +62,7 @@ def train(
             raise InputError("--resume goes on in the run's own directory: leave out --out")
         from wsram_ppl.runs.directory import RunDirectory
 
-        config = RunDirectory(resume).config(overrides, **shorthands)
+        config = RunDirectory(resume).config(overrides, other_data=False, **shorthands)
     elif experiment is not None and resume is None:
         config = load_config(experiment, overrides, **shorthands)
     else:
@@ -69,6 +75,8 @@ def train(
 
     quieten("pyro")
     quieten("lightning_fabric")
+    if not first:
+        quieten("wsram_ppl")
     if resume is not None:
         run = RunDirectory(resume, moved=True)
     elif out is not None:

@@ -19,7 +19,7 @@ ones into the buffer.
 ``[exploration]`` and ``[training]`` are :class:`ExplorationSettings` and :class:`TrainingSettings`.
 """
 
-from wsram_ppl.config.build import Components, build, build_data
+from wsram_ppl.config.build import Components, build, build_data, build_model
 from wsram_ppl.config.checking import check_table
 from wsram_ppl.config.overrides import read_value
 from wsram_ppl.config.parsing import (
@@ -39,6 +39,7 @@ __all__ = [
     "TrainingSettings",
     "build",
     "build_data",
+    "build_model",
     "check_config",
     "check_table",
     "experiment_path",

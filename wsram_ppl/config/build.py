@@ -52,12 +52,25 @@ def build(config: ExperimentConfig) -> Components:
 
     data = build_data(config)
     implied = data.model_options if isinstance(data, InformsModel) else {}
-    implied = {name: value for name, value in implied.items() if name in config.model.parameters}
-    model = _construct("model", config.model, implied=implied)
+    model = build_model(config, implied)
     guide = _construct("guide", config.guide, model)
     objective = _construct("objective", config.objective)
     scheduled = _scheduled("model", config.model, model) | _scheduled("guide", config.guide, guide)
     return Components(model, guide, objective, data, scheduled)
+
+
+def build_model(config: ExperimentConfig, implied: Mapping[str, Any]) -> nn.Module:
+    """Constructs the model alone.
+
+    Args:
+        implied: options that follow from the data; those that the model does not have are left out.
+
+    Raises:
+        InputError, RunError: as :func:`build`.
+    """
+    implied = {name: value for name, value in implied.items() if name in config.model.parameters}
+    model: nn.Module = _construct("model", config.model, implied=implied)
+    return model
 
 
 def build_data(config: ExperimentConfig) -> DataSource:

@@ -14,7 +14,9 @@ __all__ = ["DATA_SOURCES", "GUIDES", "MODELS", "OBJECTIVES"]
 DATA_SOURCES: Final = Registry(
     "data source",
     {
+        "arrays": "wsram_ppl.data.images.arrays:ArrayImages",
         "flickr8k": "wsram_ppl.data.captions.flickr8k:FlickrCaptions",
+        "folder": "wsram_ppl.data.images.folder:FolderImages",
         "mnist": "wsram_ppl.data.digits.source:MNISTDigits",
         "sample": "wsram_ppl.data.digits.source:SampleDigits",
         "scenes": "wsram_ppl.data.captions.scenes:SceneCaptions",

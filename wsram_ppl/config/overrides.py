@@ -18,6 +18,7 @@ _SHORTHANDS: Final = {
     "control_variate": ("objective", "control_variate"),
     "device": ("training", "device"),
     "seed": ("training", "seed"),
+    "init": ("training", "init"),
 }
 
 

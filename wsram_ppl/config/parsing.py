@@ -210,7 +210,7 @@ def parse_config(
         tables: what a TOML file holds.
         overrides: each ``table.key=value``, the value in TOML, or else taken as a plain string.
         shorthands: ``objective``, ``guide``, ``model`` (names), ``control_variate``, ``device``,
-            ``seed``; None: not given.
+            ``seed``, ``init``; None: not given.
 
     Raises:
         InputError: anything unknown, missing or out of range. The message is one line of all that is

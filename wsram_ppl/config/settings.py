@@ -83,12 +83,14 @@ class TrainingSettings(BaseModel):
     "none"): any."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     """Of everything random in the run; 32 bits, as NumPy takes no more."""
+    init: _OrUnset[Annotated[str, Field(min_length=1)]] = None
+    """A run from whose weights this one starts, as far as they fit; None (in TOML "none"): none."""
     log_every: _Immaterial[PositiveInt] = 50
     """Updates between rows of the metrics."""
     eval_every: _Immaterial[NonNegativeInt] = 1000
-    """Updates between evaluations on held-out data; 0: never."""
+    """Updates between evaluations on validation data; 0: never."""
     eval_examples: _Immaterial[_OrOff[PositiveInt]] = None
-    """Held-out examples in each evaluation; None (in TOML 0): all."""
+    """Validation examples in each evaluation; None (in TOML 0): all."""
     eval_samples: _Immaterial[PositiveInt] = 5
     """Particles per example in each evaluation."""
     checkpoint_every: _Immaterial[NonNegativeInt] = 1000

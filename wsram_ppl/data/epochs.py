@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import numpy.typing as npt
+import torch
+from torch import Tensor
 
 from wsram_ppl.errors import InputError
+from wsram_ppl.interfaces import HeldOut
 
-__all__ = ["Epochs", "Rows", "check_batch", "check_held_out", "check_whole", "generator"]
+__all__ = [
+    "Epochs",
+    "Rows",
+    "check_batch",
+    "check_held_out",
+    "check_split",
+    "check_whole",
+    "generator",
+    "moved",
+]
 
 #: Whole numbers, most often the places of data.
 Rows = npt.NDArray[np.int64]
@@ -72,8 +84,21 @@ def check_batch(step: int, size: int, seed: int, count: int | None = None, what:
         )
 
 
+def check_split(name: str) -> None:
+    """InputError unless ``name`` is that of a held-out split."""
+    if name not in get_args(HeldOut):
+        raise InputError(f"unknown split {name!r}; held-out splits are validation and test")
+
+
 def check_held_out(size: int, limit: int | None, what: str) -> None:
     """InputError unless ``size`` and ``limit`` (of ``what``) can be those of held-out batches."""
     check_whole("the batch size", size, at_least=1)
     if limit is not None:
         check_whole(f"the number of {what}", limit, at_least=1)
+
+
+def moved(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor on the host, moved to ``device``; nobody waits for its arrival on a GPU."""
+    if device.type == "cuda":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import unicodedata
-from collections.abc import Iterable, Iterator, Sequence
-from itertools import count
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 from wsram_ppl.captions.decoding import Looks, Sentences
 from wsram_ppl.data.captions.batches import CaptionSource
 from wsram_ppl.data.captions.vocabulary import END
-from wsram_ppl.drawing.pages import COLOURS, INK, PAPER, grid
+from wsram_ppl.drawing.pages import COLOURS, INK, PAPER, distinct, grid
 from wsram_ppl.errors import InputError, RunError
 
 __all__ = ["draw_caption", "draw_captions"]
@@ -80,7 +78,7 @@ def draw_captions(
     if sentences.looks is None:
         raise InputError("this model does not tell where it looks: there is nothing to draw")
     sizes = [(height, width) for _, height, width in source.layer_shapes]
-    files = [folder / f"{stem}.png" for stem in _distinct(Path(name).stem for name in names)]
+    files = [folder / f"{stem}.png" for stem in distinct(Path(name).stem for name in names)]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for index, (file, photo) in enumerate(zip(files, source.pictures(names), strict=True)):
@@ -90,18 +88,6 @@ def draw_captions(
     except OSError as error:
         raise RunError(f"cannot write pictures to {folder}: {error.strerror or error}") from error
     return files
-
-
-def _distinct(names: Iterable[str]) -> Iterator[str]:
-    """The names, with a number behind those that are taken, also on disks that ignore case."""
-    taken: set[str] = set()
-    for name in names:
-        numbered = (name if n == 1 else f"{name}-{n}" for n in count(1))
-        free = next(
-            each for each in numbered if unicodedata.normalize("NFC", each).casefold() not in taken
-        )
-        taken.add(unicodedata.normalize("NFC", free).casefold())
-        yield free
 
 
 def _shrunk(photo: npt.NDArray[np.uint8]) -> Image.Image:

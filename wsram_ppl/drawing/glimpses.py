@@ -1,10 +1,12 @@
-"""Pictures of where a model looked: a still and an animation."""
+"""Pictures of where a model looked: stills, an animation, and a map of many sequences of looks."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
@@ -12,12 +14,17 @@ from torch import Tensor
 from wsram_ppl.drawing.pages import COLOURS, INK, PAPER, grid
 from wsram_ppl.interfaces import Gaze
 
-__all__ = ["draw_gaze"]
+__all__ = ["draw_gaze", "draw_look", "seen_share"]
 
 _GOOD, _BAD = "#1a7f37", "#cf222e"
 _GAP = 10
 _WIDTH = 200  # of one image in the picture, about
+_LARGE = 400  # of a single image
 _LEAST = 12  # side of a patch in the picture
+_LINE = 12  # height of a number's box
+
+#: Left, top, right and bottom, in pixels of the picture.
+_Box = tuple[int, int, int, int]
 
 
 def draw_gaze(gaze: Gaze, path: Path, columns: int = 4, zoom: int | None = None) -> list[Path]:
@@ -48,6 +55,63 @@ def draw_gaze(gaze: Gaze, path: Path, columns: int = 4, zoom: int | None = None)
     return [path, moving]
 
 
+def draw_look(gaze: Gaze, path: Path, sampled: Tensor | None = None) -> Path:
+    """Writes a PNG of where a model looked in one image, large.
+
+    Args:
+        gaze: of the one image.
+        sampled: ``[S, N, 3]``, windows of as many sampled sequences: the image then stands there once
+            more, the brighter where more of them looked.
+
+    Returns:
+        The file written.
+    """
+    zoom = max(1, _LARGE // max(gaze.images.shape[-2:]))
+    cells = [_cell(gaze, 0, gaze.windows.shape[1], zoom)]
+    if sampled is not None:
+        cells.append(_heat(gaze.images[0], sampled, zoom, cells[0].size))
+    grid(cells, len(cells), _GAP).save(path)
+    return path
+
+
+def seen_share(windows: Tensor, size: tuple[int, int]) -> Tensor:
+    """Which share of sequences saw each pixel: ``[S, N, 3] -> [height, width]``."""
+    height, width = size
+    rows, columns = (torch.arange(n, device=windows.device) + 0.5 for n in size)
+    total = torch.zeros(height, width, device=windows.device)
+    for left, top, side in (each.unbind(-1) for each in windows):
+        across = (columns >= left[:, None]) & (columns < (left + side)[:, None])
+        down = (rows >= top[:, None]) & (rows < (top + side)[:, None])
+        total += (down[:, :, None] & across[:, None, :]).any(0)
+    return total / len(windows)
+
+
+def _heat(image: Tensor, windows: Tensor, zoom: int, size: tuple[int, int]) -> Image.Image:
+    """The image, dark, with the share of sequences that looked there as a glow, and a scale below."""
+    share = seen_share(windows, (image.shape[-2], image.shape[-1])).cpu()
+    picture = _picture(image, 1)
+    pixels = np.asarray(picture, np.float64) * 0.45
+    glow = _glow(share.numpy().astype(np.float64))
+    strength = 0.75 * np.sqrt(share.numpy())[..., None]
+    mixed = (pixels * (1 - strength) + glow * strength).round().astype(np.uint8)
+    cell = Image.new("RGB", size, PAPER)
+    cell.paste(_enlarged(Image.fromarray(mixed), zoom), (0, 0))
+    pen, font = ImageDraw.Draw(cell), ImageFont.load_default(size=13)
+    top = picture.height * zoom + 6
+    ramp = _glow(np.linspace(0, 1, 101)[None]).round().astype(np.uint8)
+    cell.paste(Image.fromarray(ramp).resize((101, 12)), (0, top))
+    pen.text((108, top - 2), f"0 to 100% of {len(windows)} sampled", fill=INK, font=font)
+    pen.text((0, top + 16), "sequences looked there", fill=INK, font=font)
+    return cell
+
+
+def _glow(share: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Colours from violet to yellow: ``[...] -> [..., 3]``."""
+    stops = np.array([[60, 20, 110], [200, 50, 90], [255, 150, 40], [255, 250, 150]], np.float64)
+    at = np.linspace(0, 1, len(stops))
+    return np.stack([np.interp(share, at, stops[:, channel]) for channel in range(3)], -1)
+
+
 def _page(gaze: Gaze, shown: int, columns: int, zoom: int) -> Image.Image:
     """All images with their first ``shown`` glimpses, in a grid."""
     cells = [_cell(gaze, index, shown, zoom) for index in range(len(gaze.captions))]
@@ -60,13 +124,17 @@ def _cell(gaze: Gaze, index: int, shown: int, zoom: int) -> Image.Image:
     draw = ImageDraw.Draw(picture)
     font = ImageFont.load_default(size=13)
     windows = gaze.windows[index].tolist()
-    for n, (left, top, side) in enumerate(windows[:shown]):
-        colour = COLOURS[n % len(COLOURS)]
-        box = [zoom * left, zoom * top, zoom * (left + side), zoom * (top + side)]
-        draw.rectangle(box, outline=colour, width=2 if n + 1 == shown else 1)
-        # The number stays readable where the window reaches over the edge.
-        at = (min(max(box[0] + 3, 1), picture.width - 10), min(max(box[1] + 1, 0), picture.height - 15))
-        draw.text(at, str(n + 1), fill=colour, font=font)
+    boxes = [
+        [zoom * x, zoom * y, zoom * (x + side), zoom * (y + side)] for x, y, side in windows[:shown]
+    ]
+    for n, box in enumerate(boxes):
+        draw.rectangle(box, outline=COLOURS[n % len(COLOURS)], width=2 if n + 1 == shown else 1)
+    taken: list[_Box] = []
+    for n, box in enumerate(boxes):
+        text = str(n + 1)
+        taken.append(_free_corner(box, 5 + 8 * len(text), picture.size, taken))
+        draw.rectangle(taken[-1], fill=COLOURS[n % len(COLOURS)])
+        draw.text((taken[-1][0] + 3, taken[-1][1] - 1), text, fill=INK, font=font)
     count = len(windows)
     side = max(_LEAST, (picture.width - (count - 1) * 4) // count)
     width = max(picture.width, count * (side + 4) - 4)
@@ -81,13 +149,46 @@ def _cell(gaze: Gaze, index: int, shown: int, zoom: int) -> Image.Image:
         outline = COLOURS[n % len(COLOURS)] if n < shown else "#d0d7de"
         pen.rectangle([left, top, left + side - 1, top + side - 1], outline=outline, width=2)
     finished = shown == count
-    colour = (_GOOD if gaze.correct[index] else _BAD) if finished else INK
-    text = gaze.captions[index] if finished else gaze.captions[index].split(",")[0]
+    answer = {True: _GOOD, False: _BAD, None: INK}[gaze.correct[index]]
+    colour = answer if finished else INK
+    known = "," in gaze.captions[index]  # what stands before it is no answer
+    text = gaze.captions[index] if finished else gaze.captions[index].split(",")[0] if known else ""
     pen.text((0, picture.height + side + 8), text, fill=colour, font=font)
     return cell
 
 
+def _free_corner(window: list[float], width: int, size: tuple[int, int], taken: Sequence[_Box]) -> _Box:
+    """Where a window's number stands: outside one of its corners, where no other number stands yet.
+
+    Where all are taken they stand in a column within the window and below; always within the picture.
+    """
+    left, top, right, bottom = window
+    above, below = top - _LINE - 1, bottom + 1
+    corners = [(left, above), (right - width, above), (left, below), (right - width, below)]
+    corners += [(left + 2, top + 2 + step * (_LINE + 1)) for step in range(1 + size[1] // _LINE)]
+    places = []
+    for x, y in corners:
+        # Also where the window reaches over the edge.
+        x, y = min(max(x, 1), size[0] - width - 2), min(max(y, 1), size[1] - _LINE - 2)
+        places.append((round(x), round(y), round(x) + width, round(y) + _LINE))
+    free = (
+        box
+        for box in places
+        if all(box[2] < o[0] or o[2] < box[0] or box[3] < o[1] or o[3] < box[1] for o in taken)
+    )
+    return next(free, places[0])
+
+
 def _picture(image: Tensor, zoom: int) -> Image.Image:
-    grey: NDArray[np.uint8] = (image.clamp(0, 1) * 255).round().byte().cpu().numpy()
-    picture = Image.fromarray(grey).convert("RGB")
+    """``[height, width]`` or ``[channels, height, width]``; other channels than red, green and blue are
+    drawn as their mean."""
+    if image.dim() == 3 and image.shape[0] != 3:
+        image = image.mean(0)
+    elif image.dim() == 3:
+        image = image.permute(1, 2, 0)
+    pixels: NDArray[np.uint8] = (image.clamp(0, 1) * 255).round().byte().cpu().numpy()
+    return _enlarged(Image.fromarray(pixels).convert("RGB"), zoom)
+
+
+def _enlarged(picture: Image.Image, zoom: int) -> Image.Image:
     return picture.resize((picture.width * zoom, picture.height * zoom), Image.Resampling.NEAREST)

@@ -2,17 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import unicodedata
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import count
 from typing import Final
 
 from PIL import Image
 
-__all__ = ["COLOURS", "INK", "PAPER", "grid"]
+__all__ = ["COLOURS", "INK", "PAPER", "distinct", "grid"]
 
 #: Of what was looked at, in order; repeated after the last. Readable on black and on white.
 COLOURS: Final = ("#ffd400", "#ff8c1a", "#ff4d6d", "#c77dff", "#4cc9f0", "#52e3a4")
 INK: Final = "#202124"
 PAPER: Final = "#ffffff"
+
+
+def distinct(names: Iterable[str]) -> Iterator[str]:
+    """The names, with a number behind those that are taken, also on disks that ignore case."""
+    taken: set[str] = set()
+    for name in names:
+        numbered = (name if n == 1 else f"{name}-{n}" for n in count(1))
+        free = next(
+            each for each in numbered if unicodedata.normalize("NFC", each).casefold() not in taken
+        )
+        taken.add(unicodedata.normalize("NFC", free).casefold())
+        yield free
 
 
 def grid(cells: Sequence[Image.Image], columns: int, gap: int) -> Image.Image:

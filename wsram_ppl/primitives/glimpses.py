@@ -97,16 +97,19 @@ class Pyramid:
     """Images at several scales, laid out so that one lookup reads patches of all of them.
 
     Attributes:
-        buffer: [N, total], N the product of ``batch_shape``. A row holds one image's levels.
-        batch_shape: leading dimensions of the images.
+        buffer: [N, total], N the product of ``batch_shape``. A row holds the levels of one image, or of
+            one channel of it.
+        batch_shape: leading dimensions of the images, channels included.
         levels: where they lie in a row.
         patch: k, the side of a patch in level pixels.
+        colour: whether the last dimension of ``batch_shape`` is that of channels.
     """
 
     buffer: Tensor
     batch_shape: torch.Size
     levels: Levels
     patch: int
+    colour: bool = False
 
     def level(self, index: int) -> Tensor:
         """The images averaged by ``scales[index]``: [*batch_shape, ceil(H / s), ceil(W / s)]."""
@@ -115,21 +118,28 @@ class Pyramid:
         return rows[:, :, :width].reshape(*self.batch_shape, height, width)
 
 
-def build_pyramid(images: Tensor, scales: Sequence[int] | Levels, patch: int) -> Pyramid:
+def build_pyramid(
+    images: Tensor, scales: Sequence[int] | Levels, patch: int, *, colour: bool = False
+) -> Pyramid:
     """Averages images by each of ``scales``, for :func:`extract`.
 
     A size that a scale does not divide is filled up with zeros on the right and at the bottom.
     Gradients flow to the images. Mixed precision leaves the pixels' type alone.
 
     Args:
-        images: [..., H, W], floating point.
+        images: [..., H, W], or in colour [..., C, H, W]; floating point.
         scales: image pixels per patch pixel, whole numbers from 1; no two alike. Or the levels of images
             of the same size, which spares the way to the device.
         patch: k, the side of the patches in pixels.
+        colour: whether the images have channels: a patch then shows all of them.
 
     Raises:
         InputError: an argument is out of range.
     """
+    if colour and images.dim() < 3:
+        raise InputError(
+            f"images in colour are [..., channels, height, width], not of shape {tuple(images.shape)}"
+        )
     if not isinstance(patch, int) or isinstance(patch, bool) or patch < 1:
         raise InputError(f"patch must be a whole number of at least 1, not {patch!r}")
     levels = scales if isinstance(scales, Levels) else Levels.of(images, scales)
@@ -150,7 +160,7 @@ def build_pyramid(images: Tensor, scales: Sequence[int] | Levels, patch: int) ->
         buffer[:, edge:start].zero_()
         edge = start + rows * stride
     buffer[:, edge:].zero_()
-    return Pyramid(buffer, images.shape[:-2], levels, patch)
+    return Pyramid(buffer, images.shape[:-2], levels, patch, colour)
 
 
 def extract(pyramid: Pyramid, location: Tensor, scale_index: Tensor) -> Tensor:
@@ -173,7 +183,8 @@ def extract(pyramid: Pyramid, location: Tensor, scale_index: Tensor) -> Tensor:
             broadcast together, so either may lack the particle dimensions on the left.
 
     Returns:
-        [..., B, k * k], row by row, in the images' type.
+        [..., B, k * k], row by row, in the images' type. Of images in colour [..., B, C * k * k],
+        channel by channel; the images' batch is then what comes before their channels.
 
     Example::
 
@@ -181,6 +192,8 @@ def extract(pyramid: Pyramid, location: Tensor, scale_index: Tensor) -> Tensor:
         patches = extract(pyramid, location, scale_index)                  # [5, B, 144]
     """
     k = pyramid.patch
+    if pyramid.colour:  # all channels are read at the same places
+        location, scale_index = location.unsqueeze(-2), scale_index.unsqueeze(-1)
     geometry = _rows(pyramid.levels.geometry, scale_index)
     layout = _rows(pyramid.levels.layout, scale_index)
     half, size = geometry[..., :2], geometry[..., 2:]
@@ -204,7 +217,7 @@ def extract(pyramid: Pyramid, location: Tensor, scale_index: Tensor) -> Tensor:
     x, y = fraction[..., 0, None, None], fraction[..., 1, None, None]
     pixels = torch.lerp(pixels[..., :-1, :], pixels[..., 1:, :], y)
     pixels = torch.lerp(pixels[..., :-1], pixels[..., 1:], x)
-    return pixels.flatten(-2)
+    return pixels.flatten(-3 if pyramid.colour else -2)
 
 
 def window(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,14 @@ from wsram_ppl.config import Components
 from wsram_ppl.errors import InputError
 from wsram_ppl.files import write_atomically
 
-__all__ = ["Checkpoint", "TrainingState", "load_checkpoint", "save_checkpoint"]
+__all__ = [
+    "Checkpoint",
+    "TrainingState",
+    "copy_weights",
+    "load_checkpoint",
+    "load_weights",
+    "save_checkpoint",
+]
 
 #: What the header says of a file that this module wrote, and of one that an earlier version wrote.
 FORMAT, _EARLIER = "wsram_ppl checkpoint 2", {"wsram_ppl checkpoint 1": "0.1"}
@@ -62,8 +69,8 @@ class TrainingState:
         Raises:
             InputError: names or shapes do not fit.
         """
-        _load_module(self.components.model, "model", tensors)
-        _load_module(self.components.guide, "guide", tensors)
+        load_weights(self.components.model, "model", tensors)
+        load_weights(self.components.guide, "guide", tensors)
         self.components.objective.load_state_dict(_part("objective", tensors))
         if self.optimizer is not None:
             state: dict[int, dict[str, Tensor]] = {}
@@ -159,7 +166,40 @@ def _part(part: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name[len(prefix) :]: t for name, t in tensors.items() if name.startswith(prefix)}
 
 
-def _load_module(module: nn.Module, part: str, tensors: Mapping[str, Tensor]) -> None:
+def copy_weights(
+    module: nn.Module, part: str, tensors: Mapping[str, Tensor], options: Collection[str]
+) -> tuple[int, list[str]]:
+    """Puts those parameters and buffers of a part back that fit.
+
+    Args:
+        options: names of buffers without dimension that are options: these stay what they are.
+
+    Returns:
+        How many there were, and a text for each other one.
+    """
+    found, others = 0, []
+    given = _part(part, tensors)
+    own = module.state_dict()  # what it holds is the module's own
+    with torch.no_grad():
+        for name, tensor in own.items():
+            if name in options and not tensor.dim():
+                continue
+            there = given.get(name)
+            if there is not None and there.shape == tensor.shape:
+                tensor.copy_(there)
+                found += 1
+            else:
+                shape = "not there" if there is None else f"there {list(there.shape)}"
+                others.append(f"{part}.{name} {list(tensor.shape)} ({shape})")
+    return found, others
+
+
+def load_weights(module: nn.Module, part: str, tensors: Mapping[str, Tensor]) -> None:
+    """Puts the parameters and buffers of a part (``model`` or ``guide``) back.
+
+    Raises:
+        InputError: names or shapes do not fit.
+    """
     try:
         module.load_state_dict(_part(part, tensors))
     except RuntimeError as error:

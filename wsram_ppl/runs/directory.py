@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import errno
 import json
+import logging
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from wsram_ppl import __version__
 from wsram_ppl.config import (
@@ -26,14 +27,33 @@ from wsram_ppl.files import locked, make_folder, make_next_folder, to_json, writ
 
 if TYPE_CHECKING:  # to look at a run's settings takes no torch
     import torch
-    from torch import Tensor
+    from torch import Tensor, nn
 
-    from wsram_ppl.interfaces import DataSource
+    from wsram_ppl.interfaces import DataSource, ReadsPictures
     from wsram_ppl.runs.checkpoints import Checkpoint
 
 CONFIG, SUMMARY, DATA, LOCK = "config.toml", "summary.json", "data.json", "lock"
 CHECKPOINT, PREVIOUS = "last.safetensors", "previous.safetensors"
+#: Keys of a checkpoint's data: what is said whenever it is measured, and that no run can go on from it.
+NOTE, WEIGHTS_ONLY = "note", "weights_only"
+#: The key of a record that is of interest only where training goes on.
+TRAINING = "training"
+_log = logging.getLogger(__name__)
 _WRITTEN_BY, _EARLIER_CONFIG = "# wsram_ppl ", "spec.toml"
+
+
+class LoadedModel(NamedTuple):
+    """A run's model without its data.
+
+    Attributes:
+        source: the class of its data source.
+        record: what was kept of the data.
+    """
+
+    config: ExperimentConfig
+    model: nn.Module
+    source: ReadsPictures
+    record: dict[str, Any]
 
 
 class RunDirectory:
@@ -164,8 +184,13 @@ class RunDirectory:
         """
         saved = self.saved(config)
         if saved is not None:
+            if saved.data.get(WEIGHTS_ONLY):
+                raise InputError(
+                    f"{self.path} holds weights alone, from which a run cannot go on: start another one "
+                    f"from them, with train EXPERIMENT --init {self.path}"
+                )
             self._check_length(saved.step, config)
-        self.check_data(data)
+            self.check_data(data)
         self.write_config(config)
         self.keep_data(data)
         # That of an earlier end, of fewer updates.
@@ -190,26 +215,45 @@ class RunDirectory:
             write_atomically(self.path / DATA, text.encode())
         self.check_data(data)
 
-    def check_data(self, data: DataSource) -> None:
+    def check_data(self, data: DataSource, *, other: bool = False) -> None:
         """Makes sure that the data are what the run kept of them, if anything.
+
+        Args:
+            other: whether they are meant to be others than the run was trained on. What is kept of the
+                training data (``training`` in the record) does not count then, nor what they lack.
 
         Raises:
             InputError: they are not, or the file cannot be read.
         """
         path = self.path / DATA
+        record = _record(data)
         if not path.exists():
+            if record is not None:
+                raise InputError(
+                    f"there is no {path}, which says what data {self.path} began with: bring it back, "
+                    "or train anew"
+                )
             return
-        try:
-            kept: dict[str, Any] = json.loads(path.read_bytes())
-        except (OSError, ValueError) as error:
-            raise InputError(f"cannot read {path}: {error}") from error
-        now = json.loads(to_json(_record(data) or {}))
-        changed = [key for key in {**kept, **now} if kept.get(key) != now.get(key)]
+        kept = self._kept() or {}
+        now = json.loads(to_json(record or {}))
+        compared = [key for key in kept if key in now and key != TRAINING] if other else {**kept, **now}
+        changed = [key for key in compared if kept.get(key) != now.get(key)]
         if changed:
             raise InputError(
                 f"the data have changed since {self.path} began ({', '.join(changed)} not as in "
                 f"{path}): its weights have no meaning for them; bring the old data back, or train anew"
             )
+
+    def _kept(self) -> dict[str, Any] | None:
+        """What was kept of the data; None where nothing was."""
+        path = self.path / DATA
+        try:
+            kept: dict[str, Any] = json.loads(path.read_bytes())
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError) as error:
+            raise InputError(f"cannot read {path}: {error}") from error
+        return kept
 
     def summary(self, remedy: str = "remove it to go on") -> dict[str, Any] | None:
         """The summary of a finished run, else None; what is null in the file is NaN.
@@ -271,12 +315,31 @@ class RunDirectory:
             raise InputError("; ".join(refused))
         return None
 
-    def config(self, overrides: Sequence[str] = (), **shorthands: str | int | None) -> ExperimentConfig:
+    def has_checkpoint(self) -> bool:
+        """Whether there is something to go on from."""
+        return self.checkpoint.exists() or (self.path / PREVIOUS).exists()
+
+    def newest(self) -> Checkpoint:
+        """The newest whole checkpoint, whatever its config.
+
+        Raises:
+            InputError: there is none.
+        """
+        from wsram_ppl.runs.checkpoints import load_checkpoint
+
+        if not self.checkpoint.exists() and (self.path / PREVIOUS).exists():
+            return load_checkpoint(self.path / PREVIOUS)
+        return load_checkpoint(self.checkpoint)
+
+    def config(
+        self, overrides: Sequence[str] = (), *, other_data: bool = False, **shorthands: str | int | None
+    ) -> ExperimentConfig:
         """The resolved config of the run.
 
         Args:
             overrides, shorthands: as in :func:`~wsram_ppl.config.load_config`; only of what does not
                 change its updates.
+            other_data: whether overrides may be of anything in ``[data]``, to measure the run there.
 
         Raises:
             InputError: this is not a run's directory, its config is not valid, or an override changes
@@ -296,10 +359,11 @@ class RunDirectory:
         with self._explained(path):
             found = parse_config(tables)
         config = parse_config(tables, overrides, **shorthands)
-        if found.fingerprint() != config.fingerprint():
+        same = replace(config, data=found.data) if other_data else config
+        if found.fingerprint() != same.fingerprint():
             places = "".join(f", data.{key}" for key in sorted(found.data.paths))
             raise InputError(
-                f"{self.path} is a run of other settings ({found.difference(config)}); those that may "
+                f"{self.path} is a run of other settings ({found.difference(same)}); those that may "
                 f"change are training.steps, the device, how often to log, evaluate and save{places}"
             )
         return config
@@ -331,7 +395,8 @@ class RunDirectory:
         """Builds the run's components with the weights of its last checkpoint.
 
         Args:
-            config: that of the run, with its data in another place, say; None: as it is.
+            config: that of the run, with its data in another place or with other data
+                (:meth:`config`); None: as it is.
 
         Returns:
             The config, the components on the device, and the number of updates behind the weights.
@@ -344,17 +409,45 @@ class RunDirectory:
 
         from wsram_ppl.runs.checkpoints import TrainingState
 
-        config = config or self.config()
-        saved = self.saved(config)
+        own = self.config()
+        config = config or own
+        saved = self.saved(own)
         if saved is None:
             raise InputError(f"there is no checkpoint {self.checkpoint}: the run has not come that far")
         components = build(config)
-        self.check_data(components.data)
+        self.check_data(components.data, other=config.data != own.data)
         TrainingState(components).load(saved.tensors)
+        if note := saved.data.get(NOTE):
+            _log.info("%s: %s", self.path, note)
         components.model.to(device)
         components.guide.to(device)
         components.data.to(torch.device(device))
         return config, components, saved.step
+
+    def load_model(self, device: torch.device | str = "cpu") -> LoadedModel:
+        """Builds the model alone with the weights of the last checkpoint; the data need not be there.
+
+        Raises:
+            InputError: not a run; a checkpoint that is missing, damaged or of another config; a data
+                source that reads no pictures.
+        """
+        from wsram_ppl.config import build_model
+        from wsram_ppl.interfaces import ReadsPictures
+        from wsram_ppl.runs.checkpoints import load_weights
+
+        config = self.config()
+        source = config.data.cls
+        if not isinstance(source, ReadsPictures):
+            raise InputError(f"data source '{config.data.name}' reads no pictures of your own")
+        saved = self.saved(config)
+        if saved is None:
+            raise InputError(f"there is no checkpoint {self.checkpoint}: the run has not come that far")
+        record = self._kept()
+        if record is None:
+            raise InputError(f"there is no {self.path / DATA}, which says what the classes are")
+        model = build_model(config, source.implied_options(record))
+        load_weights(model, "model", saved.tensors)
+        return LoadedModel(config, model.to(device), source, record)
 
 
 def _record(data: DataSource) -> Mapping[str, Any] | None:
@@ -371,6 +464,9 @@ class NewRunDirectory(RunDirectory):
 
     def check_free(self) -> None:
         pass
+
+    def has_checkpoint(self) -> bool:
+        return False
 
     @contextmanager
     def claim(self, config: ExperimentConfig) -> Iterator[None]:

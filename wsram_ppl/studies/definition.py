@@ -52,9 +52,11 @@ from wsram_ppl.errors import InputError
 __all__ = ["Candidate", "Figure", "Search", "Study", "Variant", "load_study"]
 
 #: What a study may ask to have drawn (:mod:`wsram_ppl.studies.figures`).
-Figure = Literal["error", "test_error", "nll_per_word", "bound", "ess", "variance", "scales"]
+Figure = Literal[
+    "error", "validation_error", "test_error", "nll_per_word", "bound", "ess", "variance", "scales"
+]
 
-#: How the best value of a search is told, on held-out data.
+#: How the best value of a search is told, on validation data.
 Metric = Literal["bound", "error"]
 
 _RESERVED: Final = {

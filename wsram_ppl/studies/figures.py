@@ -114,12 +114,12 @@ _LINES: Final[dict[str, _Kind]] = {
         True,
         _percent,
     ),
-    "test_error": _Kind(
+    "validation_error": _Kind(
         "eval",
         "error",
-        "Test error",
-        "test error",
-        "Share of held-out examples that are predicted wrongly",
+        "Validation error",
+        "validation error",
+        "Share of validation examples that are predicted wrongly",
         False,
         _percent,
     ),
@@ -136,7 +136,7 @@ _LINES: Final[dict[str, _Kind]] = {
     "bound": _Kind(
         "eval",
         "bound",
-        "Bound on held-out data",
+        "Bound on validation data",
         "bound (nats per example)",
         "Importance bound with the run's own number of particles of its guide",
         False,
@@ -166,6 +166,7 @@ _LINES: Final[dict[str, _Kind]] = {
         _logarithmic,
     ),
 }
+_LINES["test_error"] = _LINES["validation_error"]  # as studies had it when there was one held-out set
 
 
 def draw(names: Sequence[str], lines: Sequence[Line], folder: Path, window: int) -> list[Drawn]:

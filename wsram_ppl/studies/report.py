@@ -209,8 +209,8 @@ def _page(
 
 
 _METRICS: Final = {
-    "bound": "the bound on held-out data, in nats per example (higher is better)",
-    "error": "the error on held-out data (lower is better)",
+    "bound": "the bound on validation data, in nats per example (higher is better)",
+    "error": "the error on validation data (lower is better)",
 }
 
 

@@ -37,7 +37,7 @@ def table_csv(rows: Sequence[Summary]) -> str:
 def table_cells(rows: Sequence[Summary]) -> tuple[list[str], list[list[str]]]:
     """The table for people: its head and its rows. Columns without any number are left out."""
     columns: dict[str, list[str]] = {"variant": [row.label for row in rows]}
-    columns["test error"] = [_percent(row.measures["error"]) for row in rows]
+    columns["validation error"] = [_percent(row.measures["error"]) for row in rows]
     columns["paper's error"] = ["" if row.paper is None else f"{row.paper:.2%}" for row in rows]
     particles = {row.particles for row in rows if row.finished}
     known = next(iter(particles)) if len(particles) == 1 else None
@@ -54,7 +54,7 @@ def table_cells(rows: Sequence[Summary]) -> tuple[list[str], list[list[str]]]:
     columns["runs"] = [_runs(row) for row in rows]
     if all(row.measures["error"] is None for row in rows):
         for name in list(columns):
-            if name == "test error" or name.startswith("updates to"):
+            if name == "validation error" or name.startswith("updates to"):
                 del columns[name]
     shown = {name: cells for name, cells in columns.items() if any(cells)}
     return list(shown), [list(cells) for cells in zip(*shown.values(), strict=True)]
@@ -72,8 +72,9 @@ def table_caption(window: int, thresholds: Sequence[float] = THRESHOLDS) -> str:
     """What the numbers of the table are."""
     named = " or ".join(f"{threshold:.0%}" for threshold in thresholds)
     return (
-        "Mean and standard error over seeds at the end of the runs. Test error, bound (per example, "
-        "with M particles; higher is better) and effective sample size (ESS): on held-out data. "
+        "Mean and standard error over seeds at the end of the runs. Validation error, bound (per "
+        "example, with M particles; higher is better) and effective sample size (ESS): on validation "
+        "data. "
         "Updates/s: without evaluations, as the machine was then loaded. "
         f"Updates to {named}: the first logged update "
         f"at which the training error, as the mean of the last {window} logged minibatches, is at most "

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from wsram_ppl import collectives
 from wsram_ppl.distributed.sharding import BatchShard
 from wsram_ppl.errors import InputError
-from wsram_ppl.interfaces import Measure, batch_metrics, check_finite, plate_nesting
+from wsram_ppl.interfaces import Measure, batch_metrics, check_batch, plate_nesting
 from wsram_ppl.objectives.diagnostics import importance_sample
 from wsram_ppl.primitives.handlers import evaluating
 
@@ -42,13 +42,13 @@ def evaluate(
         ``ess`` (in [1, M]), ``particles``, ``samples``, ``examples``, and the model's ``metrics``.
 
     Raises:
-        InputError: no data, or data that are not finite.
+        InputError: no data, or data that are not finite or none that the model can work on.
     """
     totals: dict[str, Tensor] = {}
     examples = 0
     with evaluating(model, guide):
         for number, whole in enumerate(batches, start=1):
-            check_finite(whole, f"held-out batch {number}")
+            check_batch(model, whole, f"held-out batch {number}")
             size = whole[0].shape[0]
             examples += size
             batch = shard.part(whole) if shard else whole

@@ -93,6 +93,8 @@ def _train(
     processes: Processes,
 ) -> dict[str, Any]:
     trainer = Trainer.start(config, processes)
+    if config.training.init is not None and not run.has_checkpoint():
+        trainer.start_from(RunDirectory(config.training.init))
     trainer.minibatches.check(trainer.step)
     check_held_out(trainer)
     with ExitStack() as claimed:

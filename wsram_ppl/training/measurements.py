@@ -12,7 +12,7 @@ from torch import Tensor
 
 from wsram_ppl import collectives
 from wsram_ppl.distributed.devices import Stream
-from wsram_ppl.interfaces import Measure, batch_metrics, check_finite
+from wsram_ppl.interfaces import Measure, batch_metrics, check_batch
 from wsram_ppl.objectives.diagnostics import gradient_moments, parameter_groups
 from wsram_ppl.training.evaluation import evaluate
 from wsram_ppl.training.minibatches import cast
@@ -71,7 +71,7 @@ def check_held_out(trainer: Trainer) -> None:
     """
     begun = time.monotonic()
     for number, batch in enumerate(_held_out(trainer), start=1):
-        check_finite(batch, f"held-out batch {number}")
+        check_batch(trainer.components.model, batch, f"held-out batch {number}")
         if number == 1:
             _measure(trainer, [tuple(part[:2] for part in batch)])
         if time.monotonic() - begun > LOOK:

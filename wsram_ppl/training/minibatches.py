@@ -11,7 +11,7 @@ from torch import Tensor
 
 from wsram_ppl.config import Components, TrainingSettings
 from wsram_ppl.distributed.sharding import BatchShard
-from wsram_ppl.interfaces import check_finite, prepared, training_rows
+from wsram_ppl.interfaces import check_batch, prepared, training_rows
 from wsram_ppl.training.reading import reading
 
 __all__ = ["Minibatch", "Minibatches", "Prefetcher", "cast"]
@@ -62,24 +62,33 @@ class Minibatches:
         self._ahead.settle()
 
     def check(self, step: int) -> None:
-        """Makes sure that a minibatch of this size can be had.
+        """Makes sure that a minibatch of this size can be had, and is one that the model can work on.
 
         Raises:
-            InputError: it cannot, or it holds what is not a number.
+            InputError: it cannot, or it is not.
             SourceError: it cannot be read.
         """
-        check_finite(self.extra(step).batch, f"the first minibatch of data {self._source!r}")
+        what = f"the first minibatch of data {self._source!r}"
+        batch = self._read(step)
+        check_batch(self._components.model, batch, what)
+        self._prepared(batch)
+
+    def _make(self, step: int) -> Minibatch:
+        return self._prepared(self._read(step))
 
     @torch.no_grad()
-    def _make(self, step: int) -> Minibatch:
-        training, components = self._training, self._components
-        size = training.batch_size
-        rows = self._shard.rows(size)
+    def _read(self, step: int) -> tuple[Tensor, ...]:
+        training = self._training
+        rows = self._shard.rows(training.batch_size)
         with reading(self._source):
-            batch = training_rows(components.data, step, size, training.seed, rows)
-        batch = cast(batch, training.precision)
+            batch = training_rows(self._components.data, step, training.batch_size, training.seed, rows)
+        return cast(batch, training.precision)
+
+    @torch.no_grad()
+    def _prepared(self, batch: tuple[Tensor, ...]) -> Minibatch:
         # An update that is recorded prepares its batch itself.
-        return Minibatch(batch, batch if training.cuda_graph else prepared(components.model, batch))
+        recorded = self._training.cuda_graph
+        return Minibatch(batch, batch if recorded else prepared(self._components.model, batch))
 
 
 def cast(batch: tuple[Tensor, ...], precision: str) -> tuple[Tensor, ...]:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 from torch import Tensor
 
 from wsram_ppl.errors import InputError, RunError, SourceError, one_line
-from wsram_ppl.interfaces import DataSource
+from wsram_ppl.interfaces import DataSource, HeldOut
 
-__all__ = ["held_out", "reading"]
+__all__ = ["has_splits", "held_out", "reading"]
 
 
 @contextmanager
@@ -38,18 +38,32 @@ def reading(source: str) -> Iterator[None]:
         raise SourceError(text) from error
 
 
+def has_splits(data: DataSource) -> bool:
+    """Whether a source has test data beside those that choices are made on."""
+    return "split" in inspect.signature(data.evaluation_batches).parameters
+
+
 def held_out(
-    data: DataSource, source: str, size: int, limit: int | None = None, **split: Any
+    data: DataSource, source: str, size: int, limit: int | None = None, split: HeldOut | None = None
 ) -> Iterator[tuple[Tensor, ...]]:
     """The held-out batches of a source (:meth:`~wsram_ppl.interfaces.DataSource.evaluation_batches`).
 
+    Args:
+        split: None: those that the source gives unasked, of validation.
+
     Raises:
-        InputError: there are none.
+        InputError: there are none, or the source has no such split.
         SourceError: they cannot be read.
     """
+    if split is not None and not has_splits(data):
+        raise InputError(
+            f"data {source!r} has one held-out set: leave out --split, or give its evaluation_batches a "
+            'keyword split, "validation" or "test"'
+        )
     empty = True
     with reading(source):
-        for batch in data.evaluation_batches(size, limit, **split):
+        chosen = {} if split is None else {"split": split}
+        for batch in data.evaluation_batches(size, limit, **chosen):
             empty = False
             yield batch
     if empty:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -18,7 +19,8 @@ from wsram_ppl.errors import Diverged, InputError, RunError
 from wsram_ppl.interfaces import prepared
 from wsram_ppl.objectives import Exploration
 from wsram_ppl.objectives.exploration import in_place
-from wsram_ppl.runs.checkpoints import TrainingState
+from wsram_ppl.runs.checkpoints import TrainingState, copy_weights
+from wsram_ppl.runs.directory import RunDirectory
 from wsram_ppl.training.compiled import compile_networks
 from wsram_ppl.training.cuda_graph import CudaGraphStep, check_recordable
 from wsram_ppl.training.divergence import diverged
@@ -26,6 +28,8 @@ from wsram_ppl.training.minibatches import Minibatches
 from wsram_ppl.training.optimizer import Clipping, make_optimizer
 
 __all__ = ["Trainer"]
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -94,6 +98,27 @@ class Trainer:
         with processes.one_after_the_other():  # the first may download what the others then find
             components = build(config)
         return cls(config, components, processes)
+
+    def start_from(self, run: RunDirectory) -> None:
+        """Takes the weights of another run, as far as they fit; the others stay as they were drawn.
+
+        Raises:
+            InputError: there are none, or nothing fits.
+        """
+        try:
+            saved = run.newest()
+        except InputError as error:
+            raise InputError(f"training.init = {str(run)!r}: {error}") from error
+        taken = 0
+        anew: list[str] = []
+        for part in ("model", "guide"):
+            options = getattr(self.config, part).parameters
+            count, others = copy_weights(getattr(self.components, part), part, saved.tensors, options)
+            taken, anew = taken + count, [*anew, *others]
+        if not taken:
+            raise InputError(f"training.init = {str(run)!r}: nothing there fits ({'; '.join(anew[:3])})")
+        said = f": {', '.join(anew)}" if anew else ""
+        _log.info("%s: %d tensors are taken, %d drawn anew%s", run, taken, len(anew), said)
 
     def _take_objective(self) -> None:
         """Checks the objective and gives it the run's exploration."""

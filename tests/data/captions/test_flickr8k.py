@@ -179,7 +179,7 @@ def test_examples_are_photos_with_all_their_captions(source: FlickrCaptions) -> 
     references = [own for part in parts for own in part.references]
     # Whole: a word that the model does not know still counts in a score.
     assert references == [[normalize(text) for text in CAPTIONS[name]] for name in good]
-    root = source._splits["dev"].photos[0].path.parent
+    root = source._splits["validation"].photos[0].path.parent
     looked_up = source.look_up([str(root / name) for name in good])
     assert looked_up.references == [[] for _ in good]
     for k in (0, 1):
@@ -208,7 +208,10 @@ def test_batches_of_several_epochs_keep_to_the_vocabulary(source: FlickrCaptions
         (lambda s: s.training_batch(-1, 3, 0), "the step must be"),
         (lambda s: s.evaluation_batches(0), "the batch size must be"),
         (lambda s: s.examples(3, 0), "the number of held-out examples must be"),
-        (lambda s: s.examples(3, split="train"), "unknown split 'train'; held-out splits are dev and"),
+        (
+            lambda s: s.examples(3, split="train"),
+            "unknown split 'train'; held-out splits are validation",
+        ),
         (lambda s: s.look_up([]), "name at least one photo"),
         (lambda s: s.look_up(["nowhere.jpg"]), "cannot read the picture 'nowhere.jpg': No such file"),
         (lambda s: s.pictures([__file__]), "cannot read the picture '.*py': not a picture"),
@@ -347,7 +350,7 @@ def test_the_real_copy(tmp_path: Path) -> None:
     if not (real.is_dir() and net.is_file()):
         pytest.skip(f"no copy of Flickr8k or no weights in {SHARED}")
     (tmp_path / "Images").mkdir()
-    for split, count in (("train", 6), ("dev", 2)):
+    for split, count in (("train", 6), ("validation", 2)):
         names = (real / f"Flickr_8k.{split}Images.txt").read_text().split()
         shutil.copy(real / f"Flickr_8k.{split}Images.txt", tmp_path)
         for name in names[:count]:

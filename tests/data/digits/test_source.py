@@ -17,7 +17,7 @@ from torch import Tensor
 from torch._subclasses import FakeTensorMode
 
 from wsram_ppl.config.catalogue import DATA_SOURCES
-from wsram_ppl.data.digits.files import Digits
+from wsram_ppl.data.digits.files import Digits, read_sample
 from wsram_ppl.data.digits.placement import draw_placements, place
 from wsram_ppl.data.digits.source import MNISTDigits, PlacedDigits, SampleDigits
 from wsram_ppl.errors import InputError
@@ -165,14 +165,19 @@ def test_placements_are_uniform() -> None:
 # ---------------------------------------------------------------- batches
 
 
-def tell_tale(count: int = 10, tests: int = 7) -> tuple[Digits, Digits]:
-    """Digits that can be told apart by their grey level: training from 1, test from 200 on."""
+def tell_tale(count: int = 10, tests: int = 7) -> tuple[Digits, Digits, Digits]:
+    """Digits that can be told apart by their grey level.
+
+    Training from 1, validation from 150 and test from 200 on.
+    """
 
     def digits(levels: Tensor) -> Digits:
         images = levels.to(torch.uint8)[:, None, None].expand(-1, 28, 28).contiguous()
         return Digits(images, levels % 10)
 
-    return digits(torch.arange(count) + 1), digits(torch.arange(tests) + 200)
+    firsts = {150: tests, 200: tests}
+    held_out = (digits(torch.arange(number) + first) for first, number in firsts.items())
+    return digits(torch.arange(count) + 1), *held_out
 
 
 def source(count: int = 10, tests: int = 7, **options: Any) -> PlacedDigits:
@@ -252,11 +257,13 @@ def test_the_epoch_after_a_million_steps_costs_no_more() -> None:
     assert len(digits._epochs._orders) <= 2, "permutations pile up"
 
 
-def test_evaluation_goes_through_the_test_set_once() -> None:
+def test_evaluation_goes_through_a_split_once() -> None:
+    """Through validation, unless it is asked for the test set."""
     digits = source(tests=7)
-    batches = [levels(batch) for batch in digits.evaluation_batches(3)]
-    assert [len(batch) for batch in batches] == [3, 3, 1]
-    assert sorted(level for batch in batches for level in batch) == list(range(200, 207))
+    for first, split in ((150, {}), (150, {"split": "validation"}), (200, {"split": "test"})):
+        batches = [levels(batch) for batch in digits.evaluation_batches(3, **split)]
+        assert [len(batch) for batch in batches] == [3, 3, 1]
+        assert sorted(level for batch in batches for level in batch) == list(range(first, first + 7))
 
 
 @FEW
@@ -284,15 +291,33 @@ def test_the_test_seed_fixes_the_test_set() -> None:
 
 
 def test_the_whole_of_the_sample_is_evaluated() -> None:
-    count = torch.cat([labels for _, labels in SampleDigits().evaluation_batches(300)]).bincount()
-    assert count.tolist() == [200] * 10
+    batches = SampleDigits().evaluation_batches(300, split="test")
+    assert torch.cat([labels for _, labels in batches]).bincount().tolist() == [200] * 10
+    assert sum(len(labels) for _, labels in SampleDigits().evaluation_batches(300)) == 1000
+
+
+def test_validation_digits_are_the_last_of_the_training_digits() -> None:
+    """Nothing of them is trained on."""
+    training, _ = read_sample()
+    digits = SampleDigits(scale=(1.0, 1.0), canvas=28)
+    assert digits.num_training == 9000
+    images = torch.cat([images for images, _ in digits.evaluation_batches(500)])
+
+    def rows(images: Tensor) -> list[bytes]:
+        return sorted(image.numpy().tobytes() for image in (images.float() * 255).round().byte())
+
+    assert rows(images) == rows(training.images[-1000:].float() / 255)
+    epoch = [digits.training_batch(step, 900, 0)[0] for step in range(10)]
+    assert rows(torch.cat(epoch)) == rows(training.images[:9000].float() / 255)
 
 
 @pytest.mark.skipif(not MNIST.is_dir(), reason=f"no copy of MNIST in {MNIST}")
 def test_the_batches_of_mnist() -> None:
     digits = MNISTDigits(root=MNIST, canvas=60)
-    assert (digits.num_training, digits.num_test) == (60_000, 10_000)
-    images, labels = digits.training_batch(937, 64, 0)  # the end of the first epoch
+    assert digits.num_training == 50_000
+    for split in ("validation", "test"):
+        assert sum(len(y) for _, y in digits.evaluation_batches(2000, split=split)) == 10_000
+    images, labels = digits.training_batch(781, 64, 0)  # the end of the first epoch
     assert images.shape == (64, 60, 60) and labels.shape == (64,)
     assert sum(len(labels) for _, labels in digits.evaluation_batches(64, 100)) == 100
 
@@ -377,7 +402,8 @@ def test_the_largest_digit_may_fill_the_canvas() -> None:
         (lambda d: d.training_batch(0, True, 0), "the batch size must be a whole number"),
         # at the call, not at the first batch
         (lambda d: d.evaluation_batches(0), "the batch size must be a whole number of at least 1"),
-        (lambda d: d.evaluation_batches(5, 0), "the number of test digits must be a whole number"),
+        (lambda d: d.evaluation_batches(5, 0), "the number of validation digits must be a whole n"),
+        (lambda d: d.evaluation_batches(5, split="train"), "unknown split 'train'; held-out splits are"),
     ],
 )
 def test_wrong_arguments(call: Callable[[PlacedDigits], object], message: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal, NamedTuple, Protocol, get_args, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -12,25 +12,19 @@ from torch import Tensor
 
 from wsram_ppl.data.captions.vocabulary import END, Vocabulary
 from wsram_ppl.data.epochs import Epochs, Rows, check_batch, generator
-from wsram_ppl.errors import InputError
-from wsram_ppl.interfaces import DataSource
+from wsram_ppl.interfaces import DataSource, HeldOut
 
 __all__ = [
     "CaptionBatch",
     "CaptionSource",
     "EncodedCaptions",
     "Examples",
-    "HeldOut",
     "LengthBuckets",
     "Rows",
-    "check_split",
-    "moved",
 ]
 
 #: (words [B, T + 1], mask [B, T + 1], *maps); see :mod:`wsram_ppl.data.captions`.
 CaptionBatch = tuple[Tensor, ...]
-
-HeldOut = Literal["dev", "test"]
 
 
 class Examples(NamedTuple):
@@ -73,7 +67,7 @@ class CaptionSource(DataSource, Protocol):
         return {**self.vocabulary.to_data(), "layer_shapes": [list(s) for s in self.layer_shapes]}
 
     def examples(
-        self, size: int, limit: int | None = None, split: HeldOut = "dev"
+        self, size: int, limit: int | None = None, split: HeldOut = "validation"
     ) -> Iterator[Examples]:
         """The held-out pictures, each once, ``size`` at a time, or a fixed subset of ``limit``."""
         ...
@@ -85,19 +79,6 @@ class CaptionSource(DataSource, Protocol):
     def pictures(self, names: Sequence[str]) -> list[npt.NDArray[np.uint8]]:
         """The pictures themselves, each [height, width, 3], for drawing."""
         ...
-
-
-def check_split(name: str) -> None:
-    """InputError unless ``name`` is that of a held-out split."""
-    if name not in get_args(HeldOut):
-        raise InputError(f"unknown split {name!r}; held-out splits are dev and test")
-
-
-def moved(tensor: Tensor, device: torch.device) -> Tensor:
-    """A tensor on the host, moved to ``device``; nobody waits for its arrival on a GPU."""
-    if device.type == "cuda":
-        tensor = tensor.pin_memory()
-    return tensor.to(device, non_blocking=True)
 
 
 class EncodedCaptions:

@@ -37,7 +37,7 @@ from wsram_ppl.files import locked
 if TYPE_CHECKING:
     from PIL import Image, ImageFile
 
-__all__ = ["Picture", "Progress", "Unreadable", "extract", "read_picture"]
+__all__ = ["Picture", "Progress", "Unreadable", "extract", "open_picture", "read_picture"]
 
 #: Photos per call of the net. Fixed, since another size may round differently.
 _CHUNK: Final = 16
@@ -241,6 +241,21 @@ def _compute_chunk(photos: Sequence[Path], size: int, backbone: Backbone) -> _Ch
 
 
 def _decode(content: bytes, size: int | None) -> Picture:
+    with warnings.catch_warnings():
+        # Broken comments in a file are no reason to bother anyone while its pixels can be read.
+        warnings.simplefilter("ignore")
+        picture, note = open_picture(content)
+    if size is not None and picture.size != (size, size):
+        picture = picture.resize((size, size), 3)  # bicubic
+    return Picture(np.array(picture), note)
+
+
+def open_picture(content: bytes) -> tuple[Image.Image, str]:
+    """The picture of a file's content, in 8-bit RGB, upright, and a note as :class:`Picture` has it.
+
+    Raises:
+        Unreadable: it holds no picture.
+    """
     try:
         from PIL import Image, ImageOps
     except ImportError as error:
@@ -252,17 +267,12 @@ def _decode(content: bytes, size: int | None) -> Picture:
     if not content:
         raise Unreadable("the file is empty")
     try:
-        with warnings.catch_warnings():
-            # Broken comments in a file are no reason to bother anyone while its pixels can be read.
-            warnings.simplefilter("ignore")
-            with Image.open(io.BytesIO(content)) as image:
-                _see_transparent_colour(image, content)
-                upright = ImageOps.exif_transpose(image)
-                eight_bits, scaled = _eight_bits(upright, image.format == "PNG")
-                opaque, composed = _on_white(eight_bits)
-                if size is not None and opaque.size != (size, size):
-                    opaque = opaque.resize((size, size), Image.Resampling.BICUBIC)
-                return Picture(np.array(opaque), "; ".join(filter(None, (scaled, composed))))
+        with Image.open(io.BytesIO(content)) as image:
+            _see_transparent_colour(image, content)
+            upright = ImageOps.exif_transpose(image)
+            eight_bits, scaled = _eight_bits(upright, image.format == "PNG")
+            opaque, composed = _on_white(eight_bits)
+            return opaque, "; ".join(filter(None, (scaled, composed)))
     except Unreadable:
         raise
     except Exception as error:  # each decoder has its own

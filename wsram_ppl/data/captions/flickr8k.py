@@ -20,11 +20,8 @@ from wsram_ppl.data.captions.batches import (
     CaptionSource,
     EncodedCaptions,
     Examples,
-    HeldOut,
     LengthBuckets,
     Rows,
-    check_split,
-    moved,
 )
 from wsram_ppl.data.captions.feature_extraction import (
     Picture,
@@ -36,8 +33,9 @@ from wsram_ppl.data.captions.feature_extraction import (
 from wsram_ppl.data.captions.feature_store import FeatureStore, store_folder
 from wsram_ppl.data.captions.flickr8k_layouts import Flickr8k, Layout, Photo, read_flickr8k
 from wsram_ppl.data.captions.vocabulary import Vocabulary, normalize
-from wsram_ppl.data.epochs import check_held_out, generator
+from wsram_ppl.data.epochs import check_held_out, check_split, generator, moved
 from wsram_ppl.errors import InputError
+from wsram_ppl.interfaces import HeldOut
 
 __all__ = ["FlickrCaptions"]
 
@@ -68,7 +66,7 @@ class FlickrCaptions(CaptionSource):
 
     Training: every epoch is a fresh shuffle of all captions of the train split, in batches of about
     equal length (:class:`~wsram_ppl.data.captions.batches.LengthBuckets`). Evaluation: each caption of
-    the dev split is a datum.
+    the dev split is a datum of validation; the test split is Flickr8k's.
 
     Args:
         root: the folder of Flickr8k, in any layout (:mod:`wsram_ppl.data.captions.flickr8k_layouts`).
@@ -123,7 +121,8 @@ class FlickrCaptions(CaptionSource):
             minimum_count,
         )
         self.layer_shapes = self._store.shapes
-        self._splits = {name: self._split(photos, name) for name in ("train", "dev", "test")}
+        names = {"train": "train", "validation": "dev", "test": "test"}
+        self._splits = {name: self._split(photos, theirs) for name, theirs in names.items()}
         self._paths = {photo.name: photo.path for photo in photos}
         self._order = LengthBuckets(self._splits["train"].captions.lengths)
         self._device = torch.device("cpu")
@@ -183,7 +182,7 @@ class FlickrCaptions(CaptionSource):
         return self._batch(self._splits["train"], self._order.rows(step, size, seed), rows)
 
     def evaluation_batches(
-        self, size: int, limit: int | None = None, split: HeldOut = "dev"
+        self, size: int, limit: int | None = None, split: HeldOut = "validation"
     ) -> Iterator[CaptionBatch]:
         """The captions of a held-out split, or a fixed random ``limit`` of them, shortest first.
 
@@ -197,7 +196,7 @@ class FlickrCaptions(CaptionSource):
         return (self._batch(held_out, part) for part in parts)
 
     def examples(
-        self, size: int, limit: int | None = None, split: HeldOut = "dev"
+        self, size: int, limit: int | None = None, split: HeldOut = "validation"
     ) -> Iterator[Examples]:
         """The photos of a held-out split, or a fixed random ``limit`` of them, by name.
 

@@ -21,9 +21,6 @@ from wsram_ppl.data.captions.batches import (
     CaptionBatch,
     CaptionSource,
     Examples,
-    HeldOut,
-    check_split,
-    moved,
 )
 from wsram_ppl.data.captions.scene_generator import (
     COLOURS,
@@ -37,8 +34,9 @@ from wsram_ppl.data.captions.scene_generator import (
     generate,
 )
 from wsram_ppl.data.captions.vocabulary import END, START, Vocabulary
-from wsram_ppl.data.epochs import check_batch, check_held_out, check_whole
+from wsram_ppl.data.epochs import check_batch, check_held_out, check_split, check_whole, moved
 from wsram_ppl.errors import InputError
+from wsram_ppl.interfaces import HeldOut
 
 __all__ = ["VOCABULARY", "SceneCaptions", "sentences"]
 
@@ -53,7 +51,7 @@ _RELATIONS: Final = np.array(
     ]
 )
 #: Which endless row of scenes is for what.
-_TRAINING, _DEV, _TEST = range(3)
+_TRAINING, _VALIDATION, _TEST = range(3)
 
 
 def sentences(scenes: Scenes, first: Whole | None = None) -> tuple[Whole, npt.NDArray[np.bool_]]:
@@ -137,7 +135,7 @@ class SceneCaptions(CaptionSource):
         return self._batch(generate((_TRAINING, seed), step * size, size))
 
     def evaluation_batches(
-        self, size: int, limit: int | None = None, split: HeldOut = "dev"
+        self, size: int, limit: int | None = None, split: HeldOut = "validation"
     ) -> Iterator[CaptionBatch]:
         """The held-out scenes, or the first ``limit``, each with one of its captions.
 
@@ -147,7 +145,7 @@ class SceneCaptions(CaptionSource):
         return (self._batch(self.scenes(part, split)) for part in self._parts(size, limit, split))
 
     def examples(
-        self, size: int, limit: int | None = None, split: HeldOut = "dev"
+        self, size: int, limit: int | None = None, split: HeldOut = "validation"
     ) -> Iterator[Examples]:
         """The held-out scenes, or the first ``limit``; their names are their numbers.
 
@@ -157,7 +155,7 @@ class SceneCaptions(CaptionSource):
         return (self._examples(part, split) for part in self._parts(size, limit, split))
 
     def look_up(self, names: Sequence[str]) -> Examples:
-        """Scenes of the dev split by name, as ``"17"``; of the test split as ``"test/17"``.
+        """Scenes of the validation split by name, as ``"17"``; of the test split as ``"test/17"``.
 
         Raises:
             InputError: no name, or there is no such scene.
@@ -176,7 +174,7 @@ class SceneCaptions(CaptionSource):
         """
         return [draw(self.scenes(range(n, n + 1), split))[0] for split, n in map(self._find, names)]
 
-    def scenes(self, numbers: range, split: HeldOut = "dev") -> Scenes:
+    def scenes(self, numbers: range, split: HeldOut = "validation") -> Scenes:
         """Held-out scenes, with the truth about where everything is."""
         return generate((_row(split), self._test_seed), numbers.start, len(numbers))
 
@@ -201,7 +199,7 @@ class SceneCaptions(CaptionSource):
         references = [
             [*own] if n == 2 else [own[0]] for n, *own in zip(scenes.count, *texts, strict=True)
         ]
-        prefix = "" if split == "dev" else f"{split}/"
+        prefix = "" if split == "validation" else f"{split}/"
         return Examples([f"{prefix}{n}" for n in numbers], self._maps(scenes), references)
 
     def _maps(self, scenes: Scenes) -> tuple[Tensor, ...]:
@@ -219,7 +217,7 @@ class SceneCaptions(CaptionSource):
     def _find(self, name: str) -> tuple[HeldOut, int]:
         split, _, number = name.rpartition("/")
         if split in ("", "test") and number.isdecimal() and int(number) < self._held_out:
-            return ("test" if split else "dev"), int(number)
+            return ("test" if split else "validation"), int(number)
         raise InputError(
             f"there is no held-out scene {name!r}; there are 0 to {self._held_out - 1:,}, and test/0 to "
             f"test/{self._held_out - 1:,}"
@@ -229,4 +227,4 @@ class SceneCaptions(CaptionSource):
 def _row(split: str) -> int:
     """The number of the row of scenes that a held-out split is."""
     check_split(split)
-    return _DEV if split == "dev" else _TEST
+    return _VALIDATION if split == "validation" else _TEST

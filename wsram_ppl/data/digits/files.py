@@ -35,6 +35,13 @@ class Digits(NamedTuple):
     images: Tensor
     labels: Tensor
 
+    def part(self, rows: slice) -> Digits:
+        """Some of them."""
+        return Digits(self.images[rows], self.labels[rows])
+
+    def to(self, device: torch.device | str) -> Digits:
+        return Digits(self.images.to(device), self.labels.to(device))
+
 
 def read_sample() -> tuple[Digits, Digits]:
     """The training and the test digits that come with the package (see DIGITS.md beside them).

@@ -5,39 +5,56 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Self
+from typing import Any, Final, NamedTuple, Self
 
 import torch
 from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor
 
+from wsram_ppl.data.digits.clutter import Clutter, ClutterOption, add_clutter, draw_clutter
 from wsram_ppl.data.digits.files import DIGIT_SIZE, NUM_CLASSES, Digits, read_mnist, read_sample
+from wsram_ppl.data.digits.photos import read_digits
 from wsram_ppl.data.digits.placement import draw_placements, place
-from wsram_ppl.data.epochs import Epochs, check_batch, check_held_out, check_whole, generator
+from wsram_ppl.data.epochs import (
+    Epochs,
+    check_batch,
+    check_held_out,
+    check_split,
+    check_whole,
+    generator,
+)
 from wsram_ppl.errors import InputError
+from wsram_ppl.interfaces import HeldOut
 
 __all__ = ["MNISTDigits", "PlacedDigits", "SampleDigits"]
 
 # Each use of random numbers has its own stream.
-_ORDER, _PLACEMENT, _TEST_ORDER, _TEST_PLACEMENT = range(4)
+_ORDER, _PLACEMENT, _TEST_ORDER, _TEST_PLACEMENT, _VALIDATION_ORDER, _VALIDATION_PLACEMENT = range(6)
+_CLUTTER, _TEST_CLUTTER, _VALIDATION_CLUTTER = range(6, 9)
+#: The streams of a held-out split: of its order, its placements and its clutter.
+_STREAMS: Final = {
+    "validation": (_VALIDATION_ORDER, _VALIDATION_PLACEMENT, _VALIDATION_CLUTTER),
+    "test": (_TEST_ORDER, _TEST_PLACEMENT, _TEST_CLUTTER),
+}
 
 
 class PlacedDigits:
     """A data source of digits, resized and placed at random, whole, on a black square canvas.
 
     Training: every epoch is a fresh permutation of the digits, and every step draws fresh
-    placements, both fixed by the run's seed. Evaluation: the test digits in an order and at places
-    fixed by ``test_seed``. Random numbers are drawn on the CPU, so every device gets the same
-    batches (to rounding); the digits themselves live on the device.
+    placements and clutter, all fixed by the run's seed. Evaluation: the digits of a held-out split in an
+    order and at places fixed by ``test_seed``. Random numbers are drawn on the CPU, so every device gets
+    the same batches (to rounding); the digits themselves live on the device.
 
     Args:
-        training, test: the digits of either split.
+        training, validation, test: the digits of each split.
         scale: least and greatest factor of the resize; the factor is uniform between them.
         canvas: side of the canvas in pixels; the largest digit must fit.
-        test_seed: fixes the order and the places of the test digits.
+        test_seed: fixes the order, the places and the clutter of held-out digits.
+        clutter: pieces of other digits of the split, added at random places; None for none.
 
     Raises:
         InputError: an option is out of range.
@@ -48,29 +65,26 @@ class PlacedDigits:
     def __init__(
         self,
         training: Digits,
+        validation: Digits,
         test: Digits,
         *,
         scale: tuple[float, float],
         canvas: int,
         test_seed: int,
+        clutter: ClutterOption | None = None,
     ) -> None:
         self.scale = _checked_scale(scale)
         self.canvas = _checked_canvas(canvas, self.scale[1])
         check_whole("test_seed", test_seed, at_least=0)
-        self._training, self._test = training, test
-        self.num_training, self.num_test = len(training.labels), len(test.labels)
+        fewest = min(len(split.labels) for split in (training, validation, test))
+        self.clutter = Clutter.of(clutter, self.canvas, fewest)
+        self._training = training
+        self.num_training = len(training.labels)
         self._epochs = Epochs(self.num_training, partial(generator, _ORDER))
-        # In the files neighbours are alike (in MNIST the second half of the test set is harder),
-        # and the first few must stand for all of it.
-        order = torch.from_numpy(generator(_TEST_ORDER, test_seed).permutation(self.num_test))
-        self._test = Digits(*(part[order] for part in test))
-        self._test_placements = draw_placements(
-            generator(_TEST_PLACEMENT, test_seed),
-            self.num_test,
-            DIGIT_SIZE,
-            self.scale,
-            self.canvas,
-        )
+        self._held_out = {
+            name: self._fixed(digits, test_seed, *_STREAMS[name])
+            for name, digits in (("validation", validation), ("test", test))
+        }
 
     def training_batch(self, step: int, size: int, seed: int) -> tuple[Tensor, Tensor]:
         """The batch of update ``step``, the same for the same arguments.
@@ -94,18 +108,17 @@ class PlacedDigits:
     def training_rows(self, step: int, size: int, seed: int, rows: slice) -> tuple[Tensor, Tensor]:
         """Some rows of the batch of update ``step``; the other digits are not placed."""
         check_batch(step, size, seed, self.num_training, "training digits")
-        placements = draw_placements(
-            generator(_PLACEMENT, seed, step), size, DIGIT_SIZE, self.scale, self.canvas
-        )
-        device = self._training.labels.device
+        drawn = self._draw((seed, step), size, self.num_training, _PLACEMENT, _CLUTTER)
         chosen = torch.from_numpy(self._epochs.span(step * size, size, seed)[rows])
-        chosen = chosen.to(device, non_blocking=True)
-        images = self._training.images.index_select(0, chosen)
-        placements = placements[:, rows].to(device, non_blocking=True)
-        return place(images, placements, self.canvas), self._training.labels.index_select(0, chosen)
+        device = self._training.labels.device
+        return self._batch(
+            self._training, chosen.to(device, non_blocking=True), drawn.part(rows, device)
+        )
 
-    def evaluation_batches(self, size: int, limit: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
-        """The test digits at their fixed places; a digit's place does not depend on the arguments.
+    def evaluation_batches(
+        self, size: int, limit: int | None = None, split: HeldOut = "validation"
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """The digits of a held-out split at their fixed places, which do not depend on the arguments.
 
         Args:
             size: digits per batch; the last batch may be smaller.
@@ -115,34 +128,107 @@ class PlacedDigits:
             images [B, canvas, canvas], float32 in [0, 1], and labels [B], int64.
 
         Raises:
-            InputError: ``size`` or ``limit`` is below 1.
+            InputError: ``size`` or ``limit`` is below 1, or there is no such split.
         """
-        check_held_out(size, limit, "test digits")
-        count = self.num_test if limit is None else min(limit, self.num_test)
+        check_held_out(size, limit, f"{split} digits")
+        check_split(split)
+        digits, order, drawn = self._held_out[split]
+        order = order[:limit]
+        count = len(order)
         spans = (slice(first, min(first + size, count)) for first in range(0, count, size))
-        return (
-            (
-                place(self._test.images[span], self._test_placements[:, span], self.canvas),
-                self._test.labels[span],
-            )
-            for span in spans
-        )
+        return (self._batch(digits, order[span], drawn.part(span, order.device)) for span in spans)
 
     def to(self, device: torch.device | str) -> Self:
         """Moves the digits to ``device``, where the batches will be; returns the source itself."""
-        self._training = Digits(*(part.to(device) for part in self._training))
-        self._test = Digits(*(part.to(device) for part in self._test))
-        self._test_placements = self._test_placements.to(device)
+        self._training = self._training.to(device)
+        self._held_out = {
+            name: _Fixed(
+                split.digits.to(device), split.order.to(device), split.drawn.part(slice(None), device)
+            )
+            for name, split in self._held_out.items()
+        }
         return self
+
+    @classmethod
+    def read_pictures(
+        cls, files: Sequence[str], options: Mapping[str, Any], record: Mapping[str, Any]
+    ) -> tuple[Tensor, list[str]]:
+        """Pictures of digits on the canvas, light on dark.
+
+        A picture of the canvas's size is taken as it is. Any other one is a digit with its margin: it is
+        made as small as the largest digits are, if it is larger, and put into the middle; dark on light
+        is turned round.
+
+        Raises:
+            InputError: a file is no picture.
+        """
+        given = {**(cls.__init__.__kwdefaults__ or {}), **options}
+        return read_digits(files, given["canvas"], round(DIGIT_SIZE * given["scale"][1]))
+
+    @staticmethod
+    def implied_options(record: Mapping[str, Any]) -> dict[str, Any]:
+        """Nothing: a model tells ten classes apart by default."""
+        return {}
+
+    def _fixed(self, digits: Digits, seed: int, order: int, placement: int, clutter: int) -> _Fixed:
+        # In the files neighbours are alike (in MNIST the second half of the test set is harder),
+        # and the first few must stand for all of it.
+        count = len(digits.labels)
+        permutation = torch.from_numpy(generator(order, seed).permutation(count))
+        return _Fixed(digits, permutation, self._draw((seed,), count, count, placement, clutter))
+
+    def _draw(
+        self, key: tuple[int, ...], count: int, digits: int, placement: int, clutter: int
+    ) -> _Drawn:
+        """What is random about ``count`` images, beside the digits that they show."""
+        placements = draw_placements(
+            generator(placement, *key), count, DIGIT_SIZE, self.scale, self.canvas
+        )
+        if not self.clutter.pieces:
+            return _Drawn(placements, None)
+        pieces = draw_clutter(generator(clutter, *key), count, digits, self.clutter, self.canvas)
+        return _Drawn(placements, pieces)
+
+    def _batch(self, digits: Digits, chosen: Tensor, drawn: _Drawn) -> tuple[Tensor, Tensor]:
+        images = place(digits.images.index_select(0, chosen), drawn.placements, self.canvas)
+        if drawn.clutter is not None:
+            add_clutter(images, drawn.clutter, digits.images, chosen, self.clutter.size)
+        return images, digits.labels.index_select(0, chosen)
+
+
+class _Drawn(NamedTuple):
+    """What is random about B images: placements ``[3, B]``, and clutter ``[B, pieces, 5]`` if any."""
+
+    placements: Tensor
+    clutter: Tensor | None
+
+    def part(self, rows: slice, device: torch.device | str) -> _Drawn:
+        """That of some images, on the device."""
+        placements = self.placements[:, rows].to(device, non_blocking=True)
+        if self.clutter is None:
+            return _Drawn(placements, None)
+        return _Drawn(placements, self.clutter[rows].to(device, non_blocking=True))
+
+
+class _Fixed(NamedTuple):
+    """A held-out split: its digits, their order, and what is random about each place in the order."""
+
+    digits: Digits
+    order: Tensor
+    drawn: _Drawn
 
 
 class SampleDigits(PlacedDigits):
-    """A sample of MNIST in the package (10,000 training, 2,000 test digits), placed at random.
+    """A sample of MNIST in the package (9,000 + 1,000 + 2,000 digits), placed at random.
+
+    The last 1,000 of its 10,000 training digits are held out for validation.
 
     Args:
         scale: least and greatest factor of the resize; the factor is uniform between them.
         canvas: side of the canvas in pixels; the largest digit must fit.
-        test_seed: fixes the order and the places of the test digits.
+        test_seed: fixes the order, the places and the clutter of held-out digits.
+        clutter: pieces of other digits at random places (Mnih et al. 2014): how many, and their side in
+            pixels.
 
     Raises:
         InputError: an option is out of range, or the package's file is damaged.
@@ -154,12 +240,19 @@ class SampleDigits(PlacedDigits):
         scale: tuple[PositiveFloat, PositiveFloat] = (0.6, 1.6),
         canvas: PositiveInt = 100,
         test_seed: NonNegativeInt = 0,
+        clutter: ClutterOption | None = None,
     ) -> None:
-        super().__init__(*read_sample(), scale=scale, canvas=canvas, test_seed=test_seed)
+        training, test = read_sample()
+        splits = training.part(slice(-1000)), training.part(slice(-1000, None)), test
+        #: What is kept with a run: an earlier version had other splits.
+        self.record = {"sample": [len(split.labels) for split in splits]}
+        super().__init__(*splits, scale=scale, canvas=canvas, test_seed=test_seed, clutter=clutter)
 
 
 class MNISTDigits(PlacedDigits):
-    """All of MNIST (60,000 training, 10,000 test digits), placed at random.
+    """All of MNIST (50,000 + 10,000 + 10,000 digits), placed at random.
+
+    The last sixth of the training digits, 10,000, is held out for validation.
 
     Args:
         root: folder that holds ``MNIST/raw/train-images-idx3-ubyte.gz`` and its companions, as
@@ -168,7 +261,9 @@ class MNISTDigits(PlacedDigits):
             downloads them.
         scale: least and greatest factor of the resize; the factor is uniform between them.
         canvas: side of the canvas in pixels; the largest digit must fit.
-        test_seed: fixes the order and the places of the test digits.
+        test_seed: fixes the order, the places and the clutter of held-out digits.
+        clutter: pieces of other digits at random places (Mnih et al. 2014): how many, and their side in
+            pixels.
 
     Raises:
         InputError: an option is out of range; a file is missing and cannot be downloaded, or is
@@ -182,16 +277,19 @@ class MNISTDigits(PlacedDigits):
         scale: tuple[PositiveFloat, PositiveFloat] = (0.6, 1.6),
         canvas: PositiveInt = 100,
         test_seed: NonNegativeInt = 0,
+        clutter: ClutterOption | None = None,
     ) -> None:
         if not os.fspath(root).strip():
             raise InputError("root is empty; name the folder that holds (or shall hold) MNIST")
-        splits = read_mnist(root)
+        training, test = read_mnist(root)
+        first = len(training.labels) - len(training.labels) // 6  # of those for validation
+        splits = training.part(slice(first)), training.part(slice(first, None)), test
         digest = hashlib.sha256()
         for part in (part for split in splits for part in split):
             digest.update(part.numpy().tobytes())
         #: What is kept with a run: other data have files of these names too.
         self.record = {"digits": digest.hexdigest()}
-        super().__init__(*splits, scale=scale, canvas=canvas, test_seed=test_seed)
+        super().__init__(*splits, scale=scale, canvas=canvas, test_seed=test_seed, clutter=clutter)
 
 
 def _checked_scale(scale: tuple[float, float]) -> tuple[float, float]:

@@ -1,0 +1,344 @@
+"""Arrays of images and labels, in a file or memory-mapped from a folder, as a data source."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Final, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from pydantic import Field, NonNegativeInt
+from torch import Tensor
+
+from wsram_ppl.data.epochs import Rows, check_whole
+from wsram_ppl.data.images.files import read_files
+from wsram_ppl.data.images.fitting import Fit, describe_fit, fit_images
+from wsram_ppl.data.images.source import LabelledImages, count_of, listed
+from wsram_ppl.errors import InputError, one_line
+
+__all__ = ["ArrayImages"]
+
+Array = npt.NDArray[Any]
+
+#: What the arrays of a split are called, before ``_images`` in a file, or as a folder.
+_NAMES: Final = {"train": ("train",), "validation": ("validation", "val"), "test": ("test",)}
+#: The most channels that an image may have; other dimensions are taken to be larger.
+_CHANNELS: Final = 4
+_CHUNK: Final = 1024
+
+_ADVICE: Final = (
+    "save images [N, height, width] or [N, height, width, channels] and labels [N] with "
+    "numpy.savez(FILE, images=images, labels=labels)"
+)
+
+
+class ArrayImages(LabelledImages):
+    """Images and labels in arrays: an .npz file, or a folder with images.npy and labels.npy.
+
+    What lies in a folder is memory-mapped and may be larger than memory. Both may have splits:
+    ``train_images`` and ``train_labels``, ``validation_...`` (or ``val_...``) and ``test_...`` in a
+    file, and folders of these names with both arrays in a folder.
+
+    Images are [N, height, width], [N, height, width, channels] or [N, channels, height, width], of uint8
+    from 0 to 255, or of floats from 0 to 1. Labels are whole numbers or texts; each that occurs is a
+    class. An array ``classes`` says what labels from 0 on are called.
+
+    Args:
+        path: of the file or the folder.
+        canvas: side of the square that images are fitted into, in pixels; 0: they stay as they are.
+        fit: "resize" to the canvas, or "pad" and make smaller only what is larger; shapes are kept.
+        split_seed: of the split, where there is none, and of the order of held-out images.
+        held_out: share of the images that is drawn for validation, and for test, where there is no
+            split.
+
+    Raises:
+        InputError: the arrays are not there or not usable, or an option is out of range.
+    """
+
+    def __init__(
+        self,
+        *,
+        path: str | Path = "",
+        canvas: NonNegativeInt = 0,
+        fit: Fit = "resize",
+        split_seed: NonNegativeInt = 0,
+        held_out: Annotated[float, Field(gt=0, lt=0.5)] = 0.1,
+    ) -> None:
+        if not os.fspath(path).strip():
+            raise InputError("path is empty; name the file or folder of arrays: --set data.path=PATH")
+        check_whole("canvas", canvas, at_least=0)
+        place = os.path.expanduser(path)
+        parts, names = _read_folder(place) if os.path.isdir(place) else _read_file(place)
+        if len({part.images.shape[1:] for part in parts}) > 1:
+            shapes = " and ".join(str(part.images.shape) for part in parts)
+            raise InputError(f"the splits of {place} hold images of different shapes: {shapes}")
+        usable = [np.flatnonzero(part.usable) for part in parts]
+        self._arrays = [part.images for part in parts]
+        # Where each image is that takes part.
+        self._part = np.repeat(np.arange(len(parts)), [len(rows) for rows in usable])
+        self._row = np.concatenate(usable)
+        values = [part.labels[rows] for part, rows in zip(parts, usable, strict=True)]
+        labels, classes = _classes(values, names, place)
+        self.canvas, self._fit = canvas, fit
+        channels, *size = parts[0].images.shape[1:]
+        sizes = f"{size[0]} x {size[1]} pixels" + (
+            f", {channels} channels" if channels > 1 else ", grey"
+        )
+        notices = [f"{count_of(len(labels), 'image')} of {sizes}, and of {listed(classes)}"]
+        if lost := sum(len(part.usable) for part in parts) - len(labels):
+            notices.append(f"{count_of(lost, 'image')} left out: pixels or label are not finite")
+        if canvas:
+            notices.append(f"images are {describe_fit(canvas, fit)}")
+        super().__init__(
+            labels,
+            {part.split: np.flatnonzero(self._part == n) for n, part in enumerate(parts) if part.split},
+            classes,
+            channels=channels,
+            split_seed=split_seed,
+            held_out=held_out,
+            notices=notices,
+        )
+        self.record["image_size"] = [canvas, canvas] if canvas else size
+
+    @classmethod
+    def read_pictures(
+        cls, files: Sequence[str], options: Mapping[str, Any], record: Mapping[str, Any]
+    ) -> tuple[Tensor, list[str]]:
+        """Pictures from files, in the size of the arrays' images.
+
+        Raises:
+            InputError: a file is no picture, or the images are no pictures.
+        """
+        given = {**(cls.__init__.__kwdefaults__ or {}), **options}
+        height, width = record["image_size"]
+        return read_files(files, record["channels"], (height, width), given["fit"])
+
+    def _read_for_training(self, chosen: Rows) -> Tensor:
+        part, row = self._part[chosen], self._row[chosen]
+        first = self._arrays[0]
+        pixels = np.empty((len(chosen), *first.shape[1:]), first.dtype)
+        for number in np.unique(part):
+            of_part = part == number
+            pixels[of_part] = self._arrays[number][row[of_part]]
+        images = torch.from_numpy(pixels)
+        if images.dtype == torch.bool:
+            images = images.float()
+        elif images.dtype != torch.uint8:
+            images = images.to(torch.float32)
+        if self.canvas:
+            if images.dtype == torch.uint8:
+                images = images.float().mul_(1 / 255)
+            images = fit_images(images, self.canvas, self._fit)
+        return images.squeeze(1) if self.channels == 1 else images
+
+    def _identity(self, chosen: Rows) -> Iterator[bytes]:
+        """A few of the images stand for all: there may be more of them than anyone wants to read."""
+        some = chosen[np.linspace(0, len(chosen) - 1, min(len(chosen), 64)).astype(np.int64)]
+        for part, row in zip(self._part[some], self._row[some], strict=True):
+            yield self._arrays[part][row].tobytes()
+
+
+class _Part(NamedTuple):
+    """The images and labels of a split, checked.
+
+    Attributes:
+        split: its name; "" for images that are not split yet.
+        images: [N, channels, height, width].
+        labels: [N], whole numbers or texts.
+        usable: [N], whether pixels and label are numbers.
+    """
+
+    split: str
+    images: Array
+    labels: Array
+    usable: npt.NDArray[np.bool_]
+
+    @classmethod
+    def of(cls, split: str, images: Array, labels: Array, where: str) -> _Part:
+        """From arrays as they are stored.
+
+        Args:
+            where: they are, for messages.
+
+        Raises:
+            InputError: they are not such arrays.
+        """
+        labels, has_label = _checked_labels(labels, where)
+        images = _with_channels(images, where)
+        if len(images) != len(labels):
+            raise InputError(f"{where} holds {len(labels):,} labels for {len(images):,} images")
+        if not len(images):
+            raise InputError(f"{where} holds no images")
+        return cls(split, images, labels, has_label & _checked_pixels(images, where))
+
+
+def _with_channels(images: Array, where: str) -> Array:
+    """``[N, channels, height, width]``, a view."""
+    shape = images.shape
+    if images.ndim == 3:
+        return images[:, None]
+    if images.ndim == 4:
+        last, second = shape[3] <= _CHANNELS, shape[1] <= _CHANNELS
+        if last and second and shape[1] != shape[3]:
+            raise InputError(
+                f"{where} holds images of shape {shape}: which dimension is that of channels cannot be "
+                "told; save them as [N, height, width] or with larger images"
+            )
+        if last or second:
+            return np.moveaxis(images, 3, 1) if last else images
+    raise InputError(
+        f"{where} holds images of shape {shape}, not [N, height, width], or with 1 to {_CHANNELS} "
+        "channels as last or second dimension"
+    )
+
+
+def _checked_pixels(images: Array, where: str) -> npt.NDArray[np.bool_]:
+    """Whether all pixels of each image are finite."""
+    kind, advice = images.dtype.kind, "save them as uint8 from 0 to 255, or as floats from 0 to 1"
+    if images.dtype == np.uint8 and images[:_CHUNK].max() <= 1:
+        raise InputError(f"{where} holds uint8 images with nothing above 1, that is black: {advice}")
+    if images.dtype == np.uint8 or kind == "b":
+        return np.ones(len(images), bool)
+    if kind != "f":
+        raise InputError(f"{where} holds images of {images.dtype}: {advice}")
+    finite = np.ones(len(images), bool)
+    low, high = np.inf, -np.inf
+    for first in range(0, len(images), _CHUNK):  # they may be more than memory holds
+        chunk = np.asarray(images[first : first + _CHUNK]).reshape(
+            len(images[first : first + _CHUNK]), -1
+        )
+        good = np.isfinite(chunk).all(1)
+        finite[first : first + _CHUNK] = good
+        if good.any():
+            low, high = min(low, float(chunk[good].min())), max(high, float(chunk[good].max()))
+    if low < 0 or high > 1:
+        remedy = "divide them by 255" if low >= 0 and 1 < high <= 255 else "bring them to 0 to 1"
+        raise InputError(f"{where} holds {images.dtype} images from {low:g} to {high:g}: {remedy}")
+    if not finite.any():
+        raise InputError(f"{where} holds no image of which all pixels are finite")
+    return finite
+
+
+def _checked_labels(labels: Array, where: str) -> tuple[Array, npt.NDArray[np.bool_]]:
+    """Whole numbers or texts [N], and which of them there are."""
+    if labels.ndim == 2 and labels.shape[1] == 1:
+        labels = labels[:, 0]
+    if labels.ndim != 1 or labels.dtype.kind not in "iubfUS":
+        raise InputError(
+            f"{where} holds labels of {labels.dtype} and shape {labels.shape}: save a whole number or a "
+            "text for each image, [N]"
+        )
+    there = np.ones(len(labels), bool)
+    if labels.dtype.kind == "f":
+        there = np.isfinite(labels)
+        numbers = np.where(there, labels, 0)
+        if (numbers != np.rint(numbers)).any():
+            odd = numbers[numbers != np.rint(numbers)][0]
+            raise InputError(f"{where} holds a label {odd:g}: labels are whole numbers or texts")
+        labels = numbers
+    return labels.astype(str if labels.dtype.kind in "US" else np.int64), there
+
+
+def _classes(values: list[Array], names: Array | None, place: str) -> tuple[Rows, list[str]]:
+    """Labels as indices into names of classes, and these."""
+    if len({each.dtype.kind for each in values}) > 1:
+        raise InputError(f"the splits of {place} hold numbers and texts as labels: save one kind")
+    every = np.concatenate(values)
+    if names is not None:
+        bad = every[(every < 0) | (every >= len(names))] if every.dtype.kind == "i" else every[:1]
+        if len(bad):
+            raise InputError(
+                f"{place} holds a label {bad[0]!s}, but its array of classes has 0 to {len(names) - 1}"
+            )
+        return every, [str(name) for name in names]
+    found, labels = np.unique(every, return_inverse=True)
+    if missing := set(found.tolist()) - set(values[0].tolist()):
+        raise InputError(f"{place}: there is no training image with label {min(missing)}")
+    return labels.astype(np.int64).reshape(-1), [str(value) for value in found]
+
+
+# Files.
+
+
+def _read_file(path: str) -> tuple[list[_Part], Array | None]:
+    """The parts of an .npz file, and its names of classes."""
+    try:
+        # Not from the path: NumPy leaves a file open that is not what it should be.
+        with open(path, "rb") as content:
+            begin = content.read(6)
+            if begin == b"\x93NUMPY":
+                raise InputError(f"{path} holds one array: {_ADVICE}")
+            if not begin.startswith(b"PK"):  # of a zip; NumPy would speak of pickles
+                raise InputError(f"{path} is no .npz file: {_ADVICE}")
+            content.seek(0)
+            file = np.load(content, allow_pickle=False)
+            keys = {name: f"{name}_" for names in _NAMES.values() for name in names}
+            found = {
+                split: next((keys[name] for name in names if f"{keys[name]}images" in file), None)
+                for split, names in _NAMES.items()
+            }
+            prefixes = {split: prefix for split, prefix in found.items() if prefix is not None}
+            if "train" not in prefixes:
+                prefixes = {"": ""}
+            missing = [
+                f"{prefix}{what}"
+                for prefix in prefixes.values()
+                for what in ("images", "labels")
+                if f"{prefix}{what}" not in file
+            ]
+            if missing:
+                there = ", ".join(file) or "nothing"
+                raise InputError(f"{path} holds {there}, not {' and '.join(missing)}; {_ADVICE}")
+            parts = [
+                _Part.of(split, file[f"{prefix}images"], file[f"{prefix}labels"], _where(path, prefix))
+                for split, prefix in prefixes.items()
+            ]
+            return parts, file.get("classes")
+    except InputError:
+        raise
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror or one_line(error)}") from error
+    except Exception as error:  # zip, zlib and numpy each have their own
+        raise InputError(f"{path} is no file of arrays ({one_line(error)}); {_ADVICE}") from error
+
+
+def _where(path: str, prefix: str) -> str:
+    return f"{path} ({prefix.removesuffix('_')})" if prefix else path
+
+
+def _read_folder(path: str) -> tuple[list[_Part], Array | None]:
+    """The same of a folder of .npy files, memory-mapped."""
+    folders = {"": path}
+    if not os.path.isfile(os.path.join(path, "images.npy")):
+        below = {
+            split: [
+                os.path.join(path, name) for name in names if os.path.isdir(os.path.join(path, name))
+            ]
+            for split, names in _NAMES.items()
+        }
+        folders = {split: found[0] for split, found in below.items() if found}
+        if "train" not in folders:
+            raise InputError(
+                f"{path} holds no images.npy, nor folders train, validation and test with one each: "
+                "save images [N, height, width] or [N, height, width, channels] there, and labels.npy"
+            )
+    parts = [
+        _Part.of(split, _load(folder, "images"), _load(folder, "labels"), folder)
+        for split, folder in folders.items()
+    ]
+    classes = os.path.isfile(os.path.join(path, "classes.npy"))
+    return parts, np.array(_load(path, "classes")) if classes else None
+
+
+def _load(folder: str, name: str) -> Array:
+    path = os.path.join(folder, f"{name}.npy")
+    try:
+        array: Array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except FileNotFoundError:
+        raise InputError(f"there is no {path}") from None
+    except Exception as error:  # numpy has several
+        raise InputError(f"{path} is no array ({one_line(error)})") from error
+    return array

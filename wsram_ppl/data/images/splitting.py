@@ -1,0 +1,39 @@
+"""A seeded split of labelled data into what is trained on and what is held out."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from wsram_ppl.data.epochs import Rows, generator
+
+__all__ = ["draw_split"]
+
+
+def draw_split(labels: Rows, shares: tuple[float, ...], *key: int) -> list[Rows]:
+    """Splits data at random, each class alike.
+
+    Of a class with n data each share is rounded to a whole number of them, but at least 1, in the order
+    of the shares, as long as one is left over for training.
+
+    Args:
+        labels: [N].
+        shares: of the data, one for each held-out part.
+        key: of the random numbers.
+
+    Returns:
+        Places of data, in their order: those left for training, then each part.
+    """
+    # Each datum's place in a random order of its class.
+    order = np.lexsort((generator(*key).permutation(len(labels)), labels))
+    _, first, counts = np.unique(labels[order], return_index=True, return_counts=True)
+    place = np.empty(len(labels), np.int64)
+    place[order] = np.arange(len(labels)) - np.repeat(first, counts)
+    of_class = np.empty(len(labels), np.int64)
+    of_class[order] = np.repeat(counts, counts)
+    parts, taken = [], np.zeros_like(place)
+    for share in shares:
+        wanted = np.maximum(np.rint(share * of_class), 1).astype(np.int64)
+        end = np.minimum(taken + wanted, np.maximum(of_class - 1, 0))
+        parts.append(np.flatnonzero((place >= taken) & (place < end)))
+        taken = end
+    return [np.flatnonzero(place >= taken), *parts]
