@@ -57,7 +57,6 @@ def test_a_program_runs_as_a_script(
     assert len(script.read_text().splitlines()) < 170
 
 
-@pytest.mark.filterwarnings("ignore:Found baseline:UserWarning")
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_a_program_is_trained_by_every_objective(name: str) -> None:
     """Those of the table, Pyro's among them: every parameter of model and guide moves."""
