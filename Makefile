@@ -2,6 +2,7 @@
 # make demo-captions the same for captions, on generated scenes
 # make test    own environment, install with test extras, the whole test suite
 # make check   lint, types, import contracts, what is built and installed (after make test's install)
+# make docs    the site, in build/site
 # make bench   speed, as ratios
 # make profile where an update's time goes
 
@@ -14,7 +15,7 @@ NOW    := $(shell date +%Y%m%d-%H%M%S)
 RUN    := runs/demo-$(NOW)
 SCENES := runs/demo-captions-$(NOW)
 
-.PHONY: demo demo-captions test check lint types imports dist bench profile clean
+.PHONY: demo demo-captions test check lint types imports dist docs bench profile clean
 
 demo: $(VENV)/.installed-cli
 	$(BIN)/python cli.py train experiments/digits.toml --set training.steps=$(STEPS) --out $(RUN)
@@ -49,6 +50,11 @@ imports: $(VENV)/.installed-test
 dist: $(VENV)/.installed-test
 	$(BIN)/python scripts/check_distributions.py
 
+docs: $(VENV)/.installed-docs
+	rm -rf build/site
+	$(BIN)/python -m sphinx -b html --fresh-env --fail-on-warning --keep-going --quiet docs build/site
+	$(BIN)/python scripts/check_site.py build/site
+
 bench: $(VENV)/.installed-test
 	$(BIN)/python benchmarks/digits.py
 
@@ -66,6 +72,10 @@ $(VENV)/.installed-captions: $(VENV)/.created pyproject.toml
 
 $(VENV)/.installed-test: $(VENV)/.created pyproject.toml
 	$(BIN)/python -m pip install --quiet -e '.[test]'
+	@touch $@ $(VENV)/.installed-cli $(VENV)/.installed-captions
+
+$(VENV)/.installed-docs: $(VENV)/.created pyproject.toml
+	$(BIN)/python -m pip install --quiet -e '.[docs]'
 	@touch $@ $(VENV)/.installed-cli $(VENV)/.installed-captions
 
 $(VENV)/.created:

@@ -49,6 +49,7 @@ class CaptionInferenceNetwork(PyroModule):
 
     @property
     def model(self) -> GlimpseCaptioner:
+        """The model that it proposes for."""
         return self._model[0]
 
     def forward(

@@ -49,6 +49,7 @@ class InferenceNetwork(PyroModule):
 
     @property
     def model(self) -> GlimpseClassifier:
+        """The model that it proposes for."""
         return self._model[0]
 
     def forward(

@@ -1,4 +1,4 @@
-"""Files for others than Python: workflows, hooks, citation, image, checklists. As far as can be told offline."""
+"""Workflows, hooks, citation, image and checklists, as far as can be told offline."""
 
 from __future__ import annotations
 
@@ -151,7 +151,7 @@ def test_the_dockerfile_is_one() -> None:
     found = instructions()
     names = [name for name, _ in found]
     assert set(names) <= INSTRUCTIONS
-    assert [name for name in names if name != "ARG"][0] == "FROM" and names.count("FROM") == 1
+    assert next(name for name in names if name != "ARG") == "FROM" and names.count("FROM") == 1
     declared: set[str] = set()
     for name, rest in found:
         assert rest.strip(), name

@@ -149,6 +149,7 @@ class Particles:
 
     @property
     def num_particles(self) -> int:
+        """M."""
         return sum(draw.size[0] for draw in self.draws)
 
     @cached_property

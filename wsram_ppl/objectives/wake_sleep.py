@@ -27,6 +27,7 @@ from wsram_ppl.primitives.handlers import DetachSamples, ParticlePlate, Substitu
 
 __all__ = ["ControlVariate", "WakeSleep", "partial_log_ratios"]
 
+#: What keeps the gradient's variance low: see :class:`WakeSleep`.
 ControlVariate = Literal["none", "self-normalized", "unnormalized", "adaptive", "learned"]
 
 
@@ -36,15 +37,15 @@ class WakeSleep(MultiSampleObjective):
 
     With w = softmax(log w~) over the particles of a datum, r = p(a)/q(a), M = ``num_particles``:
 
-    ====================  =======================================================================
-    ``control_variate``   theta (wake-p): sum_m w_m d log p(y|a^m) + the coefficient of d log p(a^m)
-    ====================  =======================================================================
-    ``"none"``            w_m (eq. 8)
-    ``"self-normalized"`` w_m - r_m / sum r (the paper: eq. 16 with 18)
-    ``"unnormalized"``    w_m - r_m / M (eq. 16 as printed, with the 1/M of eq. 19)
-    ``"adaptive"``        w_m - c r_m / M, c a running E[w r/M] / E[(r/M)^2] of earlier minibatches
-    ``"learned"``         w_m - c_n r_{1:n} / M for each d log p(a_n | a_<n), c_n(state) learned
-    ====================  =======================================================================
+    =====================  =======================================================================
+    ``control_variate``    theta (wake-p): sum_m w_m d log p(y|a^m) + the coefficient of d log p(a^m)
+    =====================  =======================================================================
+    ``"none"``             w_m (eq. 8)
+    ``"self-normalized"``  w_m - r_m / sum r (the paper: eq. 16 with 18)
+    ``"unnormalized"``     w_m - r_m / M (eq. 16 as printed, with the 1/M of eq. 19)
+    ``"adaptive"``         w_m - c r_m / M, c a running E[w r/M] / E[(r/M)^2] of earlier minibatches
+    ``"learned"``          w_m - c_n r_{1:n} / M for each d log p(a_n | a_<n), c_n(state) learned
+    =====================  =======================================================================
 
     eta (wake-q): sum_m w_m d log q for ``"none"`` (eq. 14); (w_m - 1/M) for the others (eq. 17), and
     (w_m - c_n(state)) per site for ``"learned"``.

@@ -183,6 +183,7 @@ class Variances:
     # Moments.
 
     def mean(self, estimate: Tensor) -> Tensor:
+        """The expectation of an estimate given for every tuple."""
         return self.runs.tuples.mean(estimate)
 
     def variance(self, estimate: Tensor) -> float:
