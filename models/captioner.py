@@ -246,7 +246,7 @@ class GlimpseSpeaker:
         return Telling(view, states[0], states[1], layers, nowhere, path, None)
 
     def step(self, state: Telling, parents: Tensor, words: Tensor) -> tuple[Telling, Tensor]:
-        """After ``words``, which continue the sentences ``parents``: log-probabilities of the next ones."""
+        """Goes on with the sentences ``parents``, each followed by a word of ``words``."""
         network, view = self.model.network, state.view
         path = follow(state.path, parents, dim=1)
         if state.coming is not None:

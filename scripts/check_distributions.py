@@ -39,6 +39,7 @@ FOLDERS = (
 FILES = (
     ".dockerignore",
     ".pre-commit-config.yaml",
+    ".readthedocs.yaml",
     "CHANGELOG.md",
     "CITATION.cff",
     "CONTRIBUTING.md",

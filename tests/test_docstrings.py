@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import inspect
 import pkgutil
@@ -91,10 +92,12 @@ def undocumented_parts(cls: type, path: str) -> Iterator[str]:
     if not cls.__doc__ or cls.__doc__.startswith(f"{cls.__name__}("):
         yield path
     for name, value in vars(cls).items():
-        function = value.fget if isinstance(value, property) else getattr(value, "__func__", value)
+        function = getattr(value, "__func__", value)
+        if isinstance(value, property | functools.cached_property):
+            function = value.fget if isinstance(value, property) else value.func
         ours = inspect.isfunction(function) and function.__module__ == cls.__module__
         # An inherited docstring holds for what takes its place.
-        if ours and not name.startswith("_") and not inspect.getdoc(getattr(cls, name)):
+        if ours and not name.startswith("_") and not inspect.getdoc(inspect.getattr_static(cls, name)):
             yield f"{path}.{name}"
 
 

@@ -20,6 +20,7 @@ TARGETS = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULT
 YAML_FILES = [
     *sorted((ROOT / ".github" / "workflows").glob("*.yml")),
     ROOT / ".pre-commit-config.yaml",
+    ROOT / ".readthedocs.yaml",
     ROOT / "CITATION.cff",
 ]
 
@@ -62,6 +63,15 @@ def test_workflows_run_commands_that_exist(name: str) -> None:
         assert commands
         for line in commands:
             check_command(line, name)
+
+
+def test_read_the_docs_builds_the_same_site() -> None:
+    settings = read_yaml(".readthedocs.yaml")
+    (install,) = settings["python"]["install"]
+    assert settings["version"] == 2 and settings["sphinx"]["fail_on_warning"]
+    assert (ROOT / settings["sphinx"]["configuration"]).is_file()
+    assert (ROOT / install["path"] / "pyproject.toml").is_file()
+    assert set(install["extra_requirements"]) <= set(PROJECT["optional-dependencies"])
 
 
 def test_the_gate_is_what_the_workflow_calls() -> None:

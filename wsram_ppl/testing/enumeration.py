@@ -192,6 +192,7 @@ class Tuples:
 
     @cached_property
     def index(self) -> Tensor:
+        """Flat joint values of each tuple's particles, ``[T, M]``."""
         values = torch.arange(self.problem.count)
         return torch.cartesian_prod(*[values] * self.particles).reshape(-1, self.particles)
 
