@@ -167,7 +167,9 @@ def variance(
             batches = [parts.data.training_batch(step, batch_size, seed)]
         fixed = prepared(parts.model, batches[0])
         if repeats is None or fit is None:
-            timed = all_estimators(particles, plate_nesting(parts.model), pathwise)  # they keep running means
+            timed = all_estimators(
+                particles, plate_nesting(parts.model), pathwise
+            )  # they keep running means
             affordable = _affordable(timed, parts, fixed)
             repeats, fit = repeats or affordable[0], affordable[1] if fit is None else fit
             torch.manual_seed(seed)

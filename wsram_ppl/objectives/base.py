@@ -15,6 +15,7 @@ from pyro.infer.util import torch_backward
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor, nn
 
+from wsram_ppl.errors import InputError
 from wsram_ppl.objectives import estimators
 from wsram_ppl.objectives.inspection import inspect
 from wsram_ppl.objectives.particles import Particles, TraceDraw, add
@@ -254,7 +255,7 @@ class Objective(ELBO):
         constant = None
         if held:
             if shares_parameters:
-                raise ValueError(
+                raise InputError(
                     f"site '{next(iter(held))}' is pathwise, and this objective then tells the guide's "
                     "part of the gradient from the model's, which are one for Prior: leave it out of "
                     "pathwise, or use ImportanceBound without doubly_reparameterized"
