@@ -11,6 +11,7 @@ from pyro.nn import PyroModule
 from torch import Tensor
 
 from wsram_ppl.errors import InputError
+from wsram_ppl.guides.classifier import refuse_gradients
 from wsram_ppl.models.captioner import SITES, GlimpseCaptioner, counting
 from wsram_ppl.models.captioner_network import SentenceBaselines
 from wsram_ppl.models.classifier_network import ProposalNetwork, submodule
@@ -78,5 +79,6 @@ class CaptionInferenceNetwork(PyroModule):
                     choice = proposal(state, labels[t - self.shift], view.cells)
                     infer = baselines.declare(range(SITES), state, to_come[t])
                     layer, location = model.sample_look(t, choice, view.cells, infer)
+                    refuse_gradients(f"location_{t}", location, "caption-inference")
                 if t < last:  # what follows the last look chooses nothing
                     r1 = network.look(view, layer, location, heard[t - 1], r1)

@@ -896,3 +896,51 @@ def test_two_models_of_the_same_names_under_module_local_parameters(name: str) -
             losses.append(part(*make_batch()).item())
         assert losses[0] != losses[1]
     assert list(pyro.get_param_store().keys()) == []
+
+
+# Locations that are differentiated through.
+
+
+@pytest.mark.parametrize("objective", ["variational", "importance"])
+def test_pathwise_locations_give_the_derivative_of_the_bound(objective: str) -> None:
+    """With one scale, and given the noise, the bound is smooth in the weights: finite differences."""
+    with pyro.validation_enabled(False):
+        model = make_model(2, scales=(2,)).double()
+        randomize(model)
+        images, labels = make_batch(dtype=torch.float64)
+        noise = torch.randn(
+            2, 3, BATCH, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0)
+        )
+        make = VariationalBound if objective == "variational" else ImportanceBound
+
+        def loss() -> Tensor:
+            bound = make(
+                num_particles=3, vectorize_particles=True, max_plate_nesting=1, pathwise=["location_*"]
+            )
+            forced = {
+                f"location_{n + 1}": lambda fn, n=n: fn.base_dist.loc + fn.base_dist.scale * noise[n]
+                for n in range(2)
+            }
+            with ForceSamples(forced):
+                return bound.differentiable_loss(model, Prior(model), images, labels)
+
+        weight = model.network.policy.linear.weight
+        gradient = torch.autograd.grad(loss(), list(model.parameters()), allow_unused=True)
+        found = dict(zip([name for name, _ in model.named_parameters()], gradient, strict=True))
+        names = [name for name, p in model.named_parameters() if p is weight]
+        change = torch.randn_like(weight)
+        with torch.no_grad():
+            values = []
+            for step in (1e-6, -2e-6):
+                weight += step * change
+                values.append(loss().item())
+            weight += 1e-6 * change
+        expected = (values[0] - values[1]) / 2e-6
+        assert (found[names[0]] * change).sum().item() == pytest.approx(expected, rel=1e-4)
+
+
+def test_an_inference_network_refuses_pathwise_locations() -> None:
+    model = make_model(2)
+    objective = ImportanceBound(2, pathwise=["location_*"])
+    with pytest.raises(InputError, match="site 'location_1' is pathwise, but guide 'inference' takes"):
+        objective.differentiable_loss(model, InferenceNetwork(model), *make_batch())

@@ -134,7 +134,7 @@ def test_moments_of_two_given_gradients_are_exact() -> None:
     (g0, g1), _ = gradients_of_the_coin(coin)
     values = iter(torch.tensor([0.0, 1.0, 1.0], dtype=torch.float64))
     with ForceSamples({"a": lambda fn: next(values)}):
-        moments = gradient_moments(VariationalBound(), coin, Prior(coin), repeats=3)
+        moments = gradient_moments(VariationalBound(num_particles=1), coin, Prior(coin), repeats=3)
     drawn = torch.stack([g0, g1, g1])
     variance = drawn.var().item()
     mean = drawn.mean().item() ** 2 - variance / 3
@@ -152,7 +152,9 @@ def test_moments_converge_to_the_known_ones() -> None:
     mean = ((1 - p) * g0 + p * g1).item()
     variance = (p * (1 - p) * (g1 - g0) ** 2).item()
     torch.manual_seed(0)
-    found = gradient_moments(VariationalBound(), coin, Prior(coin), repeats=repeats)["model"]
+    found = gradient_moments(VariationalBound(num_particles=1), coin, Prior(coin), repeats=repeats)[
+        "model"
+    ]
     # Five standard errors; that of the variance of a two-valued variable from its fourth moment.
     fourth = (p * (1 - p) * (1 - 3 * p * (1 - p)) * (g1 - g0) ** 4).item()
     assert abs(found.variance - variance) < 5 * math.sqrt((fourth - variance**2) / repeats)
@@ -164,12 +166,14 @@ def test_no_variance_and_no_gradient() -> None:
     """A deterministic gradient has an infinite signal-to-noise ratio; a lost mean has none."""
     coin = Coin(0.4, 2.0)
     with ForceSamples({"a": torch.tensor(1.0, dtype=torch.float64)}):
-        found = gradient_moments(VariationalBound(), coin, Prior(coin), repeats=4)["model"]
+        found = gradient_moments(VariationalBound(num_particles=1), coin, Prior(coin), repeats=4)[
+            "model"
+        ]
     (_, g1), _ = gradients_of_the_coin(coin)
     assert (found.variance, found.snr) == (0.0, math.inf)
     assert found.mean == pytest.approx(g1.item() ** 2)
     fair = Coin(0.0, 0.0)
-    found = gradient_moments(VariationalBound(), fair, Prior(fair), repeats=4)["model"]
+    found = gradient_moments(VariationalBound(num_particles=1), fair, Prior(fair), repeats=4)["model"]
     assert found.mean <= 0.0
 
 
@@ -232,7 +236,7 @@ def test_groups_of_ones_own_and_parameters_without_gradient() -> None:
     frozen = nn.Parameter(torch.zeros(2), requires_grad=False)
     groups: dict[str, Any] = {"prior": [model.prior], "rest": [unused, frozen]}
     torch.manual_seed(0)
-    found = gradient_moments(VariationalBound(), model, guide, repeats=3, groups=groups)
+    found = gradient_moments(VariationalBound(num_particles=1), model, guide, repeats=3, groups=groups)
     assert list(found) == ["prior", "rest"]
     assert found["prior"].variance > 0
     assert (found["rest"].mean, found["rest"].variance, found["rest"].snr) == (0.0, 0.0, 0.0)
@@ -242,4 +246,4 @@ def test_groups_of_ones_own_and_parameters_without_gradient() -> None:
 def test_a_variance_needs_two_repeats(repeats: int) -> None:
     coin = Coin(0.0, 1.0)
     with pytest.raises(ValueError, match=f"a variance needs at least 2 repeats, not {repeats}"):
-        gradient_moments(VariationalBound(), coin, Prior(coin), repeats=repeats)
+        gradient_moments(VariationalBound(num_particles=1), coin, Prior(coin), repeats=repeats)

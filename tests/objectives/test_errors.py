@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pyro
@@ -14,7 +14,14 @@ from pyro import poutine
 from pyro.infer import config_enumerate
 from torch import Tensor
 
-from wsram_ppl.objectives import ImportanceBound, Objective, Prior, VariationalBound, WakeSleep
+from wsram_ppl.objectives import (
+    ImportanceBound,
+    Objective,
+    Prior,
+    ThermodynamicBound,
+    VariationalBound,
+    WakeSleep,
+)
 from wsram_ppl.testing import ForceSamples
 
 Program = Callable[..., Any]
@@ -32,10 +39,22 @@ def guide() -> None:
         pyro.sample("a", dist.Bernoulli(torch.tensor(0.4)))
 
 
-def rejects(message: str, model: Program, guide: Program, *args: Any, **options: Any) -> None:
-    """Every objective raises the message, with particles at once or one after the other."""
+EVERY = (VariationalBound, ImportanceBound, WakeSleep, ThermodynamicBound)
+#: Those that form importance weights.
+WEIGHING = EVERY[1:]
+
+
+def rejects(
+    message: str,
+    model: Program,
+    guide: Program,
+    *args: Any,
+    makers: Sequence[Callable[..., Objective]] = EVERY,
+    **options: Any,
+) -> None:
+    """Objectives raise the message, with particles at once or one after the other."""
     for vectorized in (False, True):
-        for make in (VariationalBound, ImportanceBound, WakeSleep):
+        for make in makers:
             options = {"max_plate_nesting": 2, **options}
             objective: Objective = make(num_particles=2, vectorize_particles=vectorized, **options)
             for method in (objective.loss, objective.loss_and_grads, objective.differentiable_loss):
@@ -53,16 +72,51 @@ def rejects(message: str, model: Program, guide: Program, *args: Any, **options:
         (lambda: VariationalBound(num_particles=-1), "num_particles must be at least 1, not -1"),
         (
             lambda: VariationalBound("mean"),  # type: ignore[arg-type]
-            "unknown baseline 'mean': choose 'none', 'leave-one-out' or 'site'",
+            "unknown baseline 'mean': choose one of 'none', 'leave-one-out', 'site'",
         ),
         (
-            lambda: VariationalBound("leave-one-out"),
+            lambda: VariationalBound("leave-one-out", num_particles=1),
             "baseline 'leave-one-out' needs num_particles of at least 2",
         ),
         (
             lambda: WakeSleep("best"),  # type: ignore[arg-type]
             "unknown control_variate 'best': choose one of 'none', 'self-normalized', "
             "'unnormalized', 'adaptive', 'learned'",
+        ),
+        (
+            lambda: VariationalBound(5),  # type: ignore[arg-type]
+            "the first argument of VariationalBound is baseline: write "
+            "VariationalBound(num_particles=5)",
+        ),
+        (
+            lambda: WakeSleep(5),  # type: ignore[arg-type]
+            "the first argument of WakeSleep is control_variate: write WakeSleep(num_particles=5)",
+        ),
+        (
+            lambda: ImportanceBound(guide_gradient="best"),  # type: ignore[arg-type]
+            "unknown guide_gradient 'best': choose one of 'vimco', 'ovis'",
+        ),
+        (lambda: ImportanceBound(ovis_gamma=2.0), "ovis_gamma must lie in [0, 1], not 2.0"),
+        (
+            lambda: ImportanceBound(1, guide_gradient="ovis"),
+            "guide_gradient 'ovis' needs num_particles of at least 2",
+        ),
+        (
+            lambda: ImportanceBound(num_global_particles=0),
+            "num_global_particles must be at least 1, not 0",
+        ),
+        (
+            lambda: ImportanceBound(pathwise="a"),
+            "pathwise takes a list of names: write pathwise=['a']",
+        ),
+        (
+            lambda: ThermodynamicBound(1),
+            "ThermodynamicBound needs num_particles of at least 2, for a covariance",
+        ),
+        (lambda: ThermodynamicBound(num_temperatures=0), "num_temperatures must be at least 1, not 0"),
+        (
+            lambda: ThermodynamicBound(first_temperature=1.0),
+            "first_temperature must lie in (0, 1), not 1.0",
         ),
         (lambda: WakeSleep(insomnia=1.5), "insomnia must lie in [0, 1], not 1.5"),
         (lambda: WakeSleep(insomnia=-0.1), "insomnia must lie in [0, 1], not -0.1"),
@@ -99,7 +153,7 @@ def test_enumerated_sites(whose: str, default: str) -> None:
 def test_a_tensor_scale() -> None:
     scaled = poutine.scale(model, scale=torch.tensor(2.0))
     message = "is scaled by a tensor: importance weights need one number, the same for all sites"
-    rejects(message, scaled, guide)
+    rejects(message, scaled, guide, makers=WEIGHING)
 
 
 def test_different_scales() -> None:
@@ -107,7 +161,7 @@ def test_different_scales() -> None:
     message = (
         "sites have different scales [1.0, 2.0]: a scale inside an importance weight has no meaning"
     )
-    rejects(message, poutine.scale(model, scale=2.0), guide)
+    rejects(message, poutine.scale(model, scale=2.0), guide, makers=WEIGHING)
 
     def annealed() -> None:
         with pyro.plate("data", 4):
@@ -115,7 +169,7 @@ def test_different_scales() -> None:
                 a = pyro.sample("a", dist.Bernoulli(torch.tensor(0.5)))
             pyro.sample("y", dist.Normal(a, 1.0), obs=Y)
 
-    rejects(message, annealed, guide)
+    rejects(message, annealed, guide, makers=WEIGHING)
 
 
 def test_one_scale_around_everything_is_a_factor_of_the_loss() -> None:
@@ -147,11 +201,11 @@ def test_a_subsampled_inner_plate() -> None:
         "plate 'parts' is subsampled but does not enclose every sample site (it encloses 'y'): a scale "
         "inside an importance weight has no meaning; subsample only plates that are common to all sites"
     )
-    rejects(message, program(False), program(True))
+    rejects(message, program(False), program(True), makers=WEIGHING)
 
 
-def test_a_global_latent_beside_a_subsampled_data_plate() -> None:
-    """With a latent outside the data plate there is one weight per trace, and no minibatches."""
+def test_nothing_but_globals_beside_a_subsampled_data_plate() -> None:
+    """With every latent outside the data plate there is one weight per trace, and no minibatches."""
 
     def program(is_guide: bool) -> Program:
         def run() -> None:
@@ -162,7 +216,8 @@ def test_a_global_latent_beside_a_subsampled_data_plate() -> None:
 
         return run
 
-    rejects("plate 'data' is subsampled but does not enclose every", program(False), program(True))
+    message = "plate 'data' is subsampled but does not enclose every"
+    rejects(message, program(False), program(True), makers=WEIGHING)
 
 
 def test_a_guide_site_that_the_model_lacks() -> None:
@@ -171,8 +226,8 @@ def test_a_guide_site_that_the_model_lacks() -> None:
         pyro.sample("u", dist.Normal(0.0, 1.0))
 
     message = (
-        "the guide samples site 'u', which the model lacks: remove it, or add it to the model "
-        "(auxiliary sites are not supported)"
+        "the guide samples site 'u', which the model lacks: remove it, add it to the model, or mark it "
+        "with infer={'is_auxiliary': True} if the guide's other sites are functions of it"
     )
     rejects(message, model, auxiliary)
 
@@ -203,15 +258,16 @@ def test_an_observation_in_the_guide(kind: str) -> None:
     def observing() -> None:
         guide()
         if kind == "factor":
-            pyro.factor("extra", torch.tensor(1.0), has_rsample=False)
+            pyro.factor("extra", torch.tensor(1.0))
         else:
             pyro.sample("extra", dist.Normal(0.0, 1.0), obs=torch.tensor(0.0))
 
-    message = (
-        "site 'extra' of the guide is observed (or a factor): a guide can only sample; move it to the "
-        "model"
-    )
-    rejects(message, model, observing)
+    message = {
+        "observation": "site 'extra' of the guide is observed: a guide can only sample; move it to the "
+        "model",
+        "factor": 'At guide site pyro.factor("extra",...), missing specification of has_rsample.',
+    }
+    rejects(message[kind], model, observing)
 
 
 def test_event_dimensions_that_disagree() -> None:
@@ -225,12 +281,10 @@ def test_event_dimensions_that_disagree() -> None:
         with pyro.plate("wide", 3, dim=-1), pyro.plate("tall", 4, dim=-2):
             pyro.sample("a", dist.Normal(torch.zeros(4, 3), 1.0))
 
-    message = (
-        "site 'a' has event_dim 1 in the model and 0 in the guide: make them agree with .to_event(...)"
-    )
-    for make in (VariationalBound, ImportanceBound, WakeSleep):
-        with pytest.raises(ValueError, match=re.escape(message)):
-            make(num_particles=2).loss(vectors, numbers)
+    rejects("Model and guide event_dims disagree at site 'a': 1 vs 0", vectors, numbers)
+    with pyro.validation_enabled(False):
+        message = "site 'a' has event_dim 1 in the model and 0 in the guide: make them agree with "
+        rejects(message, vectors, numbers)
 
 
 def test_one_plate_under_two_names() -> None:
@@ -263,7 +317,7 @@ def test_data_plates_that_change_between_particles() -> None:
         "particles drawn one after the other have different data plates [(3,), (5,)]: the plates that "
         "enclose all sample sites must be the same in every run"
     )
-    for make in (VariationalBound, ImportanceBound, WakeSleep):
+    for make in EVERY:
         with pytest.raises(ValueError, match=re.escape(message)):
             make(num_particles=2).loss(program, program)
 
@@ -361,6 +415,13 @@ def test_a_baseline_that_is_known_too_late() -> None:
 # Sleep.
 
 
+def with_bonus() -> None:
+    with pyro.plate("data", 4):
+        a = pyro.sample("a", dist.Bernoulli(torch.tensor(0.5)))
+        pyro.sample("y", dist.Normal(a, 1.0), obs=Y)
+        pyro.factor("bonus", torch.tensor(0.1))
+
+
 def dreaming(observations: Any = None) -> None:
     guide()
 
@@ -382,7 +443,7 @@ def dreaming(observations: Any = None) -> None:
             "site to the value to infer from), to be shown the model's fantasies",
         ),
         (
-            lambda: (model(), pyro.factor("bonus", torch.tensor(0.1))),
+            with_bonus,
             dreaming,
             "insomnia < 1 draws fantasies from the model, but its factor 'bonus' cannot be sampled: use "
             "insomnia=1.0, or a sample site instead",

@@ -259,8 +259,8 @@ def test_two_inner_plates_with_a_mask_along_one() -> None:
                     )
                 (fit,) = torch.autograd.grad(loss, weight)
                 # 16 of the 24 elements count. "learned": residuals M w - c, with M w = 1, c = 0
-                # for theta and c = 1 for eta. "site": the datum's 4 elements of log N(0; 1, 1).
-                signal = 4 * dist.Normal(zero, 1.0).log_prob(zero + 1)
+                # for theta and c = 1 for eta. "site": the element's own log N(0; 1, 1).
+                signal = dist.Normal(zero, 1.0).log_prob(zero + 1)
                 residuals = 1.0 if name == "learned" else signal.item()
                 assert fit.item() == pytest.approx(-2 * 16 * residuals)
 

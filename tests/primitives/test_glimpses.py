@@ -206,17 +206,22 @@ def test_images_may_have_no_batch_dimension_or_several() -> None:
     assert found[:, 1, 2].equal(alone)
 
 
-def test_gradients_reach_the_image_and_not_the_place() -> None:
-    images = images_of(2, 9, 7).requires_grad_()
-    location = places(3, 2).requires_grad_()
+def test_gradients_reach_the_image_and_places_that_ask_for_them() -> None:
+    images, location = images_of(2, 9, 7), places(3, 2)
     index = torch.tensor([[0, 1], [1, 1], [0, 0]])
 
-    def read(images: Tensor) -> Tensor:
+    def read(images: Tensor, location: Tensor) -> Tensor:
         return extract(build_pyramid(images, (1, 3), 4), location, index)
 
-    assert torch.autograd.gradcheck(read, images)
-    read(images).sum().backward()
+    assert torch.autograd.gradcheck(read, (images.requires_grad_(), location.requires_grad_()))
+    read(images, location.detach()).sum().backward()
     assert images.grad is not None and location.grad is None
+
+
+def test_far_outside_a_place_has_no_gradient() -> None:
+    images, location = images_of(1, 9, 7), torch.tensor([[[9.0, -9.0]]]).double().requires_grad_()
+    read = extract(build_pyramid(images, (1, 3), 4), location, torch.zeros(1, 1, dtype=torch.long))
+    assert torch.equal(*torch.autograd.grad(read.sum(), location), torch.zeros_like(location))
 
 
 def test_mixed_precision_leaves_the_pixels_alone() -> None:

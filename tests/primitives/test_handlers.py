@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from wsram_ppl.guides import InferenceNetwork
 from wsram_ppl.models import GlimpseClassifier, classifier_network
-from wsram_ppl.objectives import ImportanceBound, Objective, Prior, VariationalBound, WakeSleep, base
+from wsram_ppl.objectives import ImportanceBound, Objective, Prior, VariationalBound, WakeSleep, sampling
 from wsram_ppl.objectives.wake_sleep import ControlVariate
 from wsram_ppl.primitives.handlers import (
     PARTICLE_PLATE,
@@ -78,7 +78,7 @@ def test_reuse_changes_no_bit_and_halves_the_work(
 ) -> None:
     make = OBJECTIVES[name]
     with_reuse, reads = loss_and_gradients(make(vectorized), count_patches)
-    monkeypatch.setattr(base, "Memoize", Messenger)
+    monkeypatch.setattr(sampling, "Memoize", Messenger)
     without, all_reads = loss_and_gradients(make(vectorized), count_patches)
     assert len(with_reuse) == len(without)
     assert all(torch.equal(a, b) for a, b in zip(with_reuse, without, strict=True))

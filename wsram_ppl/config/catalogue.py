@@ -41,6 +41,7 @@ OBJECTIVES: Final = Registry(
     "objective",
     {
         "importance": "wsram_ppl.objectives.importance:ImportanceBound",
+        "thermodynamic": "wsram_ppl.objectives.thermodynamic:ThermodynamicBound",
         "variational": "wsram_ppl.objectives.variational:VariationalBound",
         "wake-sleep": "wsram_ppl.objectives.wake_sleep:WakeSleep",
     },

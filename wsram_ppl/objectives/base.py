@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
-from typing import Any, Protocol
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Protocol
 
 import torch
 from pyro import poutine
@@ -16,14 +16,15 @@ from pyro.poutine.trace_struct import Trace
 from torch import Tensor, nn
 
 from wsram_ppl.objectives import estimators
-from wsram_ppl.objectives.particles import Particles
+from wsram_ppl.objectives.inspection import inspect
+from wsram_ppl.objectives.particles import Particles, TraceDraw, add
 from wsram_ppl.objectives.prior import is_prior
 from wsram_ppl.objectives.running import RunningMeans
-from wsram_ppl.objectives.sites import Program, values_of
-from wsram_ppl.objectives.traces import combine, read_draw
-from wsram_ppl.primitives.handlers import DetachSamples, Memoize, ParticlePlate, Substitute
+from wsram_ppl.objectives.sampling import Sampler, carries_gradients
+from wsram_ppl.objectives.sites import Program
+from wsram_ppl.objectives.traces import combine
 
-__all__ = ["Objective", "ObjectiveModule", "Regularizer"]
+__all__ = ["Objective", "ObjectiveModule", "Regularizer", "aside", "check_choice"]
 
 
 class Regularizer(Protocol):
@@ -57,9 +58,9 @@ class Objective(ELBO):
     """A bound on log p(y | I) and an estimator of its gradient, for any Pyro model and guide.
 
     Works under :class:`pyro.infer.SVI` and, with any ``torch.optim`` optimiser, as
-    ``objective(model, guide)``. Importance weights belong to a *datum*: one element of the plates that
-    enclose every sample site of model and guide (one weight for the whole trace where there is no
-    such plate). All samples are constants: no pathwise gradients.
+    ``objective(model, guide)``. Importance weights belong to a *datum*: one element of the data plates
+    (:mod:`~wsram_ppl.objectives.plates`). Samples are constants, whose scores move the guide, but for
+    those of ``pathwise`` sites and of ``Delta`` distributions.
 
     To write your own, implement only :meth:`bound` and :meth:`surrogate`. Options are fields of a
     dataclass, as here.
@@ -70,6 +71,8 @@ class Objective(ELBO):
             running both once (without touching the random state) when not given.
         vectorize_particles: draw all particles in one run, as a plate left of all others. Otherwise
             one after the other, which also allows runs of different structure.
+        pathwise: latent sites whose reparameterised samples are differentiated through: names, in which
+            ``*`` stands for anything, or True for every site that has such samples.
         retain_graph: as in Pyro's ``ELBO``.
         regularizer: exploration terms and a tempered proposal
             (:class:`~wsram_ppl.objectives.exploration.Exploration`).
@@ -79,19 +82,32 @@ class Objective(ELBO):
             datum, in nats) and ``ess`` (mean effective sample size, in [1, M]).
 
     Raises:
-        ValueError: in use, for what has no meaning here (enumerated sites, scales on inner plates,
-            sites that only one of guide and model samples); the message says what to do.
+        ValueError: in use, for what has no meaning here (enumerated sites, scales inside an importance
+            weight, sites that only one of guide and model samples) and, where Pyro's validation is on,
+            for what Pyro refuses; the message says what to do.
+
+    Warns:
+        UserWarning: once per objective, of a program that is likely not meant so
+            (:mod:`~wsram_ppl.objectives.inspection`).
     """
+
+    #: Whether importance weights are formed, over particles of the local sites that share the globals.
+    forms_weights: ClassVar[bool] = False
+    #: Whether model and guide follow the gradients of different things.
+    gradients_differ: ClassVar[bool] = False
 
     num_particles: int = 5
     max_plate_nesting: int | float = float("inf")
     vectorize_particles: bool = False
+    pathwise: bool | Sequence[str] = ()
     retain_graph: bool | None = None
     regularizer: Regularizer | None = None
 
     def __post_init__(self) -> None:
         if self.num_particles < 1:
             raise ValueError(f"num_particles must be at least 1, not {self.num_particles}")
+        if isinstance(self.pathwise, str):
+            raise ValueError(f"pathwise takes a list of names: write pathwise=['{self.pathwise}']")
         super().__init__(  # type: ignore[no-untyped-call]
             num_particles=self.num_particles,
             max_plate_nesting=self.max_plate_nesting,
@@ -100,6 +116,8 @@ class Objective(ELBO):
         )
         self.running = RunningMeans()
         self.statistics: dict[str, Tensor] = {}
+        self._global_names: frozenset[str] | None = None
+        self._inspected = False
 
     # The two methods that make an objective.
 
@@ -111,12 +129,39 @@ class Objective(ELBO):
     def surrogate(self, particles: Particles) -> Tensor:
         """A scalar whose *gradient* is to be ascended, summed over data; its value means nothing."""
 
+    # What an objective may want besides.
+
     def check(self, model: Program, guide: Program) -> None:
         """Whether this objective can train these two, as far as that can be told without running them.
 
         Raises:
             ValueError: it cannot; the message says what to change.
         """
+
+    @property
+    def uses_baselines(self) -> bool:
+        """Whether it reads the baselines that sites declare."""
+        return False
+
+    def held_constant(self, draw: TraceDraw) -> Collection[str]:
+        """The latents that are to be constants in a second evaluation (``Particles.constant``)."""
+        return ()
+
+    def evaluations(
+        self, model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> list[Particles]:
+        """What the gradient is the mean of."""
+        return [self.particles(model, guide, *args, **kwargs)]
+
+    def global_surrogate(
+        self, evaluations: Sequence[Particles], bounds: Sequence[Tensor]
+    ) -> Tensor | None:
+        """Moves model and guide by their global sites.
+
+        Args:
+            bounds: of each evaluation, in units of the data plates' scale; constants.
+        """
+        return None
 
     def guide_surrogate(
         self, model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -130,28 +175,37 @@ class Objective(ELBO):
         return ObjectiveModule(model, guide, self)
 
     def differentiable_loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:
-        """Minus the bound, summed over the data plate and scaled by its subsampling.
+        """Minus the bound, summed over the data plates and scaled by their subsampling.
 
         The value is the bound itself; the gradient is this objective's estimator. Nothing in here
         waits for the device.
         """
-        particles = self.particles(model, guide, *args, **kwargs)
-        value = self._value(particles)
-        surrogate = self.surrogate(particles)
-        if self.regularizer is not None:
-            bonus = self.regularizer.bonus(particles)
+        evaluations = self.evaluations(model, guide, args, kwargs)
+        if not self._inspected:
+            self._inspected = True
+            inspect(self, evaluations[0], model, guide)
+        bounds = self._bounds(evaluations)
+        terms = []
+        for particles in evaluations:
+            terms.append(self.surrogate(particles))
+            bonus = self.regularizer.bonus(particles) if self.regularizer is not None else None
             if bonus is not None:
-                surrogate = surrogate + bonus
-        asleep = self.guide_surrogate(model, guide, args, kwargs)
-        if asleep is not None:
-            surrogate = surrogate + asleep
-        surrogate = particles.scale * surrogate
-        return -(value + (surrogate - surrogate.detach()))
+                terms[-1] = terms[-1] + bonus
+        surrogate = _mean(terms)
+        for term in (
+            self.global_surrogate(evaluations, bounds),
+            self.guide_surrogate(model, guide, args, kwargs),
+        ):
+            if term is not None:
+                surrogate = surrogate + term
+        surrogate = evaluations[0].scale * surrogate
+        return -(evaluations[0].scale * _mean(bounds) + (surrogate - surrogate.detach()))
 
     def loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
         """Minus the bound as a number, without gradients and without touching running estimates."""
         with torch.no_grad():
-            return -self._value(self.particles(model, guide, *args, **kwargs)).item()
+            evaluations = self.evaluations(model, guide, args, kwargs)
+            return -(evaluations[0].scale * _mean(self._bounds(evaluations))).item()
 
     def loss_and_grads(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
         """Minus the bound as a number; gradients are added to the parameters' ``.grad``."""
@@ -167,60 +221,107 @@ class Objective(ELBO):
         """Restores what :meth:`state_dict` gave."""
         self.running.load_state_dict(state)
 
+    def _get_trace(self, model: Program, guide: Program, args: Any, kwargs: Any) -> tuple[Trace, Trace]:
+        draw = self.particles(model, guide, *args, **kwargs).draws[0]
+        return draw.model_trace, draw.guide_trace
+
     # Drawing particles.
 
     def particles(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Particles:
         """Runs guide and model and returns the particles with their log-densities."""
-        draws = []
-        for model_trace, guide_trace in self._get_traces(model, guide, args, kwargs):
-            vectorized = self.vectorize_particles
-            draws.append(read_draw(model_trace, guide_trace, self.num_particles if vectorized else 1))
-        return combine(draws, shares_parameters=is_prior(guide, model))
-
-    def _value(self, particles: Particles) -> Tensor:
-        bound = self.bound(particles.log_weights)
-        ess = estimators.effective_sample_size(particles.log_weights)
-        self.statistics = {"bound": bound.mean(), "ess": ess.mean()}
-        return particles.scale * bound.sum()
-
-    def _get_traces(
-        self, model: Program, guide: Program, args: Any, kwargs: Any
-    ) -> Iterator[tuple[Trace, Trace]]:
-        run = self._get_trace
-        if is_prior(guide, model) and not (self.regularizer and self.regularizer.changes_proposal):
-            run = self._get_prior_trace  # every log-density of the guide is the model's own
+        if self.vectorize_particles:
+            self._find_max_plate_nesting(model, guide, args, kwargs)
+        shares_parameters = is_prior(guide, model)
+        changed = self.regularizer is not None and self.regularizer.changes_proposal
+        sampler = Sampler(
+            model,
+            guide,
+            args,
+            kwargs,
+            is_prior=shares_parameters and not changed,
+            num_particles=self.num_particles if self.vectorize_particles else 1,
+            max_plate_nesting=self.max_plate_nesting,
+            carries_gradients=carries_gradients(self.pathwise),
+            proposal=self.regularizer.proposal if self.regularizer is not None else nullcontext,
+            forms_weights=self.forms_weights,
+        )
+        draws = [self._first_draw(sampler)]
+        shared = self._global_names or frozenset()
         if not self.vectorize_particles:
-            for _ in range(self.num_particles):
-                yield run(model, guide, args, kwargs)
-            return
+            given = {name: draws[0].guide_trace.nodes[name]["value"] for name in shared}
+            draws += [sampler.draw(given=given) for _ in range(1, self.num_particles)]
+        held = self.held_constant(draws[0])
+        constant = None
+        if held:
+            if shares_parameters:
+                raise ValueError(
+                    f"site '{next(iter(held))}' is pathwise, and this objective then tells the guide's "
+                    "part of the gradient from the model's, which are one for Prior: leave it out of "
+                    "pathwise, or use ImportanceBound without doubly_reparameterized"
+                )
+            constant = combine([sampler.again(draw, shared, held) for draw in draws], shares_parameters)
+        return combine(draws, shares_parameters, constant)
+
+    def _first_draw(self, sampler: Sampler) -> TraceDraw:
+        """Which latents are global shows after a run; one that took others for global is repeated."""
+        if not self.forms_weights or sampler.num_particles == 1:
+            draw = sampler.draw()
+            self._global_names = draw.plates.global_names if self.forms_weights else None
+            return draw
+        if self._global_names is None:
+            with aside():
+                self._global_names = replace(sampler, num_particles=1).draw().plates.global_names
+        for _ in range(3):
+            draw = sampler.draw(shared=self._global_names)
+            known, self._global_names = self._global_names, draw.plates.global_names
+            if known == self._global_names:
+                return draw
+        raise ValueError("which latents lie outside of the data plates changes from run to run")
+
+    def _find_max_plate_nesting(self, model: Program, guide: Program, args: Any, kwargs: Any) -> None:
         if self.max_plate_nesting == float("inf"):
-            devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
-            with torch.random.fork_rng(devices), torch.no_grad():
+            with aside():
                 self._guess_max_plate_nesting(model, guide, args, kwargs)  # type: ignore[no-untyped-call]
-        yield run(self._all_particles(model), self._all_particles(guide), args, kwargs)
 
-    def _all_particles(self, program: Program) -> Program:
-        """The program inside the particle plate."""
-        if self.num_particles == 1:
-            return program
-        return ParticlePlate(self.num_particles, -int(self.max_plate_nesting))(program)
+    def _bounds(self, evaluations: Sequence[Particles]) -> list[Tensor]:
+        """Of each evaluation, summed over data, in units of the data plates' scale; constants."""
+        found, means, sizes = [], [], []
+        for particles in evaluations:
+            bound = self.bound(particles.log_weights)
+            total, mean = bound.sum(), bound.mean()
+            if particles.global_bound is not None:
+                total = total + particles.global_bound.detach()
+                mean = total / bound.numel()
+            found.append(total)
+            means.append(mean)
+            sizes.append(estimators.effective_sample_size(particles.log_weights).mean())
+        self.statistics = {"bound": _mean(means), "ess": _mean(sizes)}
+        return found
 
-    def _get_trace(self, model: Program, guide: Program, args: Any, kwargs: Any) -> tuple[Trace, Trace]:
-        with DetachSamples(), Memoize():
-            proposal = self.regularizer.proposal() if self.regularizer else nullcontext()
-            with proposal:
-                guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
-            with Substitute(values_of(guide_trace)):
-                model_trace = poutine.trace(model).get_trace(*args, **kwargs)
-        return model_trace, guide_trace
 
-    def _get_prior_trace(
-        self, model: Program, guide: Program, args: Any, kwargs: Any
-    ) -> tuple[Trace, Trace]:
-        with DetachSamples(), Memoize():
-            model_trace = poutine.trace(model).get_trace(*args, **kwargs)
-        guide_trace = Trace()
-        for name, site in model_trace.nodes.items():
-            if site["type"] == "sample" and not site["is_observed"]:
-                guide_trace.nodes[name] = site
-        return model_trace, guide_trace
+@contextmanager
+def aside() -> Iterator[None]:
+    """For a run that leaves gradients and the random state alone, and that no outer handler sees."""
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
+    with torch.random.fork_rng(devices), torch.no_grad(), poutine.block():
+        yield
+
+
+def _mean(terms: Sequence[Tensor]) -> Tensor:
+    total = add(terms)
+    return total if len(terms) == 1 else total / len(terms)
+
+
+def check_choice(option: str, value: object, choices: Sequence[str], objective: str) -> None:
+    """Raises an error that says what to write, if a value is none of the choices.
+
+    Raises:
+        ValueError: for anything else.
+    """
+    if value in choices:
+        return
+    if isinstance(value, int):
+        raise ValueError(
+            f"the first argument of {objective} is {option}: write {objective}(num_particles={value})"
+        )
+    raise ValueError(f"unknown {option} {value!r}: choose one of {', '.join(map(repr, choices))}")

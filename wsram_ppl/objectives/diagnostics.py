@@ -16,7 +16,8 @@ from wsram_ppl import collectives
 from wsram_ppl.objectives import estimators
 from wsram_ppl.objectives.base import Objective
 from wsram_ppl.objectives.baselines import baseline_parameters
-from wsram_ppl.objectives.importance import ImportanceBound
+from wsram_ppl.objectives.importance import GuideGradient, ImportanceBound
+from wsram_ppl.objectives.thermodynamic import ThermodynamicBound
 from wsram_ppl.objectives.variational import VariationalBaseline, VariationalBound
 from wsram_ppl.objectives.wake_sleep import ControlVariate, WakeSleep
 
@@ -178,12 +179,15 @@ def fit_coefficients(
         parameter.grad = None
 
 
-def all_estimators(num_particles: int, max_plate_nesting: int | float) -> dict[str, Objective]:
+def all_estimators(
+    num_particles: int, max_plate_nesting: int | float, pathwise: Sequence[str] = ()
+) -> dict[str, Objective]:
     """Every objective with every choice of control variate or baseline, by name.
 
     Args:
         num_particles: of each, at least 2.
-        max_plate_nesting: see :class:`~wsram_ppl.objectives.base.Objective`.
+        max_plate_nesting, pathwise: see :class:`~wsram_ppl.objectives.base.Objective`. With ``pathwise``
+            sites those that take their gradient through the samples are there a second time.
     """
     common: dict[str, Any] = {
         "num_particles": num_particles,
@@ -194,9 +198,16 @@ def all_estimators(num_particles: int, max_plate_nesting: int | float) -> dict[s
         f"variational, {name}": VariationalBound(name, **common)
         for name in get_args(VariationalBaseline)
     }
-    found["importance (VIMCO)"] = ImportanceBound(**common)
+    for name in get_args(GuideGradient):
+        found[f"importance ({name.upper()})"] = ImportanceBound(guide_gradient=name, **common)
+    found["thermodynamic"] = ThermodynamicBound(**common)
     for name in get_args(ControlVariate):
         found[f"wake-sleep, {name}"] = WakeSleep(name, **common)
+    if pathwise:
+        for name in get_args(VariationalBaseline):
+            label = f"variational, {name}, pathwise"
+            found[label] = VariationalBound(name, pathwise=pathwise, **common)
+        found["importance (VIMCO), pathwise"] = ImportanceBound(pathwise=pathwise, **common)
     return found
 
 

@@ -5,7 +5,8 @@ inputs and outputs are constants: a gradient estimator is ``sum_m coefficient_m 
 and the functions here give the coefficients. Weights stay in log space until they are normalised.
 
 Equation numbers are those of Ba, Grosse, Salakhutdinov, Frey (NIPS 2015, arXiv 1509.06812); VIMCO is
-Mnih, Rezende (ICML 2016, arXiv 1602.06725).
+Mnih, Rezende (ICML 2016, arXiv 1602.06725), OVIS Liévin et al. (NeurIPS 2020, arXiv 2008.01998), the
+thermodynamic objective Masrani, Le, Wood (NeurIPS 2019, arXiv 1907.00031).
 """
 
 from __future__ import annotations
@@ -118,3 +119,67 @@ def vimco_signal(log_weights: Tensor) -> Tensor:
         signal = log_weights
     # Where every particle is ruled out the bound is -inf and has no gradient.
     return torch.where(torch.isfinite(bound), signal, 0.0)
+
+
+def ovis_signal(log_weights: Tensor, gamma: float) -> Tensor:
+    r"""OVIS's learning signal of the guide in ImportanceBound, ``[particle, *datum]``, in O(M).
+
+    The asymptotic control variate of Liévin et al. (2020, eq. 17): the coefficient ``signal - w`` of
+    d log q(a^m) is
+
+        L_M - log mean_{l != m} w~_l - (1 - gamma) (w_m + log(1 - 1/M)).
+
+    Its expectation is the gradient of E[L_M] plus gamma sum_m w_m d log q(a^m), the gradient of wake-q.
+
+    Args:
+        gamma: in [0, 1]; 0 is unbiased for E[L_M].
+    """
+    count = log_weights.shape[0]
+    bound = multi_sample_bound(log_weights)
+    without = _others(log_weights, "logsumexp") - math.log(count - 1)
+    signal = bound - torch.where(torch.isfinite(without), without, 0.0)
+    signal = signal + gamma * normalized_weights(log_weights) - (1 - gamma) * math.log1p(-1 / count)
+    # Where every particle is ruled out the bound is -inf and has no gradient.
+    return torch.where(torch.isfinite(bound), signal, 0.0)
+
+
+def thermodynamic_bound(log_weights: Tensor, temperatures: Tensor) -> Tensor:
+    """The left Riemann sum of E_beta[log w~] over beta from 0 to 1, ``[*datum]``.
+
+    E_beta, under q^(1 - beta) p^beta, is estimated by weights softmax(beta log w~).
+
+    Args:
+        temperatures: 0 = beta_0 < ... < beta_K = 1, ``[K + 1]``.
+    """
+    tempered, steps = _tempered(log_weights, temperatures)
+    return (steps * (tempered * finite(log_weights)).sum(1)).sum(0)
+
+
+def thermodynamic_coefficients(log_weights: Tensor, temperatures: Tensor) -> tuple[Tensor, Tensor]:
+    """The covariance gradient of :func:`thermodynamic_bound`: of d log p(y, a^m) and of d log q(a^m).
+
+    d E_beta[f] = E_beta[d f] + Cov_beta[f, beta d log p + (1 - beta) d log q] with f = log w~, whose
+    covariance is estimated with M / (M - 1) (Masrani et al. 2019, eq. 12).
+
+    Returns:
+        Two tensors ``[particle, *datum]``.
+    """
+    count = log_weights.shape[0]
+    tempered, steps = _tempered(log_weights, temperatures)
+    f = finite(log_weights)
+    centred = f - (tempered * f).sum(1, keepdim=True)
+    if count > 1:
+        centred = centred * (count / (count - 1))
+    beta = temperatures[:-1].reshape(-1, *[1] * log_weights.dim())
+    model = (steps.unsqueeze(1) * tempered * (1 + beta * centred)).sum(0)
+    guide = (steps.unsqueeze(1) * tempered * ((1 - beta) * centred - 1)).sum(0)
+    return model, guide
+
+
+def _tempered(log_weights: Tensor, temperatures: Tensor) -> tuple[Tensor, Tensor]:
+    """softmax(beta log w~) at each step's left end, ``[K, particle, *datum]``; the steps' widths."""
+    shape = (-1, *[1] * log_weights.dim())
+    beta = temperatures[:-1].reshape(shape)
+    # At beta = 0 a particle that is ruled out counts as any other: 0 * -inf is to be 0.
+    heated = torch.where(beta > 0, beta * log_weights, 0.0)
+    return torch.softmax(heated, 1).nan_to_num(0.0), temperatures.diff().reshape(shape[:-1])

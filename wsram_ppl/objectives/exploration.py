@@ -28,7 +28,7 @@ from torch import Tensor
 
 from wsram_ppl import collectives
 from wsram_ppl.objectives.particles import Particles, TraceDraw
-from wsram_ppl.objectives.sites import Site, evaluate, random_sites
+from wsram_ppl.objectives.sites import Site, evaluate
 from wsram_ppl.primitives.distributions import innermost, rewrapped, unwrapped
 
 __all__ = ["GRID", "Exploration", "Temper", "in_place", "tempered"]
@@ -152,7 +152,7 @@ def _entropy_of(site: Site) -> Tensor:
 def _entropy(trace: Trace, draw: TraceDraw) -> Tensor:
     """Entropy of the latent sites' distributions, summed over sites, particles and data."""
     total = torch.zeros_like(draw.log_prior[0]).sum()
-    latent = [site for site in random_sites(trace).values() if not site["is_observed"]]
+    latent = [trace.nodes[site.name] for site in draw.latents if site.name in trace.nodes]
     entropies = evaluate(latent, _entropy_of)
     for site in latent:
         entropy = entropies[id(site)]
@@ -171,8 +171,10 @@ def _distance_from_uniform(particles: Particles) -> Tensor:
     """
     chosen: dict[str, Tensor] = {}
     for draw in particles.draws:
-        for name, site in random_sites(draw.model_trace).items():
-            if not site["is_observed"]:
+        for latent in draw.latents:
+            name = latent.name
+            site = draw.model_trace.nodes.get(name)
+            if site is not None:
                 probs = _cell_probabilities(site["fn"], name)
                 if site["mask"] is not None:
                     probs = _where(site["mask"], probs)

@@ -11,7 +11,7 @@ from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
 from wsram_ppl.objectives.baselines import Baseline
-from wsram_ppl.objectives.plates import PlateLayout, Term
+from wsram_ppl.objectives.plates import PlateLayout, Plates, Term
 
 __all__ = ["Latent", "Particles", "TraceDraw"]
 
@@ -22,7 +22,7 @@ class Latent:
 
     Args:
         name: the site's name.
-        prior: its term in the model.
+        prior: its term in the model; None for an auxiliary site, which only the guide has.
         proposal: its term in the guide.
         prefix_size: how many latents, in the model's order, make the smallest set that contains this
             one and comes first in both programs: the partial ratio up to here is a ratio of two
@@ -31,22 +31,17 @@ class Latent:
             model; -1 for none.
         prior_baseline: the baseline declared on the model's site; known before a_n in the model.
         proposal_baseline: the same for the guide's site.
+        pathwise: whether its value carries gradients; otherwise its score is what moves the guide.
     """
 
     name: str
-    prior: Term
+    prior: Term | None
     proposal: Term
     prefix_size: int
     last_parent: int
     prior_baseline: Baseline | None
     proposal_baseline: Baseline | None
-
-
-def _sum(terms: Sequence[Tensor]) -> Tensor:
-    total = terms[0]
-    for term in terms[1:]:
-        total = total + term
-    return total
+    pathwise: bool
 
 
 @dataclass(frozen=True)
@@ -54,60 +49,103 @@ class TraceDraw:
     """One run of guide and model: all particles at once, or one of them.
 
     Args:
-        latents: the latent sites in the model's order.
+        latents: the local latent sites in the model's order.
+        globals: those outside of the data plates, ``[particle]`` (one if they were drawn once).
         observations: log-densities of observed sites and factors.
-        layout: how site dimensions map to ``[particle, *datum]``.
+        plates: which are the data plates, and how dimensions map to ``[particle, *datum]``.
         size: the shape ``[particle, *datum]`` of this draw.
         model_trace, guide_trace: where it was read.
     """
 
     latents: tuple[Latent, ...]
+    globals: tuple[Latent, ...]
     observations: tuple[Term, ...]
-    layout: PlateLayout
+    plates: Plates
     size: tuple[int, ...]
     model_trace: Trace
     guide_trace: Trace
 
-    def _total(self, terms: Sequence[Term]) -> Tensor:
-        if not terms:
-            some = [*self.observations, *(site.prior for site in self.latents)]
-            return some[0].elements.new_zeros(self.size)
-        return _sum([term.total for term in terms]).expand(self.size)
+    @property
+    def layout(self) -> PlateLayout:
+        """How a local site's dimensions map to ``[particle, *datum]``."""
+        return self.plates.layout
+
+    def total(self, terms: Sequence[Tensor]) -> Tensor:
+        """The sum of local sites' ``[particle, *datum]``."""
+        return add(terms, self._some.new_zeros(()) if not terms else None).expand(self.size)
+
+    @cached_property
+    def _some(self) -> Tensor:
+        terms = [*self.observations, *(site.proposal for site in (*self.latents, *self.globals))]
+        return terms[0].log_prob
 
     @cached_property
     def log_prior(self) -> Tensor:
-        return self._total([site.prior for site in self.latents])
+        return self.total([site.prior.scaled for site in self.latents if site.prior is not None])
 
     @cached_property
     def log_proposal(self) -> Tensor:
-        return self._total([site.proposal for site in self.latents])
+        return self.total([site.proposal.scaled for site in self.latents])
+
+    @cached_property
+    def log_score(self) -> Tensor:
+        if not any(site.pathwise or site.proposal.is_scaled for site in self.latents):
+            return self.log_proposal
+        return self.total([site.proposal.total for site in self.latents if not site.pathwise])
+
+    @cached_property
+    def log_pathwise(self) -> Tensor | None:
+        terms = [site.proposal.scaled for site in self.latents if site.pathwise]
+        return self.total(terms) if terms else None
 
     @cached_property
     def log_likelihood(self) -> Tensor:
-        return self._total(self.observations)
+        return self.total([term.scaled for term in self.observations])
+
+    @cached_property
+    def global_bound(self) -> Tensor | None:
+        terms = [site.prior.scaled for site in self.globals if site.prior is not None]
+        terms += [-site.proposal.scaled for site in self.globals]
+        return add(terms) if terms else None
+
+
+def add(terms: Sequence[Tensor], start: Tensor | None = None) -> Tensor:
+    """The sum; ``start`` where there is nothing to sum."""
+    if not terms:
+        assert start is not None
+        return start
+    total = terms[0]
+    for term in terms[1:]:
+        total = total + term
+    return total
 
 
 @dataclass(frozen=True)
 class Particles:
     """What every estimator reads: M particles a^m ~ q(a | y, I) of each datum.
 
+    Log-densities are in units of the data plates' scale: a site that is scaled otherwise
+    (:func:`pyro.poutine.scale`) counts as often as its scale says.
+
     Args:
         draws: one vectorised draw, or one draw per particle (whose sites may then differ: stochastic
             control flow).
         shares_parameters: the guide's density is a function of the model's parameters (the prior
             as proposal), so that gradients of ``log_proposal`` go to theta.
+        constant: the same particles with values that carry no gradients, where the estimator needs both.
     """
 
     draws: tuple[TraceDraw, ...]
     shares_parameters: bool
+    constant: Particles | None = None
 
     def _stack(self, parts: Sequence[Tensor]) -> Tensor:
         return parts[0] if len(parts) == 1 else torch.cat(list(parts))
 
     @property
     def scale(self) -> float:
-        """The subsampling scale of the data plate, outside the logarithm."""
-        return self.draws[0].layout.scale
+        """The subsampling scale of the data plates, outside the logarithm."""
+        return self.draws[0].plates.scale
 
     @property
     def num_particles(self) -> int:
@@ -124,9 +162,33 @@ class Particles:
         return self._stack([draw.log_proposal for draw in self.draws])
 
     @cached_property
+    def log_score(self) -> Tensor:
+        """log q of the sites whose values are constants, not scaled; ``[particle, *datum]``."""
+        return self._stack([draw.log_score for draw in self.draws])
+
+    @cached_property
+    def log_pathwise(self) -> Tensor | None:
+        """log q of the sites whose values carry gradients, ``[particle, *datum]``; None without any."""
+        parts = [draw.log_pathwise for draw in self.draws]
+        if all(part is None for part in parts):
+            return None
+        zeros = self.draws[0].log_proposal.new_zeros
+        return self._stack(
+            [zeros(d.size) if part is None else part for d, part in zip(self.draws, parts, strict=True)]
+        )
+
+    @cached_property
     def log_likelihood(self) -> Tensor:
         """log p(y | a, I) of observed sites and factors, ``[particle, *datum]``."""
         return self._stack([draw.log_likelihood for draw in self.draws])
+
+    @cached_property
+    def global_bound(self) -> Tensor | None:
+        """log p(g) - log q(g) of the global sites, the mean over particles; None without any."""
+        parts = [draw.global_bound for draw in self.draws]
+        if self.draws[0].plates.global_names and parts[0] is not None:
+            return self._stack([part for part in parts if part is not None]).mean(0)
+        return None
 
     @cached_property
     def log_ratio(self) -> Tensor:
@@ -137,6 +199,11 @@ class Particles:
     def log_weights(self) -> Tensor:
         """log w~ = log r + log p(y | a, I), a constant; ``[particle, *datum]``."""
         return self.log_ratio + self.log_likelihood.detach()
+
+    @cached_property
+    def log_weights_with_gradient(self) -> Tensor:
+        """log w~ as a function of parameters and of values that carry gradients."""
+        return self.log_prior + self.log_likelihood - self.log_proposal
 
     def rows(self) -> Iterator[tuple[TraceDraw, slice]]:
         """Each draw with the rows of ``[particle, *datum]`` that it fills."""

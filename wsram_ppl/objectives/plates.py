@@ -1,43 +1,47 @@
 """Where particles and data lie among the batch dimensions of a site, and log-densities laid out so.
 
-A *datum* is one element of the plates that enclose every sample site of model and guide; everything
-to the right of that is summed out. With no such plate there is one weight for the whole trace.
+A *datum* is one element of the data plates: those that enclose every observed site (and factor) and
+every latent that lies in at least one plate that encloses all observed sites. Latents in none of these
+are *global*. Everything to the right of the data plates is summed out. Without data plates there is one
+weight for the whole trace, and no latent is global.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
 import torch
 from pyro.distributions.util import scale_and_mask
+from pyro.poutine.indep_messenger import CondIndepStackFrame
 from torch import Tensor
 
 from wsram_ppl.objectives.sites import Site
 from wsram_ppl.primitives.handlers import PARTICLE_PLATE
 
-__all__ = ["PlateLayout", "Term"]
+__all__ = ["PlateLayout", "Plates", "Term", "plates_of"]
 
 
 @dataclass(frozen=True)
 class PlateLayout:
-    """Where the particle and the data plates lie among a site's batch dimensions.
+    """Where the particle and some plates lie among a site's batch dimensions.
 
     Args:
-        kept: the (negative) dimensions to keep, leftmost first: the particle's, then the data plates'.
-        shape: their sizes.
+        kept: the (negative) dimensions to keep, leftmost first: the particle's, then the plates'.
+        names: of these plates, the particle's included.
+        shape: their sizes, without the particle's; -1 for a plate without a size.
         vectorized: whether the first of them is the particle's.
-        scale: the subsampling scale common to all sites (a factor of the finished bound).
     """
 
     kept: tuple[int, ...]
+    names: tuple[str, ...]
     shape: tuple[int, ...]
     vectorized: bool
-    scale: float
 
     def arrange(self, x: Tensor) -> Tensor:
-        """``[batch dimensions of a site] -> [particle, *datum, inner]``, broadcast where a size is 1."""
+        """``[batch dimensions of a site] -> [particle, *plates, inner]``; sizes of 1 stay."""
         depth = max((-d for d in self.kept), default=0)
         if x.dim() < depth:
             x = x.reshape((1,) * (depth - x.dim()) + x.shape)
@@ -47,7 +51,7 @@ class PlateLayout:
         return x if self.vectorized else x.unsqueeze(0)
 
     def total(self, x: Tensor) -> Tensor:
-        """``[batch dimensions of a site] -> [particle, *datum]``, the rest summed out."""
+        """``[batch dimensions of a site] -> [particle, *plates]``, the rest summed out."""
         if self.vectorized and self._plain(x):
             return x  # the common case, spared the views
         arranged = self.arrange(x)
@@ -58,50 +62,135 @@ class PlateLayout:
         return self.kept == tuple(range(-x.dim(), 0))
 
     @classmethod
-    def of(cls, sites: Sequence[Site]) -> PlateLayout:
-        """Finds the plates common to all sites and checks that scales lie on those alone.
-
-        Raises:
-            ValueError: a plate that is not common to all sites is subsampled, or sites are scaled
-                differently (``poutine.scale``), or by a tensor.
-        """
-        # Pyro's frames are slow to hash, and most sites lie in the same plates: each stack is read once.
-        first: dict[tuple[tuple[object, ...], ...], Site] = {}
-        for site in sites:
-            key = ((f.name, f.dim, f.size, f.full_size, f.counter) for f in site["cond_indep_stack"])
-            first.setdefault(tuple(key), site)
-        stacks = [frozenset(site["cond_indep_stack"]) for site in first.values()]
-        common = frozenset.intersection(*stacks) if stacks else frozenset()
-        scales = set()
-        for site in sites:
-            if isinstance(site["scale"], Tensor):
-                raise ValueError(
-                    f"site '{site['name']}' is scaled by a tensor: importance weights need one "
-                    "number, the same for all sites; scale the loss instead"
-                )
-            scales.add(float(site["scale"]))
-        for site in first.values():
-            for frame in site["cond_indep_stack"]:
-                if frame not in common and frame.full_size not in (None, frame.size):
-                    raise ValueError(
-                        f"plate '{frame.name}' is subsampled but does not enclose every sample site "
-                        f"(it encloses '{site['name']}'): a scale inside an importance weight has no "
-                        "meaning; subsample only plates that are common to all sites"
-                    )
-        if len(scales) > 1:
-            raise ValueError(
-                f"sites have different scales {sorted(scales)}: a scale inside an importance weight "
-                "has no meaning; use one poutine.scale around the whole model and the whole guide"
-            )
-        frames = sorted((f for f in common if f.vectorized), key=lambda f: f.dim)
+    def of(cls, plates: Iterable[CondIndepStackFrame]) -> PlateLayout:
+        """For these plates, of which one may be the particles'."""
+        frames = sorted((f for f in plates if f.vectorized), key=lambda f: f.dim or 0)
         particle = [f for f in frames if f.name == PARTICLE_PLATE]
         kept = particle + [f for f in frames if f.name != PARTICLE_PLATE]
         return cls(
-            kept=tuple(f.dim for f in kept),
+            kept=tuple(f.dim or 0 for f in kept),
+            names=tuple(f.name for f in kept),
             shape=tuple(f.size for f in kept[len(particle) :]),
             vectorized=bool(particle),
-            scale=scales.pop() if scales else 1.0,
         )
+
+
+Frames = frozenset[CondIndepStackFrame]
+
+
+@dataclass(frozen=True)
+class Plates:
+    """The plates of one run of model and guide.
+
+    Args:
+        data: the data plates, with the particles' where that is one.
+        particle: the particles' plate alone, where there is one.
+        global_names: the latents outside of all data plates.
+        nested: whether some latent lies in other plates than exactly the data plates.
+        scale: a factor of the finished bound: the scale that all local sites have in common, or else the
+            data plates' subsampling.
+        unequal: why the scales have no meaning inside an importance weight, where they have none.
+        misplaced: a site that is why there are plates and yet no data plate; None otherwise.
+    """
+
+    data: Frames
+    particle: Frames
+    global_names: frozenset[str]
+    nested: bool
+    scale: float
+    unequal: str | None
+    misplaced: str | None
+
+    @cached_property
+    def layout(self) -> PlateLayout:
+        """Of a datum: ``[particle, *datum]``."""
+        return PlateLayout.of(self.data)
+
+    @cached_property
+    def global_layout(self) -> PlateLayout:
+        """Of a global site: ``[particle]``."""
+        return PlateLayout.of(self.particle)
+
+
+def plates_of(model: Mapping[str, Site], guide: Mapping[str, Site]) -> Plates:
+    """Finds the data plates and the global latents, and what the scales are.
+
+    Args:
+        model, guide: the random sites by name.
+    """
+    # Pyro's frames are slow to hash, and most sites lie in the same plates: each stack is read once.
+    read: dict[tuple[tuple[object, ...], ...], Frames] = {}
+    sites: list[tuple[Site, Frames]] = []
+    for site in (*model.values(), *guide.values()):
+        stack = site["cond_indep_stack"]
+        key = tuple((f.name, f.dim, f.size, f.full_size, f.counter) for f in stack)
+        if key not in read:
+            read[key] = frozenset(stack)
+        sites.append((site, read[key]))
+    particle = frozenset(f for stack in read.values() for f in stack if f.name == PARTICLE_PLATE)
+    around = {
+        id(stack): frozenset(f for f in stack - particle if f.vectorized) for stack in read.values()
+    }
+    everywhere: Frames = frozenset().union(*around.values())
+
+    observed = {around[id(stack)] for site, stack in sites if site["is_observed"]}
+    latent: dict[str, Frames] = {}
+    for site, stack in sites:
+        if not site["is_observed"]:
+            plates = around[id(stack)]
+            latent[site["name"]] = latent.get(site["name"], plates) & plates
+    enclosing = frozenset.intersection(*observed) if observed else everywhere
+    outside = [name for name, plates in latent.items() if not plates & enclosing]
+    # Nothing but globals: the trace is the datum.
+    only_globals = bool(outside) and len(outside) == len(latent)
+    local = {plates for name, plates in latent.items() if plates & enclosing}
+    data = frozenset() if only_globals else frozenset.intersection(enclosing, *local)
+
+    global_names = frozenset(outside if data else ())
+    misplaced = None
+    if everywhere and not data:
+        bare = [site["name"] for site, stack in sites if not around[id(stack)]]
+        misplaced = (bare or outside or [*latent])[0]
+    scale, unequal = _common_scale(
+        [(site, stack) for site, stack in sites if site["name"] not in global_names], data
+    )
+    return Plates(
+        data=data | particle,
+        particle=particle,
+        global_names=global_names,
+        nested=bool(global_names) or any(plates != data for plates in latent.values()),
+        scale=scale,
+        unequal=unequal,
+        misplaced=misplaced,
+    )
+
+
+def _common_scale(sites: Iterable[tuple[Site, Frames]], data: Frames) -> tuple[float, str | None]:
+    """The scale of the local sites, and why it has no meaning inside an importance weight, if so."""
+    scales, problem = set(), None
+    for site, stack in sites:
+        if isinstance(site["scale"], Tensor):
+            problem = (
+                f"site '{site['name']}' is scaled by a tensor: importance weights need one "
+                "number, the same for all sites; scale the loss instead"
+            )
+            continue
+        scales.add(float(site["scale"]))
+        for frame in stack:
+            if frame.full_size not in (None, frame.size) and frame not in data:
+                problem = problem or (
+                    f"plate '{frame.name}' is subsampled but does not enclose every sample site "
+                    f"(it encloses '{site['name']}'): a scale inside an importance weight has no "
+                    "meaning; subsample only plates that are common to all sites"
+                )
+    if len(scales) > 1:
+        problem = problem or (
+            f"sites have different scales {sorted(scales)}: a scale inside an importance weight "
+            "has no meaning; use one poutine.scale around the whole model and the whole guide"
+        )
+    if problem is None:
+        return (scales.pop() if scales else 1.0), None
+    return math.prod((frame.full_size or frame.size) / frame.size for frame in data), problem
 
 
 @dataclass(frozen=True)
@@ -114,23 +203,39 @@ class Term:
         layout: of these dimensions.
         last_dependency: position, in the guide's order, of the last latent that it may depend on;
             -1 for none.
+        scale: the site's own, in units of the data plates'.
+        stack: the plates that the site lies in.
     """
 
     log_prob: Tensor
     site_mask: Tensor | None
     layout: PlateLayout
     last_dependency: int
+    scale: float | Tensor = 1.0
+    stack: tuple[CondIndepStackFrame, ...] = ()
 
     @classmethod
-    def of(cls, site: Site, value: Tensor, layout: PlateLayout, last_dependency: int) -> Term:
-        """From a traced site and its log-density as the distribution gives it."""
+    def of(
+        cls, site: Site, value: Tensor, layout: PlateLayout, last_dependency: int, unit: float = 1.0
+    ) -> Term:
+        """From a traced site and its log-density as the distribution gives it.
+
+        Args:
+            unit: the scale of the data plates.
+        """
         if value.dtype in (torch.float16, torch.bfloat16):
             value = value.float()
         mask = site["mask"]
         value = scale_and_mask(value, 1.0, mask)
         if isinstance(mask, bool):
             mask = None if mask else torch.zeros_like(value, dtype=torch.bool)
-        return cls(value, mask, layout, last_dependency)
+        stack = site["cond_indep_stack"]
+        return cls(value, mask, layout, last_dependency, site["scale"] / unit, stack)
+
+    @property
+    def is_scaled(self) -> bool:
+        """Whether its scale is another than the data plates'."""
+        return isinstance(self.scale, Tensor) or self.scale != 1.0
 
     @cached_property
     def elements(self) -> Tensor:
@@ -148,3 +253,20 @@ class Term:
     def total(self) -> Tensor:
         """``[particle, *datum]``."""
         return self.layout.total(self.log_prob)
+
+    @cached_property
+    def scaled(self) -> Tensor:
+        """``total`` times the scale: its part of the bound, in units of the data plates' scale."""
+        return self.layout.total(self.log_prob * self.scale) if self.is_scaled else self.total
+
+    def summed_to(self, layout: PlateLayout) -> Tensor:
+        """``scaled`` for the elements of other plates: ``[particle, *plates]``."""
+        if layout is self.layout:
+            return self.scaled
+        value = self.log_prob * self.scale if self.is_scaled else self.log_prob
+        kept = dict(zip(layout.kept, layout.names, strict=True))
+        for frame in self.stack:
+            # Another plate may have the same dimension.
+            if frame.dim in kept and kept[frame.dim] != frame.name and value.dim() >= -frame.dim:
+                value = value.sum(frame.dim, keepdim=True)
+        return layout.total(value)

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
+from torch.distributions import transform_to
 
-from wsram_ppl.primitives.distributions import kind, stack
+from wsram_ppl.primitives.distributions import kind, stack, unwrapped
 from wsram_ppl.primitives.handlers import has_density
 
 Program = Callable[..., Any]
@@ -43,6 +44,32 @@ def log_density(site: Site) -> Tensor:
     """As the distribution gives it: without mask and scale."""
     value: Tensor = site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"])
     return value
+
+
+def without_masked(site: Site) -> Site:
+    """The site, where an observation is masked (it may be missing, NaN) with a value of its support.
+
+    A masked log-density of NaN is not counted, but its gradient of zero times NaN would be.
+    """
+    fn, value = site["fn"], site["value"]
+    if not (site["is_observed"] and isinstance(value, Tensor) and value.is_floating_point()):
+        return site
+    for mask in (site["mask"], *(getattr(each, "_mask", None) for each in unwrapped(fn))):
+        if isinstance(mask, Tensor):
+            counted = mask.reshape(mask.shape + (1,) * fn.event_dim)
+            value = torch.where(counted, value, _supported(fn, value))
+    return site if value is site["value"] else {**site, "value": value}
+
+
+def _supported(fn: Any, value: Tensor) -> Tensor:
+    """Values that the distribution can take: the image of 0, or 0 for counts and truth values."""
+    try:
+        transform = transform_to(fn.support)
+    except NotImplementedError:
+        return value if fn.event_dim else torch.zeros_like(value)
+    start = value.new_zeros(transform.inverse_shape(fn.shape()))
+    found: Tensor = transform(start)
+    return found
 
 
 def evaluate(sites: Iterable[Site], quantity: Callable[[Site], Tensor]) -> dict[int, Tensor]:

@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
+import torch
+from pyro.distributions import Unit
+from pyro.infer.util import is_validation_enabled
 from pyro.poutine.trace_struct import Trace
+from pyro.util import check_model_guide_match, check_site_shape
+from torch import Tensor
 
 from wsram_ppl.objectives.baselines import Baseline
 from wsram_ppl.objectives.particles import Latent, Particles, TraceDraw
-from wsram_ppl.objectives.plates import PlateLayout, Term
-from wsram_ppl.objectives.sites import Site, evaluate, log_density, random_sites
+from wsram_ppl.objectives.plates import Term, plates_of
+from wsram_ppl.objectives.sites import Site, evaluate, log_density, random_sites, without_masked
+from wsram_ppl.primitives.handlers import PARTICLE_PLATE, has_density, is_subsample
 
 __all__ = ["combine", "read_draw"]
 
 
 def _check(model: Mapping[str, Site], guide: Mapping[str, Site]) -> None:
+    """What Pyro would accept, or only warn of, and these objectives cannot."""
     for whose, sites in (("model", model), ("guide", guide)):
         for name, site in sites.items():
             if site["infer"].get("enumerate") or site["infer"].get("_enumerate_dim") is not None:
@@ -24,20 +32,21 @@ def _check(model: Mapping[str, Site], guide: Mapping[str, Site]) -> None:
                 )
     for name, site in guide.items():
         if site["is_observed"]:
+            if isinstance(site["fn"], Unit) and site["infer"].get("is_auxiliary"):
+                continue
             raise ValueError(
-                f"site '{name}' of the guide is observed (or a factor): a guide can only sample; "
-                "move it to the model"
+                f"site '{name}' of the guide is observed: a guide can only sample; move it to the model"
             )
         if name not in model:
+            if site["infer"].get("is_auxiliary"):
+                continue
             raise ValueError(
-                f"the guide samples site '{name}', which the model lacks: remove it, or add it to "
-                "the model (auxiliary sites are not supported)"
+                f"the guide samples site '{name}', which the model lacks: remove it, add it to the "
+                "model, or mark it with infer={'is_auxiliary': True} if the guide's other sites are "
+                "functions of it"
             )
         if model[name]["fn"].event_dim != site["fn"].event_dim:
-            raise ValueError(
-                f"site '{name}' has event_dim {model[name]['fn'].event_dim} in the model and "
-                f"{site['fn'].event_dim} in the guide: make them agree with .to_event(...)"
-            )
+            continue  # told below, in Pyro's words where its validation is on
         theirs = {f.dim: f.name for f in model[name]["cond_indep_stack"] if f.vectorized}
         for frame in site["cond_indep_stack"]:
             other = theirs.get(frame.dim, frame.name)
@@ -48,77 +57,187 @@ def _check(model: Mapping[str, Site], guide: Mapping[str, Site]) -> None:
                 )
 
 
-def _prefix_sizes(last: Sequence[int]) -> list[int]:
-    """For each latent in the model's order, the size of the smallest common prefix that contains it.
+def _check_events(model: Mapping[str, Site], guide: Mapping[str, Site]) -> None:
+    """What Pyro's own check tells where its validation is on."""
+    for name in model.keys() & guide.keys():
+        ours, theirs = model[name]["fn"].event_dim, guide[name]["fn"].event_dim
+        if ours != theirs:
+            raise ValueError(
+                f"site '{name}' has event_dim {ours} in the model and {theirs} in the guide: make them "
+                "agree with .to_event(...)"
+            )
 
-    ``last[k]`` is the last position, in the guide, of the model's first k latents: these k come first
-    in the guide too just when ``last[k] == k - 1``.
+
+def _matched(trace: Trace) -> Trace:
+    """The sites for Pyro's check of model against guide: without ``pyro.deterministic``."""
+    found = Trace()
+    for name, site in trace.nodes.items():
+        if site["type"] == "sample" and (has_density(site) or is_subsample(site)):
+            found.nodes[name] = site
+    return found
+
+
+def _check_shape(site: Site, log_prob: Tensor, max_plate_nesting: float) -> None:
+    """Pyro's check of a log-density's shape, of one particle: left of its plate all would pass."""
+    stack = site["cond_indep_stack"]
+    for frame in stack:
+        if frame.name == PARTICLE_PLATE:
+            stack = tuple(f for f in stack if f is not frame)
+            max_plate_nesting = float("inf")
+            if log_prob.dim() >= -frame.dim:
+                log_prob = log_prob.select(frame.dim, 0)
+    seen: Any = {**site, "log_prob": log_prob, "cond_indep_stack": stack}
+    check_site_shape(seen, max_plate_nesting)  # type: ignore[arg-type]
+
+
+def _check_order(names: frozenset[str], whose: str, sites: Mapping[str, Site]) -> None:
+    """Globals are drawn once, before the particles of the local sites."""
+    local = None
+    for name, site in sites.items():
+        if name not in names and not site["is_observed"]:
+            local = name
+        elif name in names and local is not None:
+            raise ValueError(
+                f"the global site '{name}' comes after the local site '{local}' in the {whose}, but "
+                "globals are drawn once, and then several particles of the local sites given them: "
+                "sample globals first (or use VariationalBound)"
+            )
+
+
+def _prefix_sizes(model: Sequence[str], guide: Sequence[str]) -> dict[str, int]:
+    """For each latent, the size of the smallest common prefix of both orders that contains it.
+
+    Auxiliary sites, which only the guide has, make densities of the whole alone comparable.
     """
-    prefix_sizes, size = [0] * (len(last) - 1), len(last) - 1
-    for n in reversed(range(len(prefix_sizes))):
+    size = len(guide)
+    if len(model) < size:
+        return dict.fromkeys(guide, size)
+    order = {name: position for position, name in enumerate(guide)}
+    last = [-1]  # of the model's first k latents, the last position in the guide
+    for name in model:
+        last.append(max(last[-1], order[name]))
+    sizes = {}
+    for n in reversed(range(size)):
         if last[n + 1] == n:
             size = n + 1
-        prefix_sizes[n] = size
-    return prefix_sizes
+        sizes[model[n]] = size
+    return sizes
 
 
-def read_draw(model_trace: Trace, guide_trace: Trace, num_particles: int) -> TraceDraw:
+def _size(count: int, shape: Sequence[int], terms: Sequence[Term]) -> tuple[int, ...]:
+    """``[particle, *datum]``; a plate without a size has that of what lies in it."""
+    if -1 not in shape:
+        return (count, *shape)
+    return tuple(torch.broadcast_shapes((count, *[1] * len(shape)), *(t.total.shape for t in terms)))
+
+
+def read_draw(
+    model_trace: Trace,
+    guide_trace: Trace,
+    num_particles: int,
+    *,
+    forms_weights: bool = False,
+    max_plate_nesting: float = float("inf"),
+) -> TraceDraw:
     """Reads the log-densities of one run off the traces of model and guide.
 
     Args:
         num_particles: how many particles the run holds (1 unless vectorised).
+        forms_weights: whether importance weights are formed, over particles that share the globals.
+        max_plate_nesting: including the particles' plate; for Pyro's checks, which run where its
+            validation is on.
 
     Raises:
         ValueError: what the objectives do not support; the message says what to do.
     """
-    model, guide = random_sites(model_trace), random_sites(guide_trace)
+    model = {name: without_masked(site) for name, site in random_sites(model_trace).items()}
+    guide = random_sites(guide_trace)
     _check(model, guide)
     if not model:
         raise ValueError("the model has no sample site: there is nothing to train")
-    order = {name: position for position, name in enumerate(guide)}
-    layout = PlateLayout.of([*model.values(), *guide.values()])
+    validate = is_validation_enabled()
+    if validate and any(guide[name] is not model.get(name) for name in guide):
+        matched = _matched(model_trace), _matched(guide_trace)
+        check_model_guide_match(*matched, max_plate_nesting)
+    _check_events(model, guide)
+    plates = plates_of(model, guide)
+    if forms_weights:
+        if plates.unequal is not None:
+            raise ValueError(plates.unequal)
+        for whose, sites in (("model", model), ("guide", guide)):
+            _check_order(plates.global_names, whose, sites)
 
     evaluated = evaluate([*model.values(), *guide.values()], log_density)
-    last, names, observations = [-1], [], []
+    if validate:
+        for site in (*model.values(), *guide.values()):
+            _check_shape(site, evaluated[id(site)], max_plate_nesting)
+
+    def term(site: Site, last_dependency: int) -> Term:
+        outside = site["name"] in plates.global_names
+        layout = plates.global_layout if outside else plates.layout
+        return Term.of(site, evaluated[id(site)], layout, last_dependency, plates.scale)
+
+    order = {name: position for position, name in enumerate(guide)}
+    last, names, observations = -1, [], []
+    parents: dict[str, tuple[int, int]] = {}
     for name, site in model.items():
         if site["is_observed"]:
-            observations.append(Term.of(site, evaluated[id(site)], layout, last[-1]))
+            observations.append(term(site, last))
         else:
             names.append(name)
-            last.append(max(last[-1], order[name]))
-    prefix_sizes = _prefix_sizes(last)
-    latents = []
-    for n, name in enumerate(names):
-        prior = Term.of(model[name], evaluated[id(model[name])], layout, last[n + 1])
-        if guide[name] is model[name]:  # the prior as proposal: one density, computed once
-            proposal = prior
+            parents[name] = last, max(last, order[name])
+            last = parents[name][1]
+    auxiliary = [name for name in guide if name not in model]
+    inside = [[n for n in found if n not in plates.global_names] for found in (names, guide)]
+    sizes = _prefix_sizes(*inside)
+    local: list[Latent] = []
+    outside: list[Latent] = []
+    for name in (*names, *auxiliary):
+        before, upto = parents.get(name, (-1, order[name]))
+        prior = term(model[name], upto) if name in model else None
+        if prior is not None and guide[name] is model[name]:
+            proposal = prior  # the prior as proposal: one density, computed once
         else:
-            proposal = Term.of(guide[name], evaluated[id(guide[name])], layout, order[name])
-        latents.append(
-            Latent(
-                name,
-                prior,
-                proposal,
-                prefix_sizes[n],
-                last[n],
-                Baseline.declared(name, model[name]["infer"]),
-                Baseline.declared(name, guide[name]["infer"]),
-            )
+            proposal = term(guide[name], order[name])
+        value, fn = guide[name]["value"], guide[name]["fn"]
+        if isinstance(fn, Unit):  # a factor of the guide's density, which says what it is
+            carries_gradients = bool(getattr(fn, "has_rsample", False))
+        else:
+            carries_gradients = isinstance(value, Tensor) and value.requires_grad
+        latent = Latent(
+            name,
+            prior,
+            proposal,
+            sizes.get(name, 0),
+            before,
+            Baseline.declared(name, model[name]["infer"]) if name in model else None,
+            Baseline.declared(name, guide[name]["infer"]),
+            carries_gradients,
         )
-    size = (num_particles, *layout.shape)
-    return TraceDraw(tuple(latents), tuple(observations), layout, size, model_trace, guide_trace)
+        (outside if name in plates.global_names else local).append(latent)
+    return TraceDraw(
+        tuple(local),
+        tuple(outside),
+        tuple(observations),
+        plates,
+        _size(num_particles, plates.layout.shape, [*observations, *(s.proposal for s in local)]),
+        model_trace,
+        guide_trace,
+    )
 
 
-def combine(draws: Sequence[TraceDraw], shares_parameters: bool) -> Particles:
+def combine(
+    draws: Sequence[TraceDraw], shares_parameters: bool, constant: Particles | None = None
+) -> Particles:
     """Stacks draws along the particle dimension.
 
     Raises:
-        ValueError: sequential draws disagree about the data plate.
+        ValueError: sequential draws disagree about the data plates or the global sites.
     """
-    if len({(draw.layout.shape, draw.layout.scale) for draw in draws}) > 1:
+    if len({(draw.size[1:], draw.plates.scale, draw.plates.global_names) for draw in draws}) > 1:
         raise ValueError(
             "particles drawn one after the other have different data plates "
-            f"{sorted({draw.layout.shape for draw in draws})}: the plates that enclose all sample "
+            f"{sorted({draw.size[1:] for draw in draws})}: the plates that enclose all sample "
             "sites must be the same in every run"
         )
-    return Particles(tuple(draws), shares_parameters)
+    return Particles(tuple(draws), shares_parameters, constant)

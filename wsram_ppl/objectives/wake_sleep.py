@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Collection
 from dataclasses import KW_ONLY, dataclass
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from pyro import poutine
@@ -12,15 +13,17 @@ from pyro.distributions import Unit
 from torch import Tensor
 
 from wsram_ppl.objectives import estimators
-from wsram_ppl.objectives.base import Objective
+from wsram_ppl.objectives.base import check_choice
 from wsram_ppl.objectives.baselines import Baseline
 from wsram_ppl.objectives.estimators import weighted
+from wsram_ppl.objectives.importance import pathwise_names, through_samples
+from wsram_ppl.objectives.multi_sample import MultiSampleObjective
 from wsram_ppl.objectives.particles import Particles, TraceDraw
-from wsram_ppl.objectives.plates import PlateLayout, Term
+from wsram_ppl.objectives.plates import Term, plates_of
 from wsram_ppl.objectives.prior import is_prior
 from wsram_ppl.objectives.running import MinibatchMeans, RunningRatio
 from wsram_ppl.objectives.sites import Program, evaluate, log_density, random_sites, values_of
-from wsram_ppl.primitives.handlers import DetachSamples, Substitute
+from wsram_ppl.primitives.handlers import DetachSamples, ParticlePlate, Substitute
 
 __all__ = ["ControlVariate", "WakeSleep", "partial_log_ratios"]
 
@@ -28,7 +31,7 @@ ControlVariate = Literal["none", "self-normalized", "unnormalized", "adaptive", 
 
 
 @dataclass(eq=False)
-class WakeSleep(Objective):
+class WakeSleep(MultiSampleObjective):
     r"""Reweighted wake-sleep with control variates, bound L_M (WS-RAM; sleep-q by ``insomnia``).
 
     With w = softmax(log w~) over the particles of a datum, r = p(a)/q(a), M = ``num_particles``:
@@ -57,6 +60,11 @@ class WakeSleep(Objective):
     that declares none gets the running constant, and 1/M. The networks are fitted by least squares,
     E[(w - c_n r_{1:n}/M)^2] and E[(w - c_n)^2], as part of the loss.
 
+    Samples of local sites are constants, but that wake-q of ``pathwise`` sites may be
+    ``doubly_reparameterized`` (Tucker et al. 2019): sum_m (w_m - w_m^2) (d log w~_m / d a) d a / d eta,
+    of the same expectation. Global sites follow the bound, as in
+    :class:`~wsram_ppl.objectives.importance.ImportanceBound`.
+
     Args:
         control_variate: see the table.
         insomnia: in [0, 1]: the guide's gradient is insomnia * wake-q + (1 - insomnia) * sleep-q.
@@ -65,27 +73,31 @@ class WakeSleep(Objective):
             :class:`pyro.infer.ReweightedWakeSleep`.
         num_particles: M, at least 2; also the number of fantasies per datum.
         decay: of the running averages behind ``"adaptive"`` and ``"learned"``.
-        max_plate_nesting, vectorize_particles, retain_graph, regularizer: see
+        doubly_reparameterized: for local ``pathwise`` sites; model and guide then run twice.
+        num_global_particles: see :class:`~wsram_ppl.objectives.multi_sample.MultiSampleObjective`.
+        max_plate_nesting, vectorize_particles, pathwise, retain_graph, regularizer: see
             :class:`~wsram_ppl.objectives.base.Objective`.
 
     Raises:
         ValueError: an unknown control variate, ``insomnia`` or ``decay`` out of range, fewer than 2
             particles; sleep-q with the prior as guide, with a guide that takes no ``observations``,
-            or with a model that has factors.
+            or with a model that has factors or global sites; a local ``Delta`` with parameters;
+            ``doubly_reparameterized`` without a local pathwise site, or with the prior as guide.
     """
 
-    control_variate: ControlVariate = "self-normalized"
+    gradients_differ: ClassVar[bool] = True
+
+    control_variate: ControlVariate = "adaptive"
     _: KW_ONLY
     insomnia: float = 1.0
     num_particles: int = 5
     decay: float = 0.99
+    doubly_reparameterized: bool = False
 
     def __post_init__(self) -> None:
-        if self.control_variate not in get_args(ControlVariate):
-            raise ValueError(
-                f"unknown control_variate '{self.control_variate}': choose one of "
-                + ", ".join(repr(name) for name in get_args(ControlVariate))
-            )
+        check_choice(
+            "control_variate", self.control_variate, get_args(ControlVariate), type(self).__name__
+        )
         if not 0.0 <= self.insomnia <= 1.0:
             raise ValueError(f"insomnia must lie in [0, 1], not {self.insomnia}")
         if not 0.0 <= self.decay < 1.0:
@@ -100,16 +112,51 @@ class WakeSleep(Objective):
     def bound(self, log_weights: Tensor) -> Tensor:
         return estimators.multi_sample_bound(log_weights)
 
+    @property
+    def uses_baselines(self) -> bool:
+        return self.control_variate == "learned"
+
+    def held_constant(self, draw: TraceDraw) -> Collection[str]:
+        local = [site.name for site in draw.latents if site.pathwise]
+        outside = [site.name for site in draw.globals if site.pathwise]
+        if self.doubly_reparameterized and outside:
+            raise ValueError(
+                f"doubly_reparameterized=True with the global site '{outside[0]}' pathwise too is not "
+                "supported: leave one of them out"
+            )
+        if self.doubly_reparameterized:
+            return pathwise_names(draw)
+        if local:
+            raise ValueError(
+                f"site '{local[0]}' is pathwise (or a Delta with parameters), but wake-q follows the "
+                "scores of samples that are constants: leave it out of pathwise, or set "
+                "doubly_reparameterized=True, or use ImportanceBound"
+            )
+        return outside
+
     def surrogate(self, particles: Particles) -> Tensor:
         weights = estimators.normalized_weights(particles.log_weights)
-        wake_p = weighted(weights, particles.log_likelihood)
+        model, guide = particles, particles
+        if particles.constant is not None and self.doubly_reparameterized:
+            model = particles.constant
+        elif particles.constant is not None:
+            guide = particles.constant
+        wake_p = weighted(weights, model.log_likelihood)
         if self.control_variate == "learned":
-            return wake_p + self._learned(particles, weights)
-        wake_p = wake_p + weighted(self._coefficient(particles, weights), particles.log_prior)
-        if particles.shares_parameters or self.insomnia == 0.0:
-            return wake_p
-        mean = 0.0 if self.control_variate == "none" else 1.0 / particles.num_particles
-        return wake_p + self.insomnia * weighted(weights - mean, particles.log_proposal)
+            gain = wake_p + self._learned(model, guide, weights)
+        else:
+            gain = wake_p + weighted(self._coefficient(particles, weights), model.log_prior)
+            if not particles.shares_parameters and self.insomnia > 0.0:
+                mean = 0.0 if self.control_variate == "none" else 1.0 / particles.num_particles
+                gain = gain + self.insomnia * weighted(weights - mean, guide.log_score)
+        if particles.constant is None:
+            return gain
+        if self.doubly_reparameterized:
+            return gain + self.insomnia * through_samples(weights - weights.square(), particles)
+        # The bound's gradient by way of what the guide's local sites take from global samples.
+        signal = estimators.vimco_signal(particles.log_weights) - weights
+        gain = gain + weighted(signal, particles.log_proposal)
+        return gain - weighted(signal, particles.constant.log_proposal)
 
     def _coefficient(self, particles: Particles, weights: Tensor) -> Tensor:
         """The coefficient of d log p(a), ``[particle, *datum]``."""
@@ -127,25 +174,30 @@ class WakeSleep(Objective):
         means.commit(self.running, self.decay)
         return coefficient
 
-    def _learned(self, particles: Particles, weights: Tensor) -> Tensor:
-        """Every term of log p(a) and log q(a) with its own control variate (see the class)."""
-        m = particles.num_particles
+    def _learned(self, model: Particles, guide: Particles, weights: Tensor) -> Tensor:
+        """Every term of log p(a) and log q(a) with its own control variate (see the class).
+
+        Args:
+            model, guide: the same particles, from which the terms of each are taken.
+        """
+        m = model.num_particles
         means = MinibatchMeans()
         total, one = weights.new_zeros(()), weights.new_ones(())
-        wake_q = not particles.shares_parameters and self.insomnia > 0.0
-        for draw, rows in particles.rows():
+        wake_q = not model.shares_parameters and self.insomnia > 0.0
+        for (draw, rows), other in zip(model.rows(), guide.draws, strict=True):
             # In units of 1/M, so that coefficients are of order one.
             target = (m * weights[rows]).unsqueeze(-1)
             log_ratios = partial_log_ratios(draw)
-            for site in draw.latents:
+            for site, twin in zip(draw.latents, other.latents, strict=True):
                 r = estimators.ratio(log_ratios[site.prefix_size]).unsqueeze(-1)
-                constant = RunningRatio(self.running, f"c/{site.name}")
-                constant.observe(target, r, means)
-                c = _plus_network(constant.value(target), site.prior_baseline, site.prior, draw)
-                total = total + _controlled(target, c, r, site.prior)
-                if wake_q:
-                    c = _plus_network(one, site.proposal_baseline, site.proposal, draw)
-                    total = total + self.insomnia * _controlled(target, c, one, site.proposal)
+                if site.prior is not None:
+                    constant = RunningRatio(self.running, f"c/{site.name}")
+                    constant.observe(target, r, means)
+                    c = _plus_network(constant.value(target), site.prior_baseline, site.prior, draw)
+                    total = total + _controlled(target, c, r, site.prior)
+                if wake_q and not twin.pathwise:
+                    c = _plus_network(one, twin.proposal_baseline, twin.proposal, draw)
+                    total = total + self.insomnia * _controlled(target, c, one, twin.proposal)
         means.commit(self.running, self.decay)
         return total / m
 
@@ -171,8 +223,14 @@ class WakeSleep(Objective):
         if self.insomnia == 1.0:
             return None
         self.check(model, guide)
-        if self.vectorize_particles:
-            model, guide = self._all_particles(model), self._all_particles(guide)
+        if self._global_names:
+            raise ValueError(
+                f"insomnia < 1 draws fantasies of data, but site '{min(self._global_names)}' is global: "
+                "use insomnia=1.0"
+            )
+        if self.vectorize_particles and self.num_particles > 1:
+            plate = ParticlePlate(self.num_particles, -int(self.max_plate_nesting))
+            model, guide = plate(model), plate(guide)
         runs = 1 if self.vectorize_particles else self.num_particles
         log_q = torch.stack([self._sleep(model, guide, args, kwargs) for _ in range(runs)]).sum()
         return log_q.mul((1.0 - self.insomnia) / self.num_particles)
@@ -195,7 +253,7 @@ class WakeSleep(Objective):
         with Substitute(values, whose="guide"):
             trace = poutine.trace(guide).get_trace(*args, **{**kwargs, "observations": observations})
         sites = random_sites(trace)
-        layout = PlateLayout.of(list(sites.values()))
+        layout = plates_of({}, sites).layout
         evaluated = evaluate(sites.values(), log_density)
         terms = [
             Term.of(s, evaluated[id(s)], layout, last_dependency=-1).total.sum() for s in sites.values()
@@ -216,7 +274,9 @@ def partial_log_ratios(draw: TraceDraw) -> list[Tensor]:
     """
     ratios = [torch.zeros_like(draw.log_prior)]
     for site in draw.latents:
-        ratios.append(ratios[-1] + (site.prior.total - site.proposal.total).detach())
+        log_q = site.proposal.total
+        ratio = -log_q if site.prior is None else site.prior.total - log_q
+        ratios.append(ratios[-1] + ratio.detach())
     return ratios
 
 

@@ -170,8 +170,9 @@ def extract(pyramid: Pyramid, location: Tensor, scale_index: Tensor) -> Tensor:
     one (k + 1) x (k + 1) window, then interpolated between its rows and between its columns.
 
     Places are not clamped: a patch far outside is all zeros (at infinity too). Where a place is
-    NaN, the patch is NaN. No gradient flows to the places, which are samples and count as
-    constants here; gradients flow to the images.
+    NaN, the patch is NaN. Gradients flow to the images, and to places that ask for them (samples that
+    are differentiated through): the derivative of the interpolation, which jumps where a place passes
+    from one pixel to the next, and is 0 where all is black.
 
     Args:
         pyramid: of images with batch shape [..., B].
@@ -197,10 +198,10 @@ def extract(pyramid: Pyramid, location: Tensor, scale_index: Tensor) -> Tensor:
     layout = _rows(pyramid.levels.layout, scale_index)
     half, size = geometry[..., :2], geometry[..., 2:]
     # Where the centre of the patch's first pixel lies, 0 being the centre of the level's first.
-    first = torch.addcmul(half - k / 2, location.detach().to(half.dtype), half)
+    first = torch.addcmul(half - k / 2, location.to(half.dtype), half)
     # Just outside is as good as far outside, and a whole number that fits into an index.
     first = torch.minimum(first.clamp(min=-(k + 1)), size)
-    corner = first.floor()
+    corner = first.detach().floor()
     fraction = (first - corner).to(pyramid.buffer.dtype)
 
     steps = torch.arange(k + 1, device=corner.device, dtype=corner.dtype)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Mapping
+import warnings
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, ParamSpec, TypeVar
 
 import pyro
 import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
+from pyro.infer.util import is_validation_enabled
 from pyro.poutine.indep_messenger import CondIndepStackFrame
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.runtime import _DIM_ALLOCATOR, _PYRO_STACK
@@ -57,13 +59,15 @@ class ParticlePlate(Messenger):
     Args:
         size: M, the number of particles.
         dim: where they go, negative, left of the program's plates.
+        shared: names of sites that all particles share.
 
     Raises:
         ValueError: a distribution has another size there.
     """
 
-    def __init__(self, size: int, dim: int) -> None:
+    def __init__(self, size: int, dim: int, shared: Collection[str] = ()) -> None:
         super().__init__()
+        self.shared = shared
         self.frame = CondIndepStackFrame(PARTICLE_PLATE, dim, size, counter=0, full_size=size)
 
     def __enter__(self) -> ParticlePlate:
@@ -77,6 +81,8 @@ class ParticlePlate(Messenger):
         super().__exit__(*error)
 
     def _pyro_sample(self, msg: dict[str, Any]) -> None:
+        if msg["name"] in self.shared:
+            return
         _, dim, size, _, _ = self.frame
         assert dim is not None
         msg["cond_indep_stack"] = (self.frame, *msg["cond_indep_stack"])
@@ -101,12 +107,21 @@ class DetachSamples(Messenger):
     trace would come too late: later sites have used the value by then.
 
     Must be entered outside the handler that records the trace.
+
+    Args:
+        keep: of a site, whether its value may carry gradients all the same.
     """
+
+    def __init__(self, keep: Callable[[Mapping[str, Any]], bool] | None = None) -> None:
+        super().__init__()
+        self.keep = keep
 
     def _pyro_post_sample(self, msg: dict[str, Any]) -> None:
         value = msg["value"]
-        if not msg["is_observed"] and isinstance(value, Tensor) and value.requires_grad:
-            msg["value"] = value.detach()  # a constant stays the same object, as Memoize wants
+        if msg["is_observed"] or not isinstance(value, Tensor) or not value.requires_grad:
+            return  # a constant stays the same object, as Memoize wants
+        if self.keep is None or not self.keep(msg):
+            msg["value"] = value.detach()
 
 
 class Substitute(Messenger):
@@ -118,15 +133,19 @@ class Substitute(Messenger):
     Args:
         values: the value of every latent site, and of every plate's subsample, by name.
         whose: how to call the program in an error message.
+        partial: whether sites without a value are sampled.
 
     Raises:
         ValueError: a latent site has no value, or a site with a value is observed here.
     """
 
-    def __init__(self, values: Mapping[str, Any], whose: str = "model") -> None:
+    def __init__(
+        self, values: Mapping[str, Any], whose: str = "model", *, partial: bool = False
+    ) -> None:
         super().__init__()
         self.values = values
         self.whose = whose
+        self.partial = partial
 
     def _pyro_sample(self, msg: dict[str, Any]) -> None:
         name = msg["name"]
@@ -137,12 +156,35 @@ class Substitute(Messenger):
                     "hide it in the guide, or pass no observation"
                 )
         elif name in self.values:
+            if is_subsample(msg):
+                self._compare(name, msg["value"])
             msg["value"] = self.values[name]
             msg["done"] = True
-        elif not is_subsample(msg):
+        elif is_subsample(msg) or self.partial:
+            return
+        elif msg["infer"].get("enumerate"):
+            raise ValueError(
+                f"site '{name}' of the {self.whose} is marked for enumeration, but these objectives "
+                f"sample: give the guide a site '{name}' and remove config_enumerate (or use "
+                "pyro.infer.TraceEnum_ELBO)"
+            )
+        else:
             raise ValueError(
                 f"the {self.whose} samples site '{name}' but no value was proposed for it: "
                 f"give the guide a site '{name}', or observe it in the model"
+            )
+
+    def _compare(self, name: str, chosen: Any) -> None:
+        """Warns if the program chose other rows than those proposed (this waits for the device)."""
+        rows = self.values[name]
+        if chosen is None or chosen is rows or not is_validation_enabled():
+            return
+        if len(chosen) != len(rows) or not torch.equal(torch.as_tensor(chosen), torch.as_tensor(rows)):
+            warnings.warn(
+                f"plate '{name}' has other rows in the guide than the subsample that the {self.whose} "
+                f"gives, so data are scored with other rows' latents: pass the guide's plate the same "
+                "subsample",
+                stacklevel=2,
             )
 
 

@@ -1,0 +1,135 @@
+"""What is likely not meant so in a program: looked for once, at an objective's first gradient."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Iterator
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING, Any
+
+import pyro
+from torch import Tensor, nn
+
+from wsram_ppl.objectives.particles import Latent, Particles
+from wsram_ppl.objectives.sites import Program, random_sites
+from wsram_ppl.primitives.distributions import parameters
+
+if TYPE_CHECKING:
+    from wsram_ppl.objectives.base import Objective
+
+__all__ = ["inspect"]
+
+
+def inspect(objective: Objective, particles: Particles, model: Program, guide: Program) -> None:
+    """Warns of each thing that this module finds, with the site's name and what to do.
+
+    Raises:
+        ValueError: a name in ``pathwise`` fits no site, or one without reparameterised samples.
+    """
+    _check_pathwise(objective, particles)
+    found = []
+    if objective.forms_weights:
+        found.append(_one_weight(particles))
+    if objective.gradients_differ:
+        found.append(_counted_twice(particles))
+    if objective.uses_baselines:
+        found += [_no_baseline(particles), _unoptimized_baseline(particles, model, guide)]
+    for text in found:
+        if text is not None:
+            warnings.warn(text, stacklevel=3)
+
+
+def _latents(particles: Particles) -> Iterator[Latent]:
+    for draw in particles.draws:
+        yield from (*draw.latents, *draw.globals)
+
+
+def _check_pathwise(objective: Objective, particles: Particles) -> None:
+    if isinstance(objective.pathwise, bool):
+        return
+    sites = {
+        name: site for draw in particles.draws for name, site in random_sites(draw.guide_trace).items()
+    }
+    for pattern in objective.pathwise:
+        fitting = [name for name in sites if fnmatchcase(name, pattern)]
+        if not fitting:
+            raise ValueError(
+                f"pathwise names '{pattern}', which fits no latent site: there are {[*sites]}"
+            )
+        for name in fitting:
+            if not sites[name]["fn"].has_rsample:
+                raise ValueError(
+                    f"pathwise names '{pattern}', but the {type(sites[name]['fn']).__name__} of site "
+                    f"'{name}' has no reparameterised samples: leave it out, and its score is used"
+                )
+
+
+def _one_weight(particles: Particles) -> str | None:
+    site = particles.draws[0].plates.misplaced
+    if site is None or particles.num_particles == 1:
+        return None
+    return (
+        f"site '{site}' lies outside of a plate that holds others, so that all data share one "
+        "importance weight per particle, which no few particles can carry: put it into the plate of its "
+        "data, or use VariationalBound, which needs no weights"
+    )
+
+
+def _counted_twice(particles: Particles) -> str | None:
+    if particles.shares_parameters or any(site.pathwise for site in _latents(particles)):
+        return None  # a value that carries gradients takes the guide's parameters to the model
+    draw = particles.draws[0]
+    theirs = random_sites(draw.guide_trace)
+    for name, site in random_sites(draw.model_trace).items():
+        if name in theirs and _leaves(site["fn"]).keys() & _leaves(theirs[name]["fn"]).keys():
+            return (
+                f"the guide's density of site '{name}' depends on parameters of the model, whose "
+                "gradient then counts twice: if the guide is the model's prior, use Prior(model), "
+                "otherwise detach what the guide takes from the model"
+            )
+    return None
+
+
+def _leaves(fn: Any) -> dict[int, Tensor]:
+    """The parameters that a distribution depends on, by ``id``."""
+    found, seen = {}, set()
+    rest = [tensor.grad_fn for _, tensor in parameters(fn)]
+    while rest:
+        node = rest.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if hasattr(node, "variable"):
+            found[id(node.variable)] = node.variable
+        rest += [following for following, _ in node.next_functions]
+    return found
+
+
+def _no_baseline(particles: Particles) -> str | None:
+    if any(site.prior_baseline or site.proposal_baseline for site in _latents(particles)):
+        return None
+    return (
+        "this objective uses the baselines that sites declare, and none does: declare one with "
+        "infer={'baseline': {'nn_baseline': ..., 'nn_baseline_input': ...}} on each latent site that "
+        "should have one, or choose another option"
+    )
+
+
+def _unoptimized_baseline(particles: Particles, model: Program, guide: Program) -> str | None:
+    """A declared network that neither SVI nor ``objective(model, guide).parameters()`` would train."""
+    known = {id(parameter) for _, parameter in pyro.get_param_store().named_parameters()}
+    known |= {id(parameter) for program in (model, guide) for parameter in _parameters(program)}
+    for site in _latents(particles):
+        for baseline in (site.prior_baseline, site.proposal_baseline):
+            own = list(_parameters(baseline.nn_baseline)) if baseline is not None else []
+            if own and not any(id(parameter) in known for parameter in own):
+                return (
+                    f"the baseline network of site '{site.name}' is a submodule of neither model nor "
+                    "guide, and pyro.module does not register it, so that nothing may train it: make it "
+                    "one of these, unless an optimiser of your own has it"
+                )
+    return None
+
+
+def _parameters(program: object) -> Iterable[nn.Parameter]:
+    return program.parameters() if isinstance(program, nn.Module) else ()
