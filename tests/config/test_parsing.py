@@ -341,7 +341,7 @@ def test_the_written_config_has_every_option() -> None:
     written = tomllib.loads(config().to_toml())
     assert list(written) == ["data", "model", "guide", "objective", "exploration", "training"]
     expected = {info.alias or name for name, info in TrainingSettings.model_fields.items()}
-    assert set(written["training"]) == expected - {"guide_learning_rate", "init"}  # unless given
+    assert set(written["training"]) == expected - {"guide_learning_rate", "init"}
     assert written["data"] == {"source": "test-ones", "count": 3}
 
 

@@ -138,6 +138,12 @@ class Objective(ELBO):
         Raises:
             ValueError: it cannot; the message says what to change.
         """
+        if self.pathwise and getattr(guide, "constant_samples", False):
+            raise InputError(
+                f"the guide {type(guide).__name__} takes earlier samples as constants, so that gradients "
+                "through samples would be incomplete: leave out pathwise, or use Prior(model) (guide "
+                "'prior') or a guide of your own"
+            )
 
     @property
     def uses_baselines(self) -> bool:
@@ -181,6 +187,8 @@ class Objective(ELBO):
         The value is the bound itself; the gradient is this objective's estimator. Nothing in here
         waits for the device.
         """
+        if not self._inspected:
+            self.check(model, guide)
         evaluations = self.evaluations(model, guide, args, kwargs)
         if not self._inspected:
             self._inspected = True

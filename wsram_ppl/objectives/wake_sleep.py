@@ -205,6 +205,7 @@ class WakeSleep(MultiSampleObjective):
     # Sleep: the guide learns from the model's fantasies.
 
     def check(self, model: Program, guide: Program) -> None:
+        super().check(model, guide)
         if self.insomnia == 1.0:
             return
         if is_prior(guide, model):
