@@ -80,4 +80,3 @@ class InferenceNetwork(PyroModule):
                 if n + 1 < model.num_glimpses:  # what follows the last glimpse chooses nothing
                     r1 = network.look(pyramid, location, scale, r1)
                     r2 = network.decide(r1, r2)
-

@@ -26,7 +26,7 @@ model, guide   ``baselines``              a submodule with the networks of decla
 model, guide   a buffer without dimension named like an option: the option may be a schedule
 guide          ``forward(observations=)`` a keyword, a dict from observed site to value: sleep-q
 guide          ``is_prior``, ``model``    true of the prior as proposal, and whose prior it is
-guide          ``constant_samples``       true if it detaches what earlier samples led to: no ``pathwise``
+guide          ``constant_samples``       true if it detaches what samples led to: no ``pathwise``
 data source    ``evaluation_batches(split=)`` a keyword, "validation" (the default) or "test": test data
                                           beside those that choices are made on
 data source    :class:`DrawsRows`         a process's share of a minibatch without the rest

@@ -140,9 +140,9 @@ class Objective(ELBO):
         """
         if self.pathwise and getattr(guide, "constant_samples", False):
             raise InputError(
-                f"the guide {type(guide).__name__} takes earlier samples as constants, so that gradients "
-                "through samples would be incomplete: leave out pathwise, or use Prior(model) (guide "
-                "'prior') or a guide of your own"
+                f"the guide {type(guide).__name__} takes earlier samples as constants, so that "
+                "gradients through samples would be incomplete: leave out pathwise, or use Prior(model) "
+                "(guide 'prior') or a guide of your own"
             )
 
     @property
