@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Protocol
 
@@ -278,12 +278,12 @@ class Objective(ELBO):
             self._global_names = draw.plates.global_names if self.forms_weights else None
             return draw
         if self._global_names is None:
-            with aside():
+            with suppress(RuntimeError, ValueError), aside():  # the run that follows tells of them
                 self._global_names = replace(sampler, num_particles=1).draw().plates.global_names
         for _ in range(3):
-            draw = sampler.draw(shared=self._global_names)
+            draw = sampler.draw(shared=self._global_names or ())
             known, self._global_names = self._global_names, draw.plates.global_names
-            if known == self._global_names:
+            if (known or frozenset()) == self._global_names:
                 return draw
         raise ValueError("which latents lie outside of the data plates changes from run to run")
 
