@@ -367,6 +367,17 @@ def test_fingerprint_stays_when_a_setting_is_added() -> None:
     assert later.fingerprint() != config().fingerprint()
 
 
+def test_fingerprint_stays_when_a_component_gets_an_option() -> None:
+    """At its default; at another value it is another config."""
+    found = config()
+    later = {**found.model.options, "dropout": 0.0}
+    known = {**found.model.defaults, "dropout": 0.0}
+    same = replace(found, model=replace(found.model, options=later, defaults=known))
+    assert same.fingerprint() == found.fingerprint()
+    changed = replace(same.model, options={**later, "dropout": 0.1})
+    assert replace(same, model=changed).fingerprint() != found.fingerprint()
+
+
 def test_fingerprint_is_of_values_not_of_how_they_are_written() -> None:
     assert config("model.width=2").fingerprint() == config("model.width=2.0").fingerprint()
     one = config(model={"name": "test-anything", "a": 1, "b": {"c": 1, "d": 2}})
