@@ -149,7 +149,7 @@ class GlimpseClassifier(PyroModule):
         check_labels(labels, len(images), self.classes)
 
     def prepare(self, images: Tensor, labels: Tensor) -> tuple[ImageFeatures, Tensor]:
-        """The preprocessed batch, as :meth:`forward` and the guides take it too; it needs no parameters."""
+        """A batch as :meth:`forward` and the guides take it too, after all that needs no parameters."""
         return self.network.see(images), labels
 
     @torch.no_grad()

@@ -26,6 +26,7 @@ model, guide  ``baselines``                   a submodule with the networks of d
 model, guide  a buffer named like an option   without dimension: the option may be a schedule
 guide         ``forward(observations=)``      a keyword, from observed site to value: sleep-q
 guide         ``is_prior``, ``model``         true of the prior as proposal, and whose prior it is
+guide         ``constant_samples``            true if it detaches what samples led to: no ``pathwise``
 data source   ``evaluation_batches(split=)``  a keyword, "validation" (the default) or "test":
                                               test data beside those that choices are made on
 data source   :class:`DrawsRows`              a process's share of a minibatch without the rest

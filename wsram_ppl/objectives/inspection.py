@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pyro
 from torch import Tensor, nn
 
+from wsram_ppl.errors import InputError
 from wsram_ppl.objectives.particles import Latent, Particles
 from wsram_ppl.objectives.sites import Program, random_sites
 from wsram_ppl.primitives.distributions import parameters
@@ -24,7 +25,7 @@ def inspect(objective: Objective, particles: Particles, model: Program, guide: P
     """Warns of each thing that this module finds, with the site's name and what to do.
 
     Raises:
-        ValueError: a name in ``pathwise`` fits no site, or one without reparameterised samples.
+        InputError: a name in ``pathwise`` fits no site, or one without reparameterised samples.
     """
     _check_pathwise(objective, particles)
     found = []
@@ -53,12 +54,12 @@ def _check_pathwise(objective: Objective, particles: Particles) -> None:
     for pattern in objective.pathwise:
         fitting = [name for name in sites if fnmatchcase(name, pattern)]
         if not fitting:
-            raise ValueError(
+            raise InputError(
                 f"pathwise names '{pattern}', which fits no latent site: there are {[*sites]}"
             )
         for name in fitting:
             if not sites[name]["fn"].has_rsample:
-                raise ValueError(
+                raise InputError(
                     f"pathwise names '{pattern}', but the {type(sites[name]['fn']).__name__} of site "
                     f"'{name}' has no reparameterised samples: leave it out, and its score is used"
                 )

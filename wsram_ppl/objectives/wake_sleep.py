@@ -12,6 +12,7 @@ from pyro import poutine
 from pyro.distributions import Unit
 from torch import Tensor
 
+from wsram_ppl.errors import InputError
 from wsram_ppl.objectives import estimators
 from wsram_ppl.objectives.base import check_choice
 from wsram_ppl.objectives.baselines import Baseline
@@ -121,14 +122,14 @@ class WakeSleep(MultiSampleObjective):
         local = [site.name for site in draw.latents if site.pathwise]
         outside = [site.name for site in draw.globals if site.pathwise]
         if self.doubly_reparameterized and outside:
-            raise ValueError(
+            raise InputError(
                 f"doubly_reparameterized=True with the global site '{outside[0]}' pathwise too is not "
                 "supported: leave one of them out"
             )
         if self.doubly_reparameterized:
             return pathwise_names(draw)
         if local:
-            raise ValueError(
+            raise InputError(
                 f"site '{local[0]}' is pathwise (or a Delta with parameters), but wake-q follows the "
                 "scores of samples that are constants: leave it out of pathwise, or set "
                 "doubly_reparameterized=True, or use ImportanceBound"
@@ -205,6 +206,7 @@ class WakeSleep(MultiSampleObjective):
     # Sleep: the guide learns from the model's fantasies.
 
     def check(self, model: Program, guide: Program) -> None:
+        super().check(model, guide)
         if self.insomnia == 1.0:
             return
         if is_prior(guide, model):
@@ -225,7 +227,7 @@ class WakeSleep(MultiSampleObjective):
             return None
         self.check(model, guide)
         if self._global_names:
-            raise ValueError(
+            raise InputError(
                 f"insomnia < 1 draws fantasies of data, but site '{min(self._global_names)}' is global: "
                 "use insomnia=1.0"
             )
