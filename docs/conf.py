@@ -27,11 +27,8 @@ extensions = [
     "site_extension",
 ]
 nitpicky = True
-# Names of other packages, whose pages are elsewhere, and of what is no part of the reference.
-nitpick_ignore_regex = [
-    (r"py:.*", r"(?!wsram_ppl\.).*"),
-    (r"py:.*", r"wsram_ppl\.(.*\.)?(_\w+|[A-Z]|Annotated.*)"),
-]
+# Names of other packages, whose pages are elsewhere; and annotations that are more than a name.
+nitpick_ignore_regex = [(r"py:.*", r"(?!wsram_ppl\.).*|.*\[.*")]
 smartquotes_action = "D"  # dashes alone
 default_role = "code"
 

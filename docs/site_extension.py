@@ -14,7 +14,9 @@ from types import ModuleType
 from typing import Any, ClassVar
 
 from docutils import nodes
+from sphinx.addnodes import pending_xref
 from sphinx.application import Sphinx
+from sphinx.environment import BuildEnvironment
 from sphinx.pycode import ModuleAnalyzer
 from sphinx.util import logging
 from sphinx.util.docutils import SphinxDirective
@@ -154,6 +156,17 @@ class PublicNames(SphinxDirective):
         return self.parse_text_to_nodes("\n".join(lines), allow_section_headings=True)
 
 
+def keep_as_text(
+    app: Sphinx, env: BuildEnvironment, node: pending_xref, words: nodes.TextElement
+) -> nodes.TextElement | None:
+    """A name that exists but has no entry, such as a type variable, stays text; others are mistakes."""
+    try:
+        pkgutil.resolve_name(node["reftarget"])
+    except (ImportError, AttributeError, ValueError):
+        return None
+    return words if node["reftarget"].startswith("wsram_ppl.") else None
+
+
 def leave_out_object(app: Sphinx, name: str, obj: object, options: Any, bases: list[Any]) -> None:
     """Every class has the base ``object``: it is not worth a line."""
     bases[:] = [base for base in bases if base is not object]
@@ -177,6 +190,7 @@ def setup(app: Sphinx) -> dict[str, bool]:
     app.add_directive("public-names", PublicNames)
     app.connect("source-read", read_source)
     app.connect("doctree-read", name_languages)
+    app.connect("missing-reference", keep_as_text)
     app.connect("autodoc-process-bases", leave_out_object)
     app.connect("html-page-context", tidy_source_page)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
