@@ -1,10 +1,10 @@
 # The command wsram with all extras, on a CPU or on NVIDIA GPUs.
 #
 #   docker build -t wsram .
-#   docker run --rm -v "$PWD":/work wsram train digits --out runs/a
+#   docker run --rm -v "$PWD":/workspace wsram train digits --out runs/a
 #
 #   docker build -t wsram:cuda --build-arg TORCH=cu130 .
-#   docker run --rm --gpus all -v "$PWD":/work wsram:cuda train digits --device cuda --out runs/a
+#   docker run --rm --gpus all -v "$PWD":/workspace wsram:cuda train digits --device cuda --out runs/a
 ARG PYTHON=3.11
 FROM python:${PYTHON}-slim
 
@@ -20,6 +20,6 @@ RUN apt-get update \
 COPY . /opt/wsram_ppl
 RUN pip install --no-cache-dir '/opt/wsram_ppl[cli,captions,mnist]'
 
-WORKDIR /work
+WORKDIR /workspace
 ENTRYPOINT ["wsram"]
 CMD ["--help"]

@@ -73,13 +73,14 @@ def rewrite_links(text: str, folder: Path, page: Path, repository: str) -> str:
 
 
 def name_languages(app: Sphinx, doctree: nodes.document) -> None:
-    """Of indented blocks, which name none, by how they begin."""
+    """Of blocks that name none, by how they begin; those of docstrings are Python."""
     for block in doctree.findall(nodes.literal_block):
         if block.get("language", "none") in ("none", "default"):
             first = block.astext().lstrip().partition("\n")[0]
             shell = re.match(r"(python|pip|make|wsram|torchrun|git|docker|# )\b ?", first)
             python = re.match(r"(from|import|with|@|pyro\.|svi |loss |numpy\.)", first)
-            block["language"] = "shell" if shell else "python" if python else "none"
+            if shell or python or Path(app.env.doc2path(app.env.docname)).suffix == ".md":
+                block["language"] = "shell" if shell else "python" if python else "none"
 
 
 # The reference.
@@ -139,8 +140,8 @@ def reference(name: str) -> list[str]:
                 continue
             kind = "class" if inspect.isclass(value) else "function" if is_code(value) else "data"
             lines += ["", f".. auto{kind}:: {module.__name__}.{key}"]
-            if kind == "class":
-                lines += ["   :members:", "   :show-inheritance:"]
+            if inspect.isclass(value):
+                lines += ["   :members:"] + ["   :show-inheritance:"] * (value.__bases__ != (object,))
     return lines
 
 
@@ -167,11 +168,6 @@ def keep_as_text(
     return words if node["reftarget"].startswith("wsram_ppl.") else None
 
 
-def leave_out_object(app: Sphinx, name: str, obj: object, options: Any, bases: list[Any]) -> None:
-    """Every class has the base ``object``: it is not worth a line."""
-    bases[:] = [base for base in bases if base is not object]
-
-
 def tidy_source_page(
     app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: nodes.document | None
 ) -> None:
@@ -191,6 +187,5 @@ def setup(app: Sphinx) -> dict[str, bool]:
     app.connect("source-read", read_source)
     app.connect("doctree-read", name_languages)
     app.connect("missing-reference", keep_as_text)
-    app.connect("autodoc-process-bases", leave_out_object)
     app.connect("html-page-context", tidy_source_page)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
