@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,7 +11,7 @@ from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.overrides import TorchFunctionMode
@@ -22,6 +23,8 @@ from wsram_ppl.errors import InputError
 from wsram_ppl.runs.checkpoints import TrainingState
 
 __all__ = ["CompiledStep", "check_compilable"]
+
+_log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -53,21 +56,27 @@ class CompiledStep(Generic[T]):
     Args:
         function: of tensors.
         state: what the function may change.
+        quiet: called before the function is traced; nothing else may run then.
 
     Raises:
         InputError: in use, at the first call, when the function cannot be compiled: it reads the value
             of a tensor, or draws random numbers that are not torch's, which would be the same forever.
     """
 
-    def __init__(self, function: Callable[..., T], state: TrainingState) -> None:
-        self._function, self._state = function, state
+    def __init__(
+        self, function: Callable[..., T], state: TrainingState, quiet: Callable[[], None]
+    ) -> None:
+        self._function, self._state, self._quiet = function, state, quiet
         self._compiled: dict[Any, _Compiled] = {}
 
     def __call__(self, *arguments: Tensor) -> T:
+        arguments = tuple(x.contiguous() for x in arguments)
         key = tuple((x.shape, x.dtype) for x in arguments)
         held = self._compiled.get(key)
         if held is not None:
             return self._run(held, arguments)
+        shapes = " and ".join(str(list(x.shape)) for x in arguments)
+        _log.info("compiling the update for minibatches of %s: this takes minutes, once", shapes)
         with self._rehearsed() as begun:
             usual = self._function(*arguments)
         try:
@@ -99,10 +108,11 @@ class CompiledStep(Generic[T]):
             self._state.load(before)
 
     def _traced(self, arguments: tuple[Tensor, ...]) -> _Compiled:
+        self._quiet()
         form: list[TreeSpec] = []
 
         def flat(*arguments: Tensor) -> list[Any]:
-            with _NoValues(), _NoCopies():
+            with _NoValues(), _NoCopies():  # type: ignore[no-untyped-call]
                 leaves, found = tree_flatten(self._function(*arguments))
             form.append(found)
             return leaves
@@ -117,7 +127,7 @@ class CompiledStep(Generic[T]):
             torch.backends.mkldnn.set_flags(enabled)
         if _other_randomness() != randomness:
             raise _Refused("it draws random numbers that are not torch's, which would stay the same")
-        held = _lift(graph)
+        graph, held = _lift(graph)
         with torch.no_grad():
             program = compile_graph(graph, [*arguments, *held])
         return _Compiled(program, held, form[-1])
@@ -129,12 +139,14 @@ class CompiledStep(Generic[T]):
         return result
 
 
-def compile_graph(graph: GraphModule, inputs: list[Tensor]) -> Callable[..., Any]:
+def compile_graph(graph: GraphModule, inputs: list[Any]) -> Callable[..., Any]:
     """The compiled graph, for inputs of the types and shapes of these."""
     from torch import _inductor  # takes a second
 
     # Draws come from torch's generators, as those of the graph do.
-    return _inductor.compile(graph, inputs, options={"fallback_random": True})
+    options = {"fallback_random": True}
+    program: Callable[..., Any] = _inductor.compile(graph, inputs, options=options)
+    return program
 
 
 def check_compilable(training: TrainingSettings, processes: int) -> None:
@@ -189,23 +201,23 @@ class _NoCopies(TorchFunctionMode):
 _VALUE = "it asks for a tensor's value or a shape that depends on one ({}: float, if, a mask as index)"
 
 
-def _lift(graph: GraphModule) -> list[Tensor]:
-    """Makes inputs of the tensors that a graph holds, which are the program's own, and returns them."""
-    nodes = graph.graph.nodes
-    last = [node for node in nodes if node.op == "placeholder"][-1]
+def _lift(traced: GraphModule) -> tuple[GraphModule, list[Tensor]]:
+    """The graph with inputs for the tensors that it holds, which are the program's own, and these."""
+    graph = traced.graph
+    last = [node for node in graph.nodes if node.op == "placeholder"][-1]
     places: dict[int, Any] = {}
-    held = []
-    for node in [node for node in nodes if node.op == "get_attr"]:
-        tensor = getattr(graph, node.target)
+    held: list[Tensor] = []
+    for node in [node for node in graph.nodes if node.op == "get_attr"]:
+        tensor = getattr(traced, node.target)
         place = places.get(id(tensor))
         if place is None:
-            with graph.graph.inserting_after(last):
-                place = last = places[id(tensor)] = graph.graph.placeholder(f"held_{len(held)}")
+            with graph.inserting_after(last):
+                place = last = places[id(tensor)] = graph.placeholder(f"held_{len(held)}")
             held.append(tensor.detach())
         node.replace_all_uses_with(place)
-        graph.graph.erase_node(node)
-    graph.recompile()
-    return held
+        graph.erase_node(node)
+    # In a module of its own: what the traced one holds would be inputs once more.
+    return GraphModule(nn.Module(), graph), held
 
 
 def _other_randomness() -> tuple[Any, ...]:

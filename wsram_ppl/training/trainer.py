@@ -81,7 +81,8 @@ class Trainer:
         if training.cuda_graph:
             self._recorded = CudaGraphStep(self._whole_update, self.minibatches.settle)
         elif training.compile:
-            self._recorded = CompiledStep(self._computed, TrainingState(parts))
+            state = TrainingState(parts)
+            self._recorded = CompiledStep(self._computed, state, self.minibatches.settle)
         self._buffers = {
             (part, name): dict(getattr(parts, part).named_buffers())[name]
             for part, name in parts.scheduled
