@@ -1,23 +1,27 @@
-# make demo    own environment, install, train, evaluate, draw
+# make demo    own environment, install, draw with trained weights, then train, evaluate, draw
 # make demo-captions the same for captions, on generated scenes
 # make test    own environment, install with test extras, the whole test suite
 # make check   lint, types, import contracts, what is built and installed (after make test's install)
+# make docs    the site, in build/site
 # make bench   speed, as ratios
 # make profile where an update's time goes
 
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
-# Updates of the demo: under five minutes on two cores.
-STEPS  := 9000
+# Updates of the demo, on digits of 60 x 60 pixels: some two minutes on two cores.
+STEPS  := 3000
 NOW    := $(shell date +%Y%m%d-%H%M%S)
 RUN    := runs/demo-$(NOW)
 SCENES := runs/demo-captions-$(NOW)
 
-.PHONY: demo demo-captions test check lint types imports dist bench profile clean
+.PHONY: demo demo-captions test check lint types imports dist docs bench profile clean
 
 demo: $(VENV)/.installed-cli
-	$(BIN)/python cli.py train experiments/digits.toml --set training.steps=$(STEPS) --out $(RUN)
+	@mkdir -p $(dir $(RUN))
+	$(BIN)/python cli.py glimpses pretrained/digits --count 16 --out $(RUN)-pretrained.png
+	@echo "where trained weights look: $(RUN)-pretrained.png (and .gif); now training from nothing, on smaller images"
+	$(BIN)/python cli.py train experiments/digits.toml --set data.canvas=60 --set training.steps=$(STEPS) --out $(RUN)
 	$(BIN)/python cli.py glimpses $(RUN) --count 16
 	@echo "test digits, 20 glimpse sequences each:"
 	@$(BIN)/python cli.py evaluate $(RUN) --samples 20 --split test
@@ -49,6 +53,11 @@ imports: $(VENV)/.installed-test
 dist: $(VENV)/.installed-test
 	$(BIN)/python scripts/check_distributions.py
 
+docs: $(VENV)/.installed-docs
+	rm -rf build/site
+	$(BIN)/python -m sphinx -b html --fresh-env --fail-on-warning --keep-going --quiet docs build/site
+	$(BIN)/python scripts/check_site.py build/site
+
 bench: $(VENV)/.installed-test
 	$(BIN)/python benchmarks/digits.py
 
@@ -66,6 +75,10 @@ $(VENV)/.installed-captions: $(VENV)/.created pyproject.toml
 
 $(VENV)/.installed-test: $(VENV)/.created pyproject.toml
 	$(BIN)/python -m pip install --quiet -e '.[test]'
+	@touch $@ $(VENV)/.installed-cli $(VENV)/.installed-captions
+
+$(VENV)/.installed-docs: $(VENV)/.created pyproject.toml
+	$(BIN)/python -m pip install --quiet -e '.[docs]'
 	@touch $@ $(VENV)/.installed-cli $(VENV)/.installed-captions
 
 $(VENV)/.created:

@@ -11,7 +11,6 @@ from pyro.nn import PyroModule
 from torch import Tensor
 
 from wsram_ppl.errors import InputError
-from wsram_ppl.guides.classifier import refuse_gradients
 from wsram_ppl.models.captioner import SITES, GlimpseCaptioner, counting
 from wsram_ppl.models.captioner_network import SentenceBaselines
 from wsram_ppl.models.classifier_network import ProposalNetwork, submodule
@@ -29,6 +28,9 @@ class CaptionInferenceNetwork(PyroModule):
         word: which word it is shown before step t: the one that precedes it (as the paper has it), or
             the one that is to be predicted.
     """
+
+    #: The recurrent state, and with it all that was sampled before, is a constant to it.
+    constant_samples = True
 
     def __init__(
         self, model: GlimpseCaptioner, *, word: Literal["preceding", "current"] = "current"
@@ -49,6 +51,7 @@ class CaptionInferenceNetwork(PyroModule):
 
     @property
     def model(self) -> GlimpseCaptioner:
+        """The model that it proposes for."""
         return self._model[0]
 
     def forward(
@@ -79,6 +82,5 @@ class CaptionInferenceNetwork(PyroModule):
                     choice = proposal(state, labels[t - self.shift], view.cells)
                     infer = baselines.declare(range(SITES), state, to_come[t])
                     layer, location = model.sample_look(t, choice, view.cells, infer)
-                    refuse_gradients(f"location_{t}", location, "caption-inference")
                 if t < last:  # what follows the last look chooses nothing
                     r1 = network.look(view, layer, location, heard[t - 1], r1)

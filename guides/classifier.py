@@ -32,6 +32,9 @@ class InferenceNetwork(PyroModule):
         hidden: units of the layer; by default as many as the classifier's.
     """
 
+    #: The recurrent state, and with it all that was sampled before, is a constant to it.
+    constant_samples = True
+
     def __init__(self, model: GlimpseClassifier, *, hidden: PositiveInt | None = None) -> None:
         # The name keeps its parameters apart from the model's in Pyro's global parameter store.
         super().__init__("guide")
@@ -49,6 +52,7 @@ class InferenceNetwork(PyroModule):
 
     @property
     def model(self) -> GlimpseClassifier:
+        """The model that it proposes for."""
         return self._model[0]
 
     def forward(
@@ -74,21 +78,6 @@ class InferenceNetwork(PyroModule):
             for n in range(model.num_glimpses):
                 infer = model.declare_baseline(baselines, n, r2.detach(), label_of_baselines)
                 location, scale = model.sample_glimpse(n, proposal(r2.detach(), label), infer)
-                refuse_gradients(f"location_{n + 1}", location, "inference")
                 if n + 1 < model.num_glimpses:  # what follows the last glimpse chooses nothing
                     r1 = network.look(pyramid, location, scale, r1)
                     r2 = network.decide(r1, r2)
-
-
-def refuse_gradients(site: str, value: Tensor, guide: str) -> None:
-    """An inference network takes the recurrent state as a constant, and with it what came before.
-
-    Raises:
-        InputError: the sample carries gradients, which would miss their way through the state.
-    """
-    if value.requires_grad:
-        raise InputError(
-            f"site '{site}' is pathwise, but guide '{guide}' takes the recurrent state as a constant, "
-            "so that gradients through samples would be incomplete: use guide 'prior', or leave the "
-            "site out of pathwise"
-        )

@@ -235,6 +235,7 @@ class GlimpseSpeaker:
         self.model, self.paths = model, paths
 
     def begin(self, *maps: Tensor) -> Telling:
+        """Before the first word, with one sentence per picture."""
         view = self.model.network.start(*maps)
         shape = (self.paths or 1, 1, len(maps[0]))
         states = [State(*(x.expand(*shape, -1) for x in s)) for s in (view.first, view.second)]
@@ -245,6 +246,7 @@ class GlimpseSpeaker:
         return Telling(view, states[0], states[1], layers, nowhere, path, None)
 
     def step(self, state: Telling, parents: Tensor, words: Tensor) -> tuple[Telling, Tensor]:
+        """Goes on with the sentences ``parents``, each followed by a word of ``words``."""
         network, view = self.model.network, state.view
         path = follow(state.path, parents, dim=1)
         if state.coming is not None:
@@ -272,6 +274,7 @@ class GlimpseSpeaker:
         return telling, mixed
 
     def looks(self, state: Telling, chosen: Tensor) -> Looks:
+        """What was looked at for each word of the ``chosen`` sentence of each picture."""
         pick = chosen.unsqueeze(0)
         layers = follow(state.layers, pick, dim=1)[:, 0]
         locations = follow(state.locations, pick, dim=1)[:, 0]

@@ -149,7 +149,7 @@ class GlimpseClassifier(PyroModule):
         check_labels(labels, len(images), self.classes)
 
     def prepare(self, images: Tensor, labels: Tensor) -> tuple[ImageFeatures, Tensor]:
-        """A batch as :meth:`forward` and the guides take it too, done all that needs no parameter."""
+        """A batch as :meth:`forward` and the guides take it too, after all that needs no parameters."""
         return self.network.see(images), labels
 
     @torch.no_grad()

@@ -25,6 +25,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # The project; anything else beside them (environments, runs, data) stays behind.
 FOLDERS = (
     ".ci",
+    ".github",
     "benchmarks",
     "docs",
     "examples",
@@ -36,7 +37,13 @@ FOLDERS = (
     "wsram_ppl",
 )
 FILES = (
+    ".dockerignore",
+    ".pre-commit-config.yaml",
+    ".readthedocs.yaml",
     "CHANGELOG.md",
+    "CITATION.cff",
+    "CONTRIBUTING.md",
+    "Dockerfile",
     "LICENSE",
     "MANIFEST.in",
     "Makefile",

@@ -1,3 +1,3 @@
-"""Wake-sleep training of models that look: stochastic (hard) attention in Pyro."""
+"""Wake-sleep training of hard-attention models, and of any Pyro program with discrete latents."""
 
 __version__ = "0.2.0"

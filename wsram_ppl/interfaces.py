@@ -11,29 +11,30 @@ To bring your own, implement only
 
 Everything else here is optional. A hook that is there is used, and one that is not is not missed:
 
-=============  =========================  ==========================================================
-of             hook                       what for
-=============  =========================  ==========================================================
-model          ``max_plate_nesting``      an integer: batch dimensions that plates use; spares a run
-model          :class:`Prepares`          work ahead of an update that needs no parameter
-model          :class:`ChecksBatches`     what it cannot work on, told before the first update
-model          :class:`Measures`          numbers beside the bound, such as an error
-model          :class:`Gazes`             pictures of where it looks (``wsram glimpses``)
-model          :class:`Classifies`        the probability of each class (``wsram look``)
-model          :class:`Speaks`            captions (``wsram caption``, BLEU)
-model, guide   ``baselines``              a submodule with the networks of declared baselines: its
-                                          gradient is clipped and measured apart
-model, guide   a buffer without dimension named like an option: the option may be a schedule
-guide          ``forward(observations=)`` a keyword, a dict from observed site to value: sleep-q
-guide          ``is_prior``, ``model``    true of the prior as proposal, and whose prior it is
-data source    ``evaluation_batches(split=)`` a keyword, "validation" (the default) or "test": test data
-                                          beside those that choices are made on
-data source    :class:`DrawsRows`         a process's share of a minibatch without the rest
-data source    :class:`InformsModel`      options of the model that follow from the data
-data source    :class:`KeepsRecord`       what the weights mean nothing without
-data source    :class:`ReadsPictures`     files of the user's own to look at (``wsram look``)
-data source    :class:`ComputesFeatures`  work on the data that is done once (``wsram features``)
-=============  =========================  ==========================================================
+============  ==============================  ==========================================================
+of            hook                            what for
+============  ==============================  ==========================================================
+model         ``max_plate_nesting``           an integer: batch dimensions that plates use; spares a run
+model         :class:`Prepares`               preprocessing that does not depend on parameters
+model         :class:`ChecksBatches`          what it cannot work on, told before the first update
+model         :class:`Measures`               numbers beside the bound, such as an error
+model         :class:`Gazes`                  pictures of where it looks (``wsram glimpses``)
+model         :class:`Classifies`             the probability of each class (``wsram look``)
+model         :class:`Speaks`                 captions (``wsram caption``, BLEU)
+model, guide  ``baselines``                   a submodule with the networks of declared baselines:
+                                              its gradient is clipped and measured apart
+model, guide  a buffer named like an option   without dimension: the option may be a schedule
+guide         ``forward(observations=)``      a keyword, from observed site to value: sleep-q
+guide         ``is_prior``, ``model``         true of the prior as proposal, and whose prior it is
+guide         ``constant_samples``            true if it detaches what samples led to: no ``pathwise``
+data source   ``evaluation_batches(split=)``  a keyword, "validation" (the default) or "test":
+                                              test data beside those that choices are made on
+data source   :class:`DrawsRows`              a process's share of a minibatch without the rest
+data source   :class:`InformsModel`           options of the model that follow from the data
+data source   :class:`KeepsRecord`            what the weights mean nothing without
+data source   :class:`ReadsPictures`          files of the user's own to look at (``wsram look``)
+data source   :class:`ComputesFeatures`       work on the data, done once (``wsram features``)
+============  ==============================  ==========================================================
 """
 
 from __future__ import annotations
@@ -77,7 +78,7 @@ __all__ = [
 
 @runtime_checkable
 class Prepares(Protocol):
-    """A model with work that needs no parameter, to be done ahead of the update."""
+    """A model with preprocessing that does not depend on parameters, done ahead of the update."""
 
     def prepare(self, *batch: Tensor) -> tuple[Any, ...]:
         """The batch as :meth:`forward` of model and guide take it too.
@@ -119,7 +120,9 @@ class Gazes(Protocol):
     for each image, one after the other. ``wsram look`` calls it without labels.
     """
 
-    def gaze(self, *batch: Tensor) -> Gaze: ...
+    def gaze(self, *batch: Tensor) -> Gaze:
+        """Where it looks in each image of the batch, by its most probable choices."""
+        ...
 
 
 @runtime_checkable

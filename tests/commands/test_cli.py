@@ -281,14 +281,35 @@ def test_variance_tells_how_far_it_is(run: Path) -> None:
     assert result.exit_code == 0, result.output
     found = json.loads(result.stdout)
     names = list(found["estimators"])
-    assert (found["updates"], found["repeats"], len(names)) == (2, 2, 9)
+    assert (found["updates"], found["repeats"], len(names)) == (2, 2, 11)
     for name, row in found["estimators"].items():
         assert row["model"]["variance"] > 0 and row["milliseconds"] > 0, name
     told = [
-        re.fullmatch(r"estimator (\d) of 9: now (.*), [\d:]+ left", s)
+        re.fullmatch(r"estimator (\d+) of 11: now (.*), [\d:]+ left", s)
         for s in result.stderr.splitlines()
     ]
-    assert [(int(line[1]), line[2]) for line in told if line] == list(enumerate(names))[1:]
+    lines = [(int(line[1]), line[2]) for line in told if line]  # one a tenth of the work
+    assert set(lines) <= set(enumerate(names)) and len(lines) >= 8 and lines == sorted(lines)
+
+
+def test_variance_of_pathwise_estimators(run: Path, tmp_path: Path) -> None:
+    """Beside the others, where the guide lets gradients through; else one line."""
+    few = ("--repeats", "2", "--fit", "1", "--batch-size", "4", "--json", "--pathwise", "location_*")
+    result = call("variance", run, *few)
+    assert result.exit_code == 2
+    assert result.stderr.splitlines()[-1].startswith("error: the guide InferenceNetwork takes earlier")
+    (tmp_path / "tiny.toml").write_text(TINY)
+    trained = call("train", tmp_path / "tiny.toml", "--guide", "prior", "--out", tmp_path / "prior")
+    assert trained.exit_code == 0, trained.output
+    result = call("variance", tmp_path / "prior", *few)
+    assert result.exit_code == 0, result.output
+    names = [name for name in json.loads(result.stdout)["estimators"] if name.endswith(", pathwise")]
+    assert names == [
+        "variational, none, pathwise",
+        "variational, leave-one-out, pathwise",
+        "variational, site, pathwise",
+        "importance (VIMCO), pathwise",
+    ]
 
 
 def test_variance_draws_by_default_what_fits_into_a_minute(

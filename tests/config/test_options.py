@@ -19,7 +19,7 @@ from wsram_ppl.config import build
 from wsram_ppl.config.catalogue import MODELS, OBJECTIVES
 from wsram_ppl.config.options import constructor
 from wsram_ppl.config.schedules import Schedule
-from wsram_ppl.objectives import ImportanceBound, VariationalBound, WakeSleep
+from wsram_ppl.objectives import ImportanceBound, ThermodynamicBound, VariationalBound, WakeSleep
 
 # Schedules.
 
@@ -213,15 +213,20 @@ class Annealed(WakeSleep):
     heat: PositiveFloat = 1.0
 
 
+WAKE_SLEEP = {"control_variate": "adaptive", "insomnia": 1.0, "decay": 0.99,
+              "num_global_particles": 1, "doubly_reparameterized": False}  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("cls", "own"),
     [
-        (WakeSleep, {"control_variate": "self-normalized", "num_particles": 5, "insomnia": 1.0,
-                     "decay": 0.99}),
-        (VariationalBound, {"baseline": "none", "num_particles": 1}),
-        (ImportanceBound, {"num_particles": 5}),
-        (Annealed, {"control_variate": "self-normalized", "num_particles": 5, "insomnia": 1.0,
-                    "decay": 0.99, "heat": 1.0}),
+        (WakeSleep, WAKE_SLEEP),
+        (VariationalBound, {"baseline": "none"}),
+        (ImportanceBound, {"num_global_particles": 1, "guide_gradient": "vimco", "ovis_gamma": 0.0,
+                           "doubly_reparameterized": False}),
+        (ThermodynamicBound, {"num_global_particles": 1, "num_temperatures": 5,
+                              "first_temperature": 0.08}),
+        (Annealed, WAKE_SLEEP | {"heat": 1.0}),
     ],
 )  # fmt: skip
 def test_objectives(cls: type, own: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -229,7 +234,8 @@ def test_objectives(cls: type, own: dict[str, Any], monkeypatch: pytest.MonkeyPa
     monkeypatch.setitem(OBJECTIVES.classes, "test-objective", cls)
     found = config(objective={"name": "test-objective"})
     assert found.objective.options == {
-        **own, "max_plate_nesting": float("inf"), "vectorize_particles": True,
+        **own, "num_particles": 5, "max_plate_nesting": float("inf"), "vectorize_particles": True,
+        "pathwise": [],
     }  # fmt: skip
     objective = build(
         config("objective.retain_graph=true", objective={"name": "test-objective"})

@@ -341,7 +341,7 @@ def test_the_written_config_has_every_option() -> None:
     written = tomllib.loads(config().to_toml())
     assert list(written) == ["data", "model", "guide", "objective", "exploration", "training"]
     expected = {info.alias or name for name, info in TrainingSettings.model_fields.items()}
-    assert set(written["training"]) == expected - {"guide_learning_rate"}
+    assert set(written["training"]) == expected - {"guide_learning_rate", "init"}
     assert written["data"] == {"source": "test-ones", "count": 3}
 
 
@@ -365,6 +365,17 @@ def test_fingerprint_stays_when_a_setting_is_added() -> None:
     assert later.fingerprint() == config().fingerprint()
     later = replace(config(), training=Later(**known, momentum=0.5))
     assert later.fingerprint() != config().fingerprint()
+
+
+def test_fingerprint_stays_when_a_component_gets_an_option() -> None:
+    """At its default; at another value it is another config."""
+    found = config()
+    later = {**found.model.options, "dropout": 0.0}
+    known = {**found.model.defaults, "dropout": 0.0}
+    same = replace(found, model=replace(found.model, options=later, defaults=known))
+    assert same.fingerprint() == found.fingerprint()
+    changed = replace(same.model, options={**later, "dropout": 0.1})
+    assert replace(same, model=changed).fingerprint() != found.fingerprint()
 
 
 def test_fingerprint_is_of_values_not_of_how_they_are_written() -> None:

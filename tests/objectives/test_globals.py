@@ -369,10 +369,9 @@ class Plates:
             a = pyro.sample("a", dist.Bernoulli(logits=g * torch.ones(3, 1).double()))
         with pyro.plate("columns", 2, dim=-1):
             b = pyro.sample("b", dist.Bernoulli(logits=0.5 - g * torch.ones(2).double()))
-        with pyro.plate("others", 4, dim=-1):  # another plate in the same dimension
-            pyro.sample(
-                "x", dist.Normal(g + a.sum() * torch.ones(4).double(), 1.0), obs=torch.ones(4).double()
-            )
+        with pyro.plate("others", 2, dim=-1):  # another plate of the same size in the same dimension
+            x = dist.Normal(g + b.sum() * torch.ones(2).double(), 1.0)
+            pyro.sample("x", x, obs=torch.ones(2).double())
         h = pyro.sample("h", dist.Bernoulli(logits=a.sum() - 1.0))
         with pyro.plate("rows_", 3, dim=-2), pyro.plate("columns_", 2, dim=-1), poutine.scale(scale=0.5):
             pyro.sample("y", dist.Normal(a * b + h, 1.0), obs=torch.ones(3, 2).double())

@@ -346,7 +346,7 @@ def test_the_page_holds_everything_and_needs_nothing(
         "From runs/WS-RAM+q+c/seed-0.",
     ):
         assert words in page.text, words
-    titles = ["Training error", "Test error", "Bound on held-out data", "Effective sample size"]
+    titles = ["Training error", "Validation error", "Bound on validation data", "Effective sample size"]
     for title in [*titles, "Gradient variance", "Chosen scales", "Where the models look"]:
         assert title in page.text
 

@@ -119,6 +119,12 @@ def evaluate(
 )
 @click.option("--batch-size", type=click.IntRange(min=1), default=64, show_default=True)
 @click.option("--particles", type=click.IntRange(min=2), help="By default as many as in the run.")
+@click.option(
+    "--pathwise",
+    multiple=True,
+    metavar="SITE",
+    help="Also with gradients through the samples of this site ('*' stands for anything); repeatable.",
+)
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 @options.run_device
 @options.places
@@ -129,6 +135,7 @@ def variance(
     fit: int | None,
     batch_size: int,
     particles: int | None,
+    pathwise: tuple[str, ...],
     seed: int,
     device: str | None,
     overrides: tuple[str, ...],
@@ -155,12 +162,14 @@ def variance(
         from wsram_ppl.training.reading import reading
 
         particles = particles or max(2, parts.objective.num_particles)
-        estimators = all_estimators(particles, plate_nesting(parts.model))
+        estimators = all_estimators(particles, plate_nesting(parts.model), pathwise)
         with reading(config.data.name):
             batches = [parts.data.training_batch(step, batch_size, seed)]
         fixed = prepared(parts.model, batches[0])
         if repeats is None or fit is None:
-            timed = all_estimators(particles, plate_nesting(parts.model))  # they keep running means
+            timed = all_estimators(
+                particles, plate_nesting(parts.model), pathwise
+            )  # they keep running means
             affordable = _affordable(timed, parts, fixed)
             repeats, fit = repeats or affordable[0], affordable[1] if fit is None else fit
             torch.manual_seed(seed)

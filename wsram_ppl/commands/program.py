@@ -56,7 +56,8 @@ class _Commands(click.Group):
             if extra.is_missing(error):
                 extra.advise()
                 ctx.exit(2)
-            text = " ".join(str(error).split())
+            # Pyro appends a table of shapes to what is raised inside of a program.
+            text = " ".join(str(error).partition("\nTrace Shapes:")[0].split())
             if not isinstance(error, (InputError, RunError)):
                 text = f"{type(error).__name__}: {text} (WSRAM_TRACEBACK=1 shows where)"
             if not isinstance(error, WorkerExit):

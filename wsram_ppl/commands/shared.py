@@ -75,6 +75,7 @@ def quieten(library: str) -> None:
 
 
 def print_notes(notes: Iterable[str]) -> None:
+    """A line for each, on standard error."""
     for note in notes:
         click.echo(f"note: {note}", err=True)
 

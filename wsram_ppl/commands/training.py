@@ -41,8 +41,8 @@ def train(
 ) -> None:
     """Train what EXPERIMENT describes: a TOML file, or the name of an experiment that is shipped.
 
-    Called again with the same --out, or with --resume, it goes on from the last checkpoint of a run that
-    was stopped, and ends where the run would have ended without the stop. With --resume the number of
+    Called again with the same --out, or with --resume, it resumes a run that was stopped from its last
+    checkpoint, and ends where the run would have ended without the stop. With --resume the number of
     updates may be raised (training.steps), and data that have moved be named (data.root).
 
     \b

@@ -11,6 +11,7 @@ from wsram_ppl.registry import Registry
 
 __all__ = ["DATA_SOURCES", "GUIDES", "MODELS", "OBJECTIVES"]
 
+#: Of ``[data] source``.
 DATA_SOURCES: Final = Registry(
     "data source",
     {
@@ -22,6 +23,7 @@ DATA_SOURCES: Final = Registry(
         "scenes": "wsram_ppl.data.captions.scenes:SceneCaptions",
     },
 )
+#: Of ``[model] name``.
 MODELS: Final = Registry(
     "model",
     {
@@ -29,6 +31,7 @@ MODELS: Final = Registry(
         "glimpse-classifier": "wsram_ppl.models.classifier:GlimpseClassifier",
     },
 )
+#: Of ``[guide] name``.
 GUIDES: Final = Registry(
     "guide",
     {
@@ -37,6 +40,7 @@ GUIDES: Final = Registry(
         "prior": "wsram_ppl.objectives.prior:Prior",
     },
 )
+#: Of ``[objective] name``.
 OBJECTIVES: Final = Registry(
     "objective",
     {

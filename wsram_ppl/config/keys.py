@@ -17,7 +17,7 @@ __all__ = ["Keys", "written_keys"]
 
 _PACKAGE: Final = Path(__file__).parents[1]
 #: Modules whose types TOML can express; classes of all others it cannot.
-_PLAIN: Final = ("typing", "pathlib", "pydantic")
+_PLAIN: Final = ("typing", "pathlib", "pydantic", "collections.abc")
 
 
 class Keys(NamedTuple):
@@ -81,11 +81,21 @@ def _parameters(module: str, name: str) -> list[_Parameter] | None:
 def _fields(module: str, cls: ast.ClassDef, keyword_only: bool) -> Iterator[_Parameter]:
     """Those that a dataclass adds to its bases'."""
     for node in cls.body:
-        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
-            if ast.unparse(node.annotation) == "KW_ONLY":
-                keyword_only = True
-            else:
-                yield _Parameter(node.target.id, module, node.annotation, keyword_only)
+        if not isinstance(node, ast.AnnAssign) or not isinstance(node.target, ast.Name):
+            continue
+        annotation = ast.unparse(node.annotation)
+        if annotation == "KW_ONLY":
+            keyword_only = True
+        elif not annotation.startswith("ClassVar"):
+            own = keyword_only
+            if isinstance(node.value, ast.Call):  # field(...), which may say it for itself
+                said = {
+                    each.arg: ast.literal_eval(each.value)
+                    for each in node.value.keywords
+                    if each.arg == "kw_only"
+                }
+                own = said.get("kw_only", keyword_only)
+            yield _Parameter(node.target.id, module, node.annotation, own)
 
 
 def _has_form(module: str, annotation: ast.expr | None) -> bool:

@@ -58,6 +58,7 @@ class Component:
         arguments: the options that are not at their defaults, as the constructor wants them.
         schedules: of the options that change during the run; their first values are arguments.
         paths: the options that name a file or a folder: those whose annotation has a ``Path``.
+        defaults: what options are where nothing is said, as plain values.
     """
 
     name: str
@@ -67,6 +68,7 @@ class Component:
     arguments: dict[str, Any] = field(repr=False, compare=False)
     schedules: dict[str, Schedule] = field(repr=False, compare=False)
     paths: frozenset[str] = field(repr=False, compare=False)
+    defaults: dict[str, Any] = field(repr=False, compare=False)
 
 
 @dataclass(frozen=True)
@@ -155,7 +157,8 @@ def read_component(
         # As text, since 1 equals true. A default is left to the constructor.
         elif json.dumps(options[key]) != json.dumps(takes.defaults.get(key)):
             arguments[key] = value
-    return Component(name, options, cls, takes.parameters, arguments, schedules, takes.paths)
+    known = (takes.parameters, arguments, schedules, takes.paths, takes.defaults)
+    return Component(name, options, cls, *known)
 
 
 def check_names(

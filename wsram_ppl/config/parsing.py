@@ -69,10 +69,17 @@ class ExperimentConfig:
         """SHA-256 (hexadecimal) of everything that determines what an update does.
 
         Left out are the number of updates (but not the horizon of schedules), the device, the threads,
-        how often to log, evaluate and save, and where the data lie; and settings at their defaults, so
-        that one that a later version adds leaves the runs there are what they are.
+        how often to log, evaluate and save, and where the data lie; and whatever is at its default, so
+        that what a later version adds leaves the runs there are what they are.
         """
         tables = self._material()
+        for section in COMPONENTS:
+            defaults = getattr(self, section).defaults
+            tables[section] = {
+                key: value
+                for key, value in tables[section].items()
+                if key not in defaults or json.dumps(value) != json.dumps(defaults[key])
+            }
         for section in _SETTINGS:
             changed = getattr(self, section).model_dump(exclude_defaults=True, by_alias=True)
             # The horizon is no setting of its own.

@@ -135,5 +135,7 @@ def _positive(schedule: Schedule) -> Schedule:
     return schedule
 
 
+#: A schedule whose values are 0 or more.
 NonNegativeSchedule: TypeAlias = Annotated[Schedule, AfterValidator(_not_negative)]
+#: A schedule whose values are above 0.
 PositiveSchedule: TypeAlias = Annotated[Schedule, AfterValidator(_positive)]

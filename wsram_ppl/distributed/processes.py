@@ -133,6 +133,7 @@ class Processes:
 
     @property
     def first(self) -> bool:
+        """Whether this is the process that reads and writes the run's directory."""
         return self.shard.rank == 0
 
     def decide(self, work: Callable[[], _T]) -> _T:

@@ -13,7 +13,9 @@ __all__ = ["COLOURS", "INK", "PAPER", "distinct", "grid"]
 
 #: Of what was looked at, in order; repeated after the last. Readable on black and on white.
 COLOURS: Final = ("#ffd400", "#ff8c1a", "#ff4d6d", "#c77dff", "#4cc9f0", "#52e3a4")
+#: The colour of text and lines.
 INK: Final = "#202124"
+#: The colour of the background.
 PAPER: Final = "#ffffff"
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Protocol
 
@@ -15,6 +15,7 @@ from pyro.infer.util import torch_backward
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor, nn
 
+from wsram_ppl.errors import InputError
 from wsram_ppl.objectives import estimators
 from wsram_ppl.objectives.inspection import inspect
 from wsram_ppl.objectives.particles import Particles, TraceDraw, add
@@ -137,6 +138,12 @@ class Objective(ELBO):
         Raises:
             ValueError: it cannot; the message says what to change.
         """
+        if self.pathwise and getattr(guide, "constant_samples", False):
+            raise InputError(
+                f"the guide {type(guide).__name__} takes earlier samples as constants, so that "
+                "gradients through samples would be incomplete: leave out pathwise, or use Prior(model) "
+                "(guide 'prior') or a guide of your own"
+            )
 
     @property
     def uses_baselines(self) -> bool:
@@ -180,6 +187,8 @@ class Objective(ELBO):
         The value is the bound itself; the gradient is this objective's estimator. Nothing in here
         waits for the device.
         """
+        if not self._inspected:
+            self.check(model, guide)
         evaluations = self.evaluations(model, guide, args, kwargs)
         if not self._inspected:
             self._inspected = True
@@ -254,7 +263,7 @@ class Objective(ELBO):
         constant = None
         if held:
             if shares_parameters:
-                raise ValueError(
+                raise InputError(
                     f"site '{next(iter(held))}' is pathwise, and this objective then tells the guide's "
                     "part of the gradient from the model's, which are one for Prior: leave it out of "
                     "pathwise, or use ImportanceBound without doubly_reparameterized"
@@ -269,12 +278,12 @@ class Objective(ELBO):
             self._global_names = draw.plates.global_names if self.forms_weights else None
             return draw
         if self._global_names is None:
-            with aside():
+            with suppress(RuntimeError, ValueError), aside():  # the run that follows tells of them
                 self._global_names = replace(sampler, num_particles=1).draw().plates.global_names
         for _ in range(3):
-            draw = sampler.draw(shared=self._global_names)
+            draw = sampler.draw(shared=self._global_names or ())
             known, self._global_names = self._global_names, draw.plates.global_names
-            if known == self._global_names:
+            if (known or frozenset()) == self._global_names:
                 return draw
         raise ValueError("which latents lie outside of the data plates changes from run to run")
 

@@ -80,12 +80,15 @@ class Exploration:
 
     @property
     def changes_proposal(self) -> bool:
+        """Whether the temperature is other than 1."""
         return isinstance(self.temperature, Tensor) or self.temperature != 1.0
 
     def proposal(self) -> AbstractContextManager[Any]:
+        """Entered while the guide runs: tempers what it samples from."""
         return Temper(self.temperature) if self.changes_proposal else nullcontext()
 
     def bonus(self, particles: Particles) -> Tensor | None:
+        """The entropy bonus and the term of coverage, to be maximised; None where both are off."""
         terms = []
         if _is_on(self.entropy):
             for draw in particles.draws:

@@ -8,6 +8,7 @@ from typing import Literal, get_args
 
 from torch import Tensor
 
+from wsram_ppl.errors import InputError
 from wsram_ppl.objectives import estimators
 from wsram_ppl.objectives.base import check_choice
 from wsram_ppl.objectives.estimators import weighted
@@ -99,7 +100,7 @@ def pathwise_names(draw: TraceDraw) -> list[str]:
     """
     names = [site.name for site in draw.latents if site.pathwise]
     if not names:
-        raise ValueError(
+        raise InputError(
             "doubly_reparameterized=True needs a latent inside of the data plates that is pathwise "
             "(and, in the guide, depends on a parameter): name it in pathwise"
         )

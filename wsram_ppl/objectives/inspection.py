@@ -3,28 +3,39 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import pyro
 from torch import Tensor, nn
 
+from wsram_ppl.errors import InputError
 from wsram_ppl.objectives.particles import Latent, Particles
 from wsram_ppl.objectives.sites import Program, random_sites
 from wsram_ppl.primitives.distributions import parameters
 
-if TYPE_CHECKING:
-    from wsram_ppl.objectives.base import Objective
-
 __all__ = ["inspect"]
 
 
-def inspect(objective: Objective, particles: Particles, model: Program, guide: Program) -> None:
+class Inspected(Protocol):
+    """What is to be known of an objective; see :class:`~wsram_ppl.objectives.base.Objective`."""
+
+    pathwise: bool | Sequence[str]
+
+    @property
+    def forms_weights(self) -> bool: ...
+    @property
+    def gradients_differ(self) -> bool: ...
+    @property
+    def uses_baselines(self) -> bool: ...
+
+
+def inspect(objective: Inspected, particles: Particles, model: Program, guide: Program) -> None:
     """Warns of each thing that this module finds, with the site's name and what to do.
 
     Raises:
-        ValueError: a name in ``pathwise`` fits no site, or one without reparameterised samples.
+        InputError: a name in ``pathwise`` fits no site, or one without reparameterised samples.
     """
     _check_pathwise(objective, particles)
     found = []
@@ -44,7 +55,7 @@ def _latents(particles: Particles) -> Iterator[Latent]:
         yield from (*draw.latents, *draw.globals)
 
 
-def _check_pathwise(objective: Objective, particles: Particles) -> None:
+def _check_pathwise(objective: Inspected, particles: Particles) -> None:
     if isinstance(objective.pathwise, bool):
         return
     sites = {
@@ -53,12 +64,12 @@ def _check_pathwise(objective: Objective, particles: Particles) -> None:
     for pattern in objective.pathwise:
         fitting = [name for name in sites if fnmatchcase(name, pattern)]
         if not fitting:
-            raise ValueError(
+            raise InputError(
                 f"pathwise names '{pattern}', which fits no latent site: there are {[*sites]}"
             )
         for name in fitting:
             if not sites[name]["fn"].has_rsample:
-                raise ValueError(
+                raise InputError(
                     f"pathwise names '{pattern}', but the {type(sites[name]['fn']).__name__} of site "
                     f"'{name}' has no reparameterised samples: leave it out, and its score is used"
                 )

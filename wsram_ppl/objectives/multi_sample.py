@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from wsram_ppl import collectives
+from wsram_ppl.errors import InputError
 from wsram_ppl.objectives import estimators
 from wsram_ppl.objectives.base import Objective
 from wsram_ppl.objectives.estimators import weighted
@@ -54,12 +55,12 @@ class MultiSampleObjective(Objective):
         first = self.particles(model, guide, *args, **kwargs)
         names = first.draws[0].plates.global_names
         if not names and self.num_global_particles > 1:
-            raise ValueError(
+            raise InputError(
                 "num_global_particles is above 1, but no latent lies outside of the data plates: use "
                 "num_particles"
             )
         if names and collectives.count() > 1:
-            raise ValueError(
+            raise InputError(
                 f"site '{min(names)}' is global, and several processes would each draw their own: train "
                 "such a program in one process"
             )

@@ -81,29 +81,35 @@ class TraceDraw:
 
     @cached_property
     def log_prior(self) -> Tensor:
+        """log p(a | I) of the local sites, ``[particle, *datum]``."""
         return self.total([site.prior.scaled for site in self.latents if site.prior is not None])
 
     @cached_property
     def log_proposal(self) -> Tensor:
+        """log q(a | y, I) of the local sites, ``[particle, *datum]``."""
         return self.total([site.proposal.scaled for site in self.latents])
 
     @cached_property
     def log_score(self) -> Tensor:
+        """log q of the local sites whose values are constants, not scaled."""
         if not any(site.pathwise or site.proposal.is_scaled for site in self.latents):
             return self.log_proposal
         return self.total([site.proposal.total for site in self.latents if not site.pathwise])
 
     @cached_property
     def log_pathwise(self) -> Tensor | None:
+        """log q of the local sites whose values carry gradients; None without any."""
         terms = [site.proposal.scaled for site in self.latents if site.pathwise]
         return self.total(terms) if terms else None
 
     @cached_property
     def log_likelihood(self) -> Tensor:
+        """log p(y | a, I) of observed sites and factors, ``[particle, *datum]``."""
         return self.total([term.scaled for term in self.observations])
 
     @cached_property
     def global_bound(self) -> Tensor | None:
+        """log p(g) - log q(g) of the global sites, ``[particle]``; None without any."""
         terms = [site.prior.scaled for site in self.globals if site.prior is not None]
         terms += [-site.proposal.scaled for site in self.globals]
         return add(terms) if terms else None
@@ -149,6 +155,7 @@ class Particles:
 
     @property
     def num_particles(self) -> int:
+        """M."""
         return sum(draw.size[0] for draw in self.draws)
 
     @cached_property

@@ -242,6 +242,16 @@ class Term:
         """``[particle, *datum, inner]``."""
         return self.layout.arrange(self.log_prob)
 
+    def arranged(self, layout: PlateLayout) -> Tensor:
+        """``[particle, *plates, inner]``, for the elements of other plates of the site."""
+        return self.elements if layout is self.layout else layout.arrange(self.log_prob)
+
+    def arranged_mask(self, layout: PlateLayout) -> Tensor | None:
+        """Of the shape of ``arranged``."""
+        if layout is self.layout or self.site_mask is None:
+            return self.mask
+        return layout.arrange(self.site_mask.expand(self.log_prob.shape))
+
     @cached_property
     def mask(self) -> Tensor | None:
         """Of the shape of ``elements``."""

@@ -37,6 +37,7 @@ class Prior(nn.Module):
 
     @property
     def model(self) -> Program:
+        """The program whose prior this is."""
         return self._model[0]
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:

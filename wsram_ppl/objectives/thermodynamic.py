@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from wsram_ppl.errors import InputError
 from wsram_ppl.objectives import estimators
 from wsram_ppl.objectives.estimators import weighted
 from wsram_ppl.objectives.multi_sample import MultiSampleObjective
@@ -73,7 +74,7 @@ class ThermodynamicBound(MultiSampleObjective):
     def surrogate(self, particles: Particles) -> Tensor:
         if particles.log_pathwise is not None:
             names = [site.name for draw in particles.draws for site in draw.latents if site.pathwise]
-            raise ValueError(
+            raise InputError(
                 f"site '{names[0]}' is pathwise, but the covariance gradient of ThermodynamicBound is "
                 "of scores: leave it out of pathwise, or use ImportanceBound"
             )

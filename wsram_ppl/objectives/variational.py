@@ -162,7 +162,7 @@ class VariationalBound(Objective):
                 if own not in signals:
                     signals[own] = downstream_signals(draw, layout)
                 signal = signals[own][site.proposal.last_dependency].unsqueeze(-1)
-                log_prob = layout.arrange(site.proposal.log_prob)
+                log_prob = site.proposal.arranged(layout)
                 declared = _declared(site)
                 if declared is None:
                     total = total + weighted(signal, log_prob)
@@ -177,9 +177,7 @@ class VariationalBound(Objective):
                 if predicted is not None:
                     baseline = baseline + predicted
                     error = (signal - baseline).expand(log_prob.shape)
-                    mask = site.proposal.site_mask
-                    if mask is not None:
-                        mask = layout.arrange(mask.expand(site.proposal.log_prob.shape))
+                    mask = site.proposal.arranged_mask(layout)
                     total = total - estimators.squared_error(error, mask)
                 total = total + weighted(signal - baseline, log_prob)
         means.commit(self.running, decays)

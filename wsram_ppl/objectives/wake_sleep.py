@@ -12,6 +12,7 @@ from pyro import poutine
 from pyro.distributions import Unit
 from torch import Tensor
 
+from wsram_ppl.errors import InputError
 from wsram_ppl.objectives import estimators
 from wsram_ppl.objectives.base import check_choice
 from wsram_ppl.objectives.baselines import Baseline
@@ -27,6 +28,7 @@ from wsram_ppl.primitives.handlers import DetachSamples, ParticlePlate, Substitu
 
 __all__ = ["ControlVariate", "WakeSleep", "partial_log_ratios"]
 
+#: What keeps the gradient's variance low: see :class:`WakeSleep`.
 ControlVariate = Literal["none", "self-normalized", "unnormalized", "adaptive", "learned"]
 
 
@@ -36,15 +38,15 @@ class WakeSleep(MultiSampleObjective):
 
     With w = softmax(log w~) over the particles of a datum, r = p(a)/q(a), M = ``num_particles``:
 
-    ====================  =======================================================================
-    ``control_variate``   theta (wake-p): sum_m w_m d log p(y|a^m) + the coefficient of d log p(a^m)
-    ====================  =======================================================================
-    ``"none"``            w_m (eq. 8)
-    ``"self-normalized"`` w_m - r_m / sum r (the paper: eq. 16 with 18)
-    ``"unnormalized"``    w_m - r_m / M (eq. 16 as printed, with the 1/M of eq. 19)
-    ``"adaptive"``        w_m - c r_m / M, c a running E[w r/M] / E[(r/M)^2] of earlier minibatches
-    ``"learned"``         w_m - c_n r_{1:n} / M for each d log p(a_n | a_<n), c_n(state) learned
-    ====================  =======================================================================
+    =====================  =======================================================================
+    ``control_variate``    theta (wake-p): sum_m w_m d log p(y|a^m) + the coefficient of d log p(a^m)
+    =====================  =======================================================================
+    ``"none"``             w_m (eq. 8)
+    ``"self-normalized"``  w_m - r_m / sum r (the paper: eq. 16 with 18)
+    ``"unnormalized"``     w_m - r_m / M (eq. 16 as printed, with the 1/M of eq. 19)
+    ``"adaptive"``         w_m - c r_m / M, c a running E[w r/M] / E[(r/M)^2] of earlier minibatches
+    ``"learned"``          w_m - c_n r_{1:n} / M for each d log p(a_n | a_<n), c_n(state) learned
+    =====================  =======================================================================
 
     eta (wake-q): sum_m w_m d log q for ``"none"`` (eq. 14); (w_m - 1/M) for the others (eq. 17), and
     (w_m - c_n(state)) per site for ``"learned"``.
@@ -120,14 +122,14 @@ class WakeSleep(MultiSampleObjective):
         local = [site.name for site in draw.latents if site.pathwise]
         outside = [site.name for site in draw.globals if site.pathwise]
         if self.doubly_reparameterized and outside:
-            raise ValueError(
+            raise InputError(
                 f"doubly_reparameterized=True with the global site '{outside[0]}' pathwise too is not "
                 "supported: leave one of them out"
             )
         if self.doubly_reparameterized:
             return pathwise_names(draw)
         if local:
-            raise ValueError(
+            raise InputError(
                 f"site '{local[0]}' is pathwise (or a Delta with parameters), but wake-q follows the "
                 "scores of samples that are constants: leave it out of pathwise, or set "
                 "doubly_reparameterized=True, or use ImportanceBound"
@@ -204,6 +206,7 @@ class WakeSleep(MultiSampleObjective):
     # Sleep: the guide learns from the model's fantasies.
 
     def check(self, model: Program, guide: Program) -> None:
+        super().check(model, guide)
         if self.insomnia == 1.0:
             return
         if is_prior(guide, model):
@@ -224,7 +227,7 @@ class WakeSleep(MultiSampleObjective):
             return None
         self.check(model, guide)
         if self._global_names:
-            raise ValueError(
+            raise InputError(
                 f"insomnia < 1 draws fantasies of data, but site '{min(self._global_names)}' is global: "
                 "use insomnia=1.0"
             )

@@ -112,7 +112,7 @@ class Pyramid:
     colour: bool = False
 
     def level(self, index: int) -> Tensor:
-        """The images averaged by ``scales[index]``: [*batch_shape, ceil(H / s), ceil(W / s)]."""
+        """The images averaged by ``scales[index]``: ``[*batch_shape, ceil(H / s), ceil(W / s)]``."""
         start, stride, height, width = self.levels.spans[index]
         rows = self.buffer[:, start : start + height * stride].view(-1, height, stride)
         return rows[:, :, :width].reshape(*self.batch_shape, height, width)

@@ -73,6 +73,7 @@ class RunDirectory:
 
     @property
     def checkpoint(self) -> Path:
+        """The file of the last checkpoint."""
         return self.path / CHECKPOINT
 
     def finished(self, config: ExperimentConfig) -> dict[str, Any] | None:
@@ -198,6 +199,7 @@ class RunDirectory:
         return saved
 
     def write_config(self, config: ExperimentConfig) -> None:
+        """Writes ``config.toml``, whole or not at all."""
         text = f"{_WRITTEN_BY}{__version__}\n{config.to_toml()}"
         write_atomically(self.path / CONFIG, text.encode())
 
@@ -387,6 +389,7 @@ class RunDirectory:
             )
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
+        """Writes ``summary.json``, whole or not at all."""
         write_atomically(self.path / SUMMARY, (to_json(summary, indent=2) + "\n").encode())
 
     def load(

@@ -53,6 +53,7 @@ class EventLog:
         self._file.flush()
 
     def close(self) -> None:
+        """Closes the file; nothing can be added any more."""
         self._file.close()
 
 

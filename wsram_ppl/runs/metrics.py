@@ -19,8 +19,10 @@ from wsram_ppl.files import write_atomically
 
 __all__ = ["METRICS", "MetricsLog", "Numbers", "Rows", "last_row", "read_rows"]
 
+#: The name of the file, in a run's directory.
 METRICS: Final = "metrics.csv"
 
+#: A column of the file.
 Numbers = NDArray[np.float64]
 
 #: Bytes at the end of a file that hold its last row.
@@ -69,6 +71,7 @@ class MetricsLog:
         self._events.add(step, {f"{split}/{name}": value for name, value in finite.items()})
 
     def close(self) -> None:
+        """Closes the files; nothing can be added any more."""
         self._file.close()
         self._events.close()
 

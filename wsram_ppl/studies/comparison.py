@@ -104,9 +104,11 @@ class Comparison:
 
     @property
     def failed(self) -> list[VariantRun]:
+        """The runs that ended with an error, those of the search among them."""
         return [run for run in (*self.trials, *self.runs) if run.failure is not None]
 
     def of(self, variant: Variant) -> list[VariantRun]:
+        """The runs of a variant, one for each seed."""
         return [run for run in self.runs if run.variant is variant]
 
 

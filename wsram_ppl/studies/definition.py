@@ -122,6 +122,7 @@ class Variant(_Overrides):
 
     @property
     def title(self) -> str:
+        """What stands for it in tables and figures."""
         return self.label or self.name
 
 

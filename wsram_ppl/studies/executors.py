@@ -50,14 +50,17 @@ class Watcher(Protocol):
     def noted(self, text: str) -> None:
         """Something that the user should know."""
 
-    def planned(self, jobs: Sequence[Job]) -> None: ...
+    def planned(self, jobs: Sequence[Job]) -> None:
+        """These are about to be run."""
 
-    def started(self, job: Job) -> None: ...
+    def started(self, job: Job) -> None:
+        """A job has begun."""
 
     def progressed(self, job: Job, step: int, numbers: Mapping[str, float]) -> None:
         """``numbers``: of the last row of the run's metrics."""
 
-    def ended(self, job: Job, failure: str | None) -> None: ...
+    def ended(self, job: Job, failure: str | None) -> None:
+        """``failure``: why the job failed, in a line; None: it has succeeded."""
 
     def waited(self) -> None:
         """Some time has passed."""

@@ -10,13 +10,13 @@ from typing import Any
 from tqdm import tqdm
 
 from wsram_ppl.runs.metrics import last_row
-from wsram_ppl.studies.executors import Job
+from wsram_ppl.studies.executors import Job, Watcher
 from wsram_ppl.training.progress import Lines
 
 __all__ = ["StudyBars"]
 
 
-class StudyBars:
+class StudyBars(Watcher):
     """A bar for each run at work and one for all; one line for each run that has ended.
 
     Where standard error is not a terminal, a plain line for all takes the place of the bars, every

@@ -126,6 +126,7 @@ class Summary:
     reached: Mapping[float, Reached]
 
 
+#: What a table tells of each variant, as far as it was measured.
 MEASURES: Final = ("error", "bound", "ess", "updates_per_second")
 
 

@@ -66,10 +66,12 @@ class Problem:
 
     @property
     def sizes(self) -> tuple[int, ...]:
+        """K_0, ..., K_{N-1}: how many values each latent has."""
         return tuple(self.prior[-1].shape)
 
     @property
     def names(self) -> list[str]:
+        """Of the latent sites, in the model's order."""
         return [f"a{n}" for n in range(len(self.prior))]
 
     @property
@@ -94,14 +96,17 @@ class Problem:
 
     @property
     def orders_agree(self) -> bool:
+        """Whether the guide draws in the model's order."""
         return self.order == tuple(sorted(self.order))
 
     # Over all joint values of the latents, flat, in the model's order: ``[A]``.
 
     def log_prior(self, theta: Tables) -> Tensor:
+        """log p(a)."""
         return chain(theta[: len(self.prior)]).flatten()
 
     def log_likelihood(self, theta: Tables) -> Tensor:
+        """log p(y | a)."""
         sizes = self.sizes
         total = theta[0].new_zeros(sizes)
         for k, table in zip(self.likelihood, theta[len(self.prior) :], strict=True):
@@ -110,13 +115,16 @@ class Problem:
         return total.flatten()
 
     def log_proposal(self, eta: Tables) -> Tensor:
+        """log q(a)."""
         back = sorted(range(len(self.order)), key=lambda axis: self.order[axis])
         return chain(eta).permute(back).flatten()
 
     def log_evidence(self) -> Tensor:
+        """log p(y), a scalar."""
         return torch.logsumexp(self.log_prior(self.theta) + self.log_likelihood(self.theta), 0)
 
     def log_weights(self, theta: Tables, eta: Tables) -> Tensor:
+        """log p(a) + log p(y | a) - log q(a)."""
         return self.log_prior(theta) + self.log_likelihood(theta) - self.log_proposal(eta)
 
     def with_proposal(self, log_joint: Tensor) -> Problem:
@@ -184,11 +192,13 @@ class Tuples:
 
     @cached_property
     def index(self) -> Tensor:
+        """Flat joint values of each tuple's particles, ``[T, M]``."""
         values = torch.arange(self.problem.count)
         return torch.cartesian_prod(*[values] * self.particles).reshape(-1, self.particles)
 
     @property
     def rows(self) -> int:
+        """How many tuples there are: rows of the data plate."""
         return len(self.index)
 
     @cached_property
@@ -237,6 +247,7 @@ class Gradients:
     eta: list[Tensor]
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Gradients:
+        """A function of each gradient."""
         return Gradients([function(g) for g in self.theta], [function(g) for g in self.eta])
 
     def flat(self, which: str) -> Tensor:
@@ -282,9 +293,11 @@ class Program(nn.Module):
 
     @property
     def rows(self) -> int:
+        """Data: one for each row of the tables."""
         return len(self.tables[0])
 
     def latent(self, name: str, table: Tensor, history: Sequence[Tensor]) -> Tensor:
+        """Samples a latent site, given the values before it; declares its baseline, if any."""
         logits = _pick(table, history)
         infer: Any = self.declare(name, state_of(history, table)) if self.declare else None
         value: Tensor = pyro.sample(name, dist.Categorical(logits=logits), infer=infer)
@@ -463,6 +476,7 @@ class StateNetwork(nn.Module):
         self.shift = nn.ParameterDict({name: normal(2) for name in names})
 
     def at(self, name: str, state: Tensor) -> Tensor:
+        """The output at a site, for any state."""
         hidden = torch.sin(state @ self.slope[name].to(state) + self.shift[name].to(state))
         return hidden.sum(-1)
 

@@ -83,6 +83,7 @@ class Runs:
 
     @cached_property
     def tuples(self) -> Tuples:
+        """All tuples of particles."""
         return Tuples(self.problem, self.particles)
 
     def wake_sleep(
@@ -115,14 +116,17 @@ class Runs:
 
     @cached_property
     def plain(self) -> Gradients:
+        """Of every tuple, without control variate."""
         return self.wake_sleep("none")
 
     @cached_property
     def self_normalized(self) -> Gradients:
+        """Of every tuple, with the paper's control variate."""
         return self.wake_sleep("self-normalized")
 
     @cached_property
     def unnormalized(self) -> Gradients:
+        """Of every tuple, with r / M as control variate."""
         return self.wake_sleep("unnormalized")
 
     @cached_property
@@ -151,6 +155,7 @@ class Variances:
 
     @cached_property
     def plain(self) -> Tensor:
+        """V without control variate."""
         return self.components(self.runs.plain)
 
     @cached_property
@@ -183,6 +188,7 @@ class Variances:
     # Moments.
 
     def mean(self, estimate: Tensor) -> Tensor:
+        """The expectation of an estimate given for every tuple."""
         return self.runs.tuples.mean(estimate)
 
     def variance(self, estimate: Tensor) -> float:

@@ -350,7 +350,7 @@ def test_the_real_copy(tmp_path: Path) -> None:
     if not (real.is_dir() and net.is_file()):
         pytest.skip(f"no copy of Flickr8k or no weights in {SHARED}")
     (tmp_path / "Images").mkdir()
-    for split, count in (("train", 6), ("validation", 2)):
+    for split, count in (("train", 6), ("dev", 2)):
         names = (real / f"Flickr_8k.{split}Images.txt").read_text().split()
         shutil.copy(real / f"Flickr_8k.{split}Images.txt", tmp_path)
         for name in names[:count]:

@@ -23,7 +23,7 @@ __all__ = [
     "Rows",
 ]
 
-#: (words [B, T + 1], mask [B, T + 1], *maps); see :mod:`wsram_ppl.data.captions`.
+#: ``(words [B, T + 1], mask [B, T + 1], *maps)``; see :mod:`wsram_ppl.data.captions`.
 CaptionBatch = tuple[Tensor, ...]
 
 

@@ -51,6 +51,7 @@ class Entry(NamedTuple):
     def make(
         cls, photo: Path, size: int, modified: int, content: bytes, fault: str | None, note: str
     ) -> Self:
+        """Of a photo whose file holds ``content``."""
         return cls(_text(photo.name), size, modified, hashlib.sha256(content).hexdigest(), fault, note)
 
     def describes(self, photo: Path) -> bool:

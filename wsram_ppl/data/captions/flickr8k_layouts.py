@@ -37,7 +37,9 @@ from wsram_ppl.errors import InputError, nearest, one_line
 
 __all__ = ["Flickr8k", "Layout", "Photo", "Split", "is_lfs_pointer", "read_flickr8k"]
 
+#: As the files of splits name them; ``dev`` is the validation split.
 Split = Literal["train", "dev", "test"]
+#: Whose files are to be read; "auto": those that are there.
 Layout = Literal["auto", "illinois", "karpathy", "kaggle"]
 
 _CAPTION_FILES: Final = {

@@ -34,11 +34,16 @@ __all__ = [
     "generate",
 ]
 
+#: An array of real numbers.
 Floats = npt.NDArray[np.float64]
+#: An array of whole numbers.
 Whole = npt.NDArray[np.int64]
 
+#: Sizes of a shape, in words.
 SIZES: Final = ("small", "large")
+#: Kinds of shapes, in words.
 KINDS: Final = ("circle", "square", "triangle", "cross")
+#: Colours of shapes by their words: red, green and blue, 0 to 255.
 COLOURS: Final = {
     "red": (220, 50, 47),
     "green": (60, 170, 70),

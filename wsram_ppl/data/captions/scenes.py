@@ -40,6 +40,7 @@ from wsram_ppl.interfaces import HeldOut
 
 __all__ = ["VOCABULARY", "SceneCaptions", "sentences"]
 
+#: All words of all captions.
 VOCABULARY: Final = Vocabulary(("a", *SIZES, *COLOURS, *KINDS, "left", "right", "of", "above", "below"))
 _NUMBER: Final = {word: number for number, word in enumerate(VOCABULARY.words)}
 _RELATIONS: Final = np.array(

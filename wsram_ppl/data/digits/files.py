@@ -24,7 +24,9 @@ from wsram_ppl.errors import InputError, one_line
 
 __all__ = ["DIGIT_SIZE", "NUM_CLASSES", "Digits", "read_mnist", "read_sample"]
 
+#: Side of a digit, in pixels.
 DIGIT_SIZE = 28
+#: Labels are 0 to 9.
 NUM_CLASSES = 10
 MNIST_FILES = {"training": "train", "test": "t10k"}
 
@@ -40,6 +42,7 @@ class Digits(NamedTuple):
         return Digits(self.images[rows], self.labels[rows])
 
     def to(self, device: torch.device | str) -> Digits:
+        """The same on a device."""
         return Digits(self.images.to(device), self.labels.to(device))
 
 

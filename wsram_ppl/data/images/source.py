@@ -30,6 +30,7 @@ __all__ = ["SPLITS", "LabelledImages", "count_of", "listed"]
 
 _log = logging.getLogger(__name__)
 
+#: The splits of every source of images.
 SPLITS: Final = ("train", "validation", "test")
 # Each use of random numbers has its own stream.
 _ORDER, _SPLIT, _SPLIT_OF_TRAINING, _VALIDATION_ORDER, _TEST_ORDER = range(5)
