@@ -324,6 +324,7 @@ TABLES: dict[str, list[Bad]] = {
         Bad("no processes", ("training.devices=0",)),
         Bad("several machines without a launcher", ("training.num_nodes=2",)),
         Bad("a recorded update without a GPU", ("training.cuda_graph=true",)),
+        Bad("a compiled update that is validated", ("training.compile=true", "training.validate=true")),
     ],
     "Directories and checkpoints": [
         Bad("another run's directory", ("training.seed=1",), run(lambda path: None, finished=True)),

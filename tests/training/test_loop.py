@@ -534,52 +534,6 @@ def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:
             resolve_device(name)
 
 
-# Compiling.
-
-
-@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # Dynamo's own
-def test_the_plain_networks_are_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The outermost plain networks of model and guide; with the same results (an eager backend)."""
-    compiled: list[str] = []
-    compile_module = nn.Module.compile
-
-    def record(self: nn.Module, *args: Any, **kwargs: Any) -> None:
-        compiled.append(type(self).__name__)
-        compile_module(self, backend="eager")
-
-    monkeypatch.setattr(nn.Module, "compile", record)
-    losses = []
-    for compiling in ("false", "true"):
-        with pyro_settings(validate=False):
-            trainer = Trainer.start(make_config(f"training.compile={compiling}"))
-            trainer.update()
-            losses.append(trainer.components.objective.statistics["bound"])
-    assert {"GlimpseEncoder", "RecurrentLayer", "Policy", "ProposalNetwork"} <= set(compiled)
-    torch.testing.assert_close(losses[0], losses[1])
-
-
-def test_nothing_to_compile_is_told() -> None:
-    config = make_config("training.compile=true", f"model.name={__name__}:Coin", "guide.name=prior")
-    for key in ("hidden", "num_glimpses", "patch", "scales", "location_std"):
-        config.model.options.pop(key, None)
-    with pytest.raises(
-        InputError, match=r"training.compile: neither model nor guide has a plain torch.nn"
-    ):
-        Trainer.start(config)
-
-
-class Coin(nn.Module):
-    """A model without networks."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.logit = nn.Parameter(torch.zeros(()))
-
-    def forward(self, images: Tensor, labels: Tensor) -> None:
-        with pyro.plate("images", len(images)):
-            pyro.sample("heads", pyro.distributions.Bernoulli(logits=self.logit))
-
-
 class Regularized(ImportanceBound):
     """An objective of the user's own that comes with exploration terms."""
 

@@ -117,9 +117,14 @@ class TrainingSettings(BaseModel):
     validate_sites: bool = Field(default=False, alias="validate")  # that is a method of pydantic's
     """Whether Pyro checks distributions and site shapes at every update (slow); ``validate`` in TOML."""
     compile: bool = False
-    """Whether the plain networks are compiled."""
+    """Whether the gradient of an update is compiled (:mod:`wsram_ppl.training.compiled`)."""
     cuda_graph: bool = False
     """Whether updates on a GPU are recorded and replayed (:mod:`wsram_ppl.training.cuda_graph`)."""
+
+    @property
+    def records(self) -> bool:
+        """Whether Python runs at the first updates alone, and what changes has to be in tensors."""
+        return self.compile or self.cuda_graph
 
     @property
     def horizon(self) -> int:

@@ -73,8 +73,14 @@ class RunningMeans:
         return {name: mean.clone() for name, mean in self._means.items()}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Replaces the means with those of ``state``."""
-        self._means = {name: mean.clone() for name, mean in state.items()}
+        """Replaces the means with those of ``state``, in their place where they have one."""
+        held, self._means = self._means, {}
+        for name, mean in state.items():
+            place = held.get(name)
+            if place is not None and (place.device, place.dtype) == (mean.device, mean.dtype):
+                self._means[name] = place.copy_(mean)
+            else:
+                self._means[name] = mean.clone()
 
 
 class MinibatchMeans:

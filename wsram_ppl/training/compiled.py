@@ -1,38 +1,226 @@
-"""Compiled networks: what ``training.compile`` does."""
+"""A step traced once and compiled whole: guide, model, objective and derivatives as one program."""
 
 from __future__ import annotations
 
-from pyro.nn import PyroModule
-from torch import nn
+import logging
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
 
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
+
+from wsram_ppl.config import TrainingSettings
 from wsram_ppl.errors import InputError
+from wsram_ppl.runs.checkpoints import TrainingState
 
-__all__ = ["compile_networks"]
+__all__ = ["CompiledStep", "check_compilable"]
+
+_log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 
-def compile_networks(*programs: nn.Module) -> None:
-    """Compiles, in place, the plain networks of Pyro programs.
+@dataclass
+class _Compiled:
+    """A compiled call.
 
-    These are the outermost modules inside them with a ``forward`` of their own that are no PyroModules:
-    effects stay outside compiled code.
+    Args:
+        program: of the arguments and of ``held``, to the leaves of the result.
+        held: what the function reads, and changes in its place, beside its arguments.
+        form: of the result.
+    """
+
+    program: Callable[..., Any]
+    held: list[Tensor]
+    form: TreeSpec
+
+
+class CompiledStep(Generic[T]):
+    """A function of tensors that is compiled, for each shape of arguments.
+
+    Before that it is called once as usual, so that what is done once (warnings, running means) is
+    behind it; that call leaves no trace, unless it begins a running mean: then it is the call. Python
+    does not run afterwards: what the function reads from elsewhere has to be tensors that keep their
+    place, such as parameters, and what it branches on is branched on for good. Random numbers are
+    drawn as by the function itself.
+
+    Args:
+        function: of tensors.
+        state: what the function may change.
+        quiet: called before the function is traced; nothing else may run then.
 
     Raises:
-        InputError: there are none.
+        InputError: in use, at the first call, when the function cannot be compiled: it reads the value
+            of a tensor, or draws random numbers that are not torch's, which would be the same forever.
     """
-    if not sum(map(_compile, programs)):
-        raise InputError(
-            "training.compile: neither model nor guide has a plain torch.nn network to compile"
-        )
+
+    def __init__(
+        self, function: Callable[..., T], state: TrainingState, quiet: Callable[[], None]
+    ) -> None:
+        self._function, self._state, self._quiet = function, state, quiet
+        self._compiled: dict[Any, _Compiled] = {}
+
+    def __call__(self, *arguments: Tensor) -> T:
+        arguments = tuple(x.contiguous() for x in arguments)
+        key = tuple((x.shape, x.dtype) for x in arguments)
+        held = self._compiled.get(key)
+        if held is not None:
+            return self._run(held, arguments)
+        shapes = " and ".join(str(list(x.shape)) for x in arguments)
+        _log.info("compiling the update for minibatches of %s: this takes minutes, once", shapes)
+        with self._rehearsed() as begun:
+            usual = self._function(*arguments)
+        try:
+            with self._rehearsed():
+                held = self._traced(arguments)
+        except Exception as error:  # whatever it is, the function itself has just worked
+            why = str(error)
+            if not isinstance(error, _Refused):
+                why = f"{type(error).__name__}: {' '.join(why.split())[:160]}"
+            raise InputError(
+                f"training.compile: the update cannot be compiled, since {why}; use compile = false"
+            ) from error
+        self._compiled[key] = held
+        return usual if begun else self._run(held, arguments)
+
+    @contextmanager
+    def _rehearsed(self) -> Iterator[list[str]]:
+        """For a call that leaves no trace; what is yielded then says which state it has begun, if any.
+
+        With that the call stays.
+        """
+        begun: list[str] = []
+        before = {name: tensor.clone() for name, tensor in self._state.tensors().items()}
+        devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
+        with torch.random.fork_rng(devices):
+            yield begun
+        begun += self._state.tensors().keys() - before.keys()
+        if not begun:
+            self._state.load(before)
+
+    def _traced(self, arguments: tuple[Tensor, ...]) -> _Compiled:
+        self._quiet()
+        form: list[TreeSpec] = []
+
+        def flat(*arguments: Tensor) -> list[Any]:
+            with _NoValues(), _NoCopies():  # type: ignore[no-untyped-call]
+                leaves, found = tree_flatten(self._function(*arguments))
+            form.append(found)
+            return leaves
+
+        randomness = _other_randomness()
+        # A compiler knows no product by oneDNN.
+        enabled, *_ = torch.backends.mkldnn.set_flags(False)
+        try:
+            trace = make_fx(flat, tracing_mode="fake", _allow_non_fake_inputs=True)
+            graph = trace(*arguments)
+        finally:
+            torch.backends.mkldnn.set_flags(enabled)
+        if _other_randomness() != randomness:
+            raise _Refused("it draws random numbers that are not torch's, which would stay the same")
+        graph, held = _lift(graph)
+        with torch.no_grad():
+            program = compile_graph(graph, [*arguments, *held])
+        return _Compiled(program, held, form[-1])
+
+    def _run(self, compiled: _Compiled, arguments: tuple[Tensor, ...]) -> T:
+        with torch.no_grad():
+            leaves = compiled.program(*arguments, *compiled.held)
+        result: T = tree_unflatten(leaves, compiled.form)
+        return result
 
 
-def _compile(program: nn.Module) -> int:
-    """How many networks were compiled."""
-    count = 0
-    for child in program.children():
-        plain = not isinstance(child, PyroModule)
-        if plain and type(child).forward is not nn.Module.forward:
-            child.compile()
-            count += 1
-        else:
-            count += _compile(child)
-    return count
+def compile_graph(graph: GraphModule, inputs: list[Any]) -> Callable[..., Any]:
+    """The compiled graph, for inputs of the types and shapes of these."""
+    from torch import _inductor  # takes a second
+
+    # Draws come from torch's generators, as those of the graph do.
+    options = {"fallback_random": True}
+    program: Callable[..., Any] = _inductor.compile(graph, inputs, options=options)
+    return program
+
+
+def check_compilable(training: TrainingSettings, processes: int) -> None:
+    """Whether an update can be compiled, as far as that can be told without running it.
+
+    Raises:
+        InputError: it cannot.
+    """
+    from torch._inductor.cpp_builder import get_cpp_compiler  # takes a second
+
+    obstacle = ""
+    if processes > 1:
+        obstacle = "what processes tell each other cannot be compiled; use devices = 1"
+    elif training.validate_sites:
+        obstacle = "no validated update can be compiled; set validate false"
+    else:
+        try:
+            get_cpp_compiler()
+        except Exception:
+            obstacle = "it needs a C++ compiler, and there is none; install g++ (or name one in CXX)"
+    if obstacle:
+        raise InputError(f"training.compile: {obstacle}, or compile = false")
+
+
+class _Refused(Exception):
+    """Why something cannot be compiled. No ValueError, whose text Pyro would add to."""
+
+
+class _NoValues(TorchDispatchMode):
+    """Refuses what makes a value part of the program: reading it, a shape that follows from it."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        refused = torch.Tag.data_dependent_output in func.tags
+        if func is torch.ops.aten.index.Tensor:
+            refused = any(x is not None and x.dtype in (torch.bool, torch.uint8) for x in args[1])
+        elif torch.Tag.dynamic_output_shape in func.tags:
+            refused = True
+        if refused:
+            raise _Refused(_VALUE.format(func.name()))
+        return func(*args, **(kwargs or {}))
+
+
+class _NoCopies(TorchFunctionMode):
+    """Refuses to read all values at once, which is no operation of torch's."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in (Tensor.tolist, Tensor.numpy, Tensor.__array__):
+            raise _Refused(_VALUE.format(func.__name__))
+        return func(*args, **(kwargs or {}))
+
+
+_VALUE = "it asks for a tensor's value or a shape that depends on one ({}: float, if, a mask as index)"
+
+
+def _lift(traced: GraphModule) -> tuple[GraphModule, list[Tensor]]:
+    """The graph with inputs for the tensors that it holds, which are the program's own, and these."""
+    graph = traced.graph
+    last = [node for node in graph.nodes if node.op == "placeholder"][-1]
+    places: dict[int, Any] = {}
+    held: list[Tensor] = []
+    for node in [node for node in graph.nodes if node.op == "get_attr"]:
+        tensor = getattr(traced, node.target)
+        place = places.get(id(tensor))
+        if place is None:
+            with graph.inserting_after(last):
+                place = last = places[id(tensor)] = graph.placeholder(f"held_{len(held)}")
+            held.append(tensor.detach())
+        node.replace_all_uses_with(place)
+        graph.erase_node(node)
+    # In a module of its own: what the traced one holds would be inputs once more.
+    return GraphModule(nn.Module(), graph), held
+
+
+def _other_randomness() -> tuple[Any, ...]:
+    """The state of the generators of Python and numpy."""
+    legacy: Any = np.random.get_state()
+    return random.getstate(), legacy[1].tobytes(), legacy[2]

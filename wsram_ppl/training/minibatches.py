@@ -86,9 +86,9 @@ class Minibatches:
 
     @torch.no_grad()
     def _prepared(self, batch: tuple[Tensor, ...]) -> Minibatch:
-        # An update that is recorded prepares its batch itself.
-        recorded = self._training.cuda_graph
-        return Minibatch(batch, batch if recorded else prepared(self._components.model, batch))
+        # An update that is recorded or compiled prepares its batch itself.
+        whole = self._training.records
+        return Minibatch(batch, batch if whole else prepared(self._components.model, batch))
 
 
 def cast(batch: tuple[Tensor, ...], precision: str) -> tuple[Tensor, ...]:

@@ -21,7 +21,7 @@ from wsram_ppl.objectives import Exploration
 from wsram_ppl.objectives.exploration import in_place
 from wsram_ppl.runs.checkpoints import TrainingState, copy_weights
 from wsram_ppl.runs.directory import RunDirectory
-from wsram_ppl.training.compiled import compile_networks
+from wsram_ppl.training.compiled import CompiledStep, check_compilable
 from wsram_ppl.training.cuda_graph import CudaGraphStep, check_recordable
 from wsram_ppl.training.divergence import diverged
 from wsram_ppl.training.minibatches import Minibatches
@@ -30,6 +30,9 @@ from wsram_ppl.training.optimizer import Clipping, make_optimizer
 __all__ = ["Trainer"]
 
 _log = logging.getLogger(__name__)
+
+#: Gradients and the objective's statistics.
+_Computed = tuple[list[Tensor | None], dict[str, Tensor]]
 
 
 @dataclass
@@ -58,10 +61,10 @@ class Trainer:
         device, parts = self.fabric.device, self.components
         self.signal = 0
         parts.data.to(device)
-        if training.compile:
-            compile_networks(parts.model, parts.guide)
         if training.cuda_graph:
             check_recordable(training, device, self.shard.count)
+        if training.compile:
+            check_compilable(training, self.shard.count)
         self._take_objective()
         self.optimizer = make_optimizer(training, parts.model, parts.guide, device)
         self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
@@ -74,9 +77,12 @@ class Trainer:
             self.copy_from_first()
         self._finite = torch.ones((), dtype=torch.bool, device=device)
         self.minibatches = Minibatches(parts, self.config.data.name, training, self.shard)
-        self._recorded = (
-            CudaGraphStep(self._whole_update, self.minibatches.settle) if training.cuda_graph else None
-        )
+        self._recorded: CudaGraphStep[_Computed] | CompiledStep[_Computed] | None = None
+        if training.cuda_graph:
+            self._recorded = CudaGraphStep(self._whole_update, self.minibatches.settle)
+        elif training.compile:
+            state = TrainingState(parts)
+            self._recorded = CompiledStep(self._computed, state, self.minibatches.settle)
         self._buffers = {
             (part, name): dict(getattr(parts, part).named_buffers())[name]
             for part, name in parts.scheduled
@@ -133,13 +139,15 @@ class Trainer:
                 "table [exploration]: leave the objective's out"
             )
         self.exploration = Exploration()
-        if self.training.cuda_graph:
+        if self.training.records:
             off = {"entropy": 0.0, "temperature": 1.0, "coverage": 0.0}
+            dtype = torch.float64 if self.training.precision == "64-true" else torch.float32
             for key, value in off.items():
                 schedule = getattr(self.config.exploration, key)
                 if not (schedule.constant and schedule.initial == value):
-                    # A recorded update finds what changes during the run in a tensor.
-                    setattr(self.exploration, key, torch.full((), value, device=self.fabric.device))
+                    # A recorded or compiled update finds what changes during the run in a tensor.
+                    place = torch.full((), value, dtype=dtype, device=self.fabric.device)
+                    setattr(self.exploration, key, place)
         parts.objective.regularizer = self.exploration
 
     def copy_from_first(self) -> None:
@@ -202,14 +210,17 @@ class Trainer:
                     parameter.grad = gradient
         if check:
             self.check(batch)
-        if self._recorded is None:
+        if not self.training.cuda_graph:
             self.optimizer.step()
         self.step += 1
         return batch
 
     def _gradients(self, ready: tuple[Any, ...], signal: int = 0) -> None:
         """The gradient of the mean loss of a minibatch, clipped."""
-        self.optimizer.zero_grad(set_to_none=True)
+        for parameter in self.parameters:
+            parameter.grad = (
+                None  # by hand: ``zero_grad`` speaks to the profiler, which cannot be compiled
+            )
         with self.drawing():
             self.fabric.backward(self.loss(*ready) / self.training.batch_size)
         gradients, self.signal = collectives.sum_tensors(
@@ -220,13 +231,18 @@ class Trainer:
                 parameter.grad = gradient
         self._clip(self._finite)
 
-    def _whole_update(self, *batch: Tensor) -> tuple[list[Tensor | None], dict[str, Tensor]]:
-        """All that an update computes on the device, to be recorded; returns what is looked at later."""
+    def _computed(self, *batch: Tensor) -> _Computed:
+        """What an update computes before its step, to be compiled."""
         with torch.no_grad():
             ready = prepared(self.components.model, batch)
         self._gradients(ready)
-        self.optimizer.step()
         return [p.grad for p in self.parameters], self.components.objective.statistics
+
+    def _whole_update(self, *batch: Tensor) -> _Computed:
+        """All that an update computes on the device, to be recorded; returns what is looked at later."""
+        found = self._computed(*batch)
+        self.optimizer.step()
+        return found
 
     # When something is not finite.
 
