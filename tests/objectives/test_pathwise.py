@@ -32,7 +32,7 @@ from wsram_ppl.objectives import (
 )
 from wsram_ppl.testing import ForceSamples
 
-NODES = 14
+NODES = 18
 CHOICES = 2
 Y = 0.7
 THETA = {"m": (), "wb": (CHOICES,), "vb": (CHOICES,), "c": (CHOICES,)}
