@@ -11,18 +11,16 @@ which of its own samples explain the digit.
 from __future__ import annotations
 
 import argparse
-from functools import partial
 
 import pyro
 import pyro.distributions as dist
 import torch
 from pyro.infer import ELBO, SVI
 from pyro.nn import PyroModule
-from small_digits import SIDE, small_digits
+from small_digits import SIDE, held_out, small_digits
 from torch import Tensor, nn
 
 from wsram_ppl.objectives import WakeSleep
-from wsram_ppl.objectives.diagnostics import importance_sample
 
 CHOICES, OPTIONS, HIDDEN, PIXELS, BATCH = 20, 10, 200, SIDE * SIDE, 20
 
@@ -71,13 +69,6 @@ def train(objective: ELBO, steps: int, seed: int) -> tuple[Decoder, Encoder]:
     for _ in range(steps):
         svi.step(x[torch.randint(len(x), (BATCH,))].flatten(1))
     return model, guide
-
-
-def held_out(model: Decoder, guide: Encoder, count: int = 500) -> float:
-    """L_200 in nats per test digit."""
-    batches = small_digits()[1][:count].flatten(1).split(50)
-    weigh = partial(importance_sample, model, guide, num_particles=200, max_plate_nesting=1)
-    return torch.cat([weigh(x).bound for x in batches]).mean().item()
 
 
 def main() -> None:

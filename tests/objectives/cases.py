@@ -1,9 +1,13 @@
-"""Random problems for hypothesis."""
+"""Random problems for hypothesis, and gradients by name."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+
+import torch
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
 from wsram_ppl.testing.enumeration import MOST_TUPLES, Problem, random_problem
 
@@ -50,3 +54,20 @@ def cases(
         draw(st.integers(0, 2**16)),
     )
     return problem, particles
+
+
+def gradients(value: Tensor, p: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Of a value in parameters by name; zeros where it does not depend on one."""
+    found = torch.autograd.grad(value, list(p.values()), allow_unused=True)
+    return {
+        name: torch.zeros_like(v) if g is None else g
+        for (name, v), g in zip(p.items(), found, strict=True)
+    }
+
+
+def assert_close(
+    found: Mapping[str, Tensor], expected: Mapping[str, Tensor], names: Iterable[str], tolerance: float
+) -> None:
+    """Elementwise equality of what is named, absolute or relative."""
+    for name in names:
+        torch.testing.assert_close(found[name], expected[name], rtol=tolerance, atol=tolerance, msg=name)

@@ -22,6 +22,8 @@ from pyro import poutine
 from pyro.infer import Trace_ELBO
 from torch import Tensor
 
+from tests.objectives import cases
+from tests.objectives.cases import gradients
 from tests.objectives.test_pathwise import nodes
 from wsram_ppl.objectives import (
     Exploration,
@@ -207,17 +209,8 @@ def at_next(gs: Iterator[Any]) -> Callable[[Any], Tensor]:
     return value
 
 
-def gradients(value: Tensor, p: Params) -> Params:
-    found = torch.autograd.grad(value, list(p.values()), allow_unused=True)
-    return {
-        name: torch.zeros_like(v) if g is None else g
-        for (name, v), g in zip(p.items(), found, strict=True)
-    }
-
-
 def assert_close(found: Params, expected: Params, names: Any, tolerance: float = 1e-9) -> None:
-    for name in names:
-        torch.testing.assert_close(found[name], expected[name], rtol=tolerance, atol=tolerance, msg=name)
+    cases.assert_close(found, expected, names, tolerance)
 
 
 def given_state(objective: Objective, programs: Programs, value: float = 0.3) -> None:

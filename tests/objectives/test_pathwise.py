@@ -22,6 +22,8 @@ import torch
 from pyro.infer import Trace_ELBO, autoguide
 from torch import Tensor
 
+from tests.objectives import cases
+from tests.objectives.cases import gradients
 from wsram_ppl.objectives import (
     ImportanceBound,
     Objective,
@@ -180,16 +182,11 @@ def target(p: Params, z_first: bool, particles: int, kind: str) -> Params:
         log_w, log_q_b, _ = setting.log_weights_and_score(e, b)
         bound = log_w.mean(0) if kind == "F" else log_w.logsumexp(0) - math.log(particles)
         total = (weight * log_q_b.sum(0).exp() * bound).sum()
-    found = torch.autograd.grad(total, list(leaves.values()), allow_unused=True)
-    return {
-        name: torch.zeros_like(v) if g is None else g
-        for (name, v), g in zip(leaves.items(), found, strict=True)
-    }
+    return gradients(total, leaves)
 
 
 def assert_close(found: Params, expected: Params, names: Any, tolerance: float = 2e-6) -> None:
-    for name in names:
-        torch.testing.assert_close(found[name], expected[name], rtol=tolerance, atol=tolerance, msg=name)
+    cases.assert_close(found, expected, names, tolerance)
 
 
 def options(particles: int) -> dict[str, Any]:
