@@ -23,7 +23,7 @@ from wsram_ppl.config import ExperimentConfig, build, load_config
 from wsram_ppl.errors import InputError, RunError
 from wsram_ppl.objectives import ImportanceBound, Objective, VariationalBound, WakeSleep
 from wsram_ppl.primitives.distributions import Categorical
-from wsram_ppl.primitives.handlers import pyro_settings
+from wsram_ppl.primitives.handlers import ParticlePlate, pyro_settings
 from wsram_ppl.runs.directory import RunDirectory
 from wsram_ppl.testing import ForceSamples
 from wsram_ppl.training import cuda_graph as recording
@@ -34,6 +34,8 @@ from wsram_ppl.training.trainer import Trainer
 pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"),
     pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype"),
+    # What the compiler imports warns of itself on some versions of Python.
+    pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning"),
 ]
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -293,9 +295,8 @@ def test_what_cannot_be_recorded_is_refused(model: type, reason: str) -> None:
 
 def draws_of(objective: Objective, parts: Any, batch: tuple[Tensor, ...]) -> dict[str, Tensor]:
     """The values of all latent sites, as the guide draws them for all particles."""
-    with poutine.trace() as tracer:
-        objective._all_particles(parts.guide)(*batch)
-    nodes: Any = tracer.trace.nodes
+    plate = ParticlePlate(objective.num_particles, -int(objective.max_plate_nesting))
+    nodes: Any = poutine.trace(plate(parts.guide)).get_trace(*batch).nodes
     return {
         name: site["value"]
         for name, site in nodes.items()

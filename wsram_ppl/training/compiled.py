@@ -143,8 +143,13 @@ def compile_graph(graph: GraphModule, inputs: list[Any]) -> Callable[..., Any]:
     """The compiled graph, for inputs of the types and shapes of these."""
     from torch import _inductor  # takes a second
 
+    from wsram_ppl.training.merging import MergeSums
+
     # Draws come from torch's generators, as those of the graph do.
-    options = {"fallback_random": True}
+    options: dict[str, Any] = {"fallback_random": True}
+    if any(isinstance(x, Tensor) and x.is_cuda for x in inputs):
+        # Fewer launches: small operations that are independent share one.
+        options |= {"combo_kernels": True, "post_grad_custom_pre_pass": MergeSums()}
     program: Callable[..., Any] = _inductor.compile(graph, inputs, options=options)
     return program
 
