@@ -8,7 +8,7 @@ import pytest
 
 from tests.training.test_progress import Clock, clock, told
 from wsram_ppl.runs.metrics import METRICS
-from wsram_ppl.studies.executors import Job
+from wsram_ppl.studies.executors.jobs import Job
 from wsram_ppl.studies.progress import StudyBars
 
 __all__ = ["clock"]

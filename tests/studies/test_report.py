@@ -27,7 +27,7 @@ from wsram_ppl.errors import RunError
 from wsram_ppl.runs.metrics import Rows
 from wsram_ppl.studies.comparison import Comparison, compare
 from wsram_ppl.studies.definition import load_study
-from wsram_ppl.studies.executors import Job
+from wsram_ppl.studies.executors.jobs import Job
 from wsram_ppl.studies.figures import COLOURS, Line, _mean_curve, draw
 from wsram_ppl.studies.report import environment, write_report
 from wsram_ppl.studies.results import Mean, Reached, Summary, smoothed, summarize, updates_to_reach

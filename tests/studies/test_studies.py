@@ -27,7 +27,8 @@ from tests.studies.tiny_study import BASE, ROOT, cli, finished_study, write_stud
 from wsram_ppl.errors import InputError, Interrupted, RunError
 from wsram_ppl.studies.comparison import Comparison, compare
 from wsram_ppl.studies.definition import Study, _inline, _merged, load_study
-from wsram_ppl.studies.executors import Job
+from wsram_ppl.studies.executors.jobs import Job
+from wsram_ppl.studies.executors.local import LocalExecutor
 
 
 def study(folder: Path, text: str, overrides: Sequence[str] = (), base: str = BASE) -> Study:
@@ -363,7 +364,13 @@ class Bench:
         loaded = study(self.folder, text, overrides)
         self.watcher = Recorder()
         return compare(
-            loaded, self.out, self.command, self.watcher, jobs=jobs, run_missing=run_missing, call="here"
+            loaded,
+            self.out,
+            self.command,
+            self.watcher,
+            executor=LocalExecutor(jobs),
+            run_missing=run_missing,
+            call="here",
         )
 
     def trained(self) -> list[str]:
@@ -688,36 +695,6 @@ def processes_of(out: Path) -> Iterator[int]:
                 yield int(entry.parent.name)
         except OSError:
             continue
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="the folder is not locked on Windows")
-def test_two_cannot_work_in_one_folder(bench: Bench) -> None:
-    import fcntl
-
-    bench.out.mkdir()
-    with open(bench.out / "lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        with pytest.raises(
-            RunError, match="another compare, or a run that one has left behind, is at work"
-        ):
-            bench.run(TWO)
-        bench.run(TWO, run_missing=False)  # to look is allowed
-    bench.run(TWO)
-
-
-def test_the_children_hold_the_lock(bench: Bench) -> None:
-    """Should the parent be killed, its children go on: nobody may move what they write."""
-    (bench.folder / "trainer.py").write_text(
-        TRAINER + "\nimport fcntl\nlock = open(run.parents[2] / 'lock')\n"
-        "try:\n    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)\n    sys.exit('error: not locked')\n"
-        "except OSError:\n    pass\n"
-        "inodes = {os.fstat(int(fd)).st_ino for fd in os.listdir('/proc/self/fd') "
-        "if int(fd) != lock.fileno() and os.path.exists(f'/proc/self/fd/{fd}')}\n"
-        "if os.fstat(lock.fileno()).st_ino not in inodes:\n    sys.exit('error: not inherited')\n"
-    )
-    if not Path("/proc/self/fd").exists():
-        pytest.skip("needs /proc to look at open files")
-    assert [run.failure for run in bench.run(TWO).runs] == [None] * 4
 
 
 def test_a_folder_that_cannot_be_made(bench: Bench) -> None:
