@@ -300,6 +300,10 @@ if hidden == 5:
     time.sleep(600)
 if hidden == 6:
     time.sleep(1)
+if hidden == 9:
+    while not trace.with_name("go").exists():
+        time.sleep(0.05)
+    sys.exit("error: it is too slow")
 threads = os.environ.get("OMP_NUM_THREADS")
 summary = {"error": abs(rate - 0.004) * 100, "bound": rate, "ess": 2.0, "particles": 3}
 if hidden == 7:

@@ -64,7 +64,10 @@ class Claims:
 
     def watch(self, names: Iterable[str]) -> None:
         """From now on another process's failures of these runs count."""
-        self._before.update((name, self._newest(name)) for name in names)
+        for name in names:
+            newest = self._newest(name)
+            ended = _read(self._path(name, newest)).get("ended")
+            self._before[name] = newest if ended else newest - 1
 
     def take(self, name: str) -> bool:
         """Claims a run; whether that was possible.
@@ -105,7 +108,7 @@ class Claims:
     def failed_elsewhere(self, name: str) -> str | None:
         """Why a run has failed in another process since :meth:`watch`; None if it has not."""
         newest = self._newest(name)
-        if newest == self._before.get(name, newest):
+        if newest <= self._before.get(name, newest):
             return None
         found = _read(self._path(name, newest)).get("failure")
         return None if found is None else str(found)

@@ -119,7 +119,6 @@ class RayExecutor:
             num_cpus=job.devices,
             num_gpus=share if on_gpu else 0,
             max_retries=0,  # a lost run is started again by the study, which tells of it
-            max_calls=1,
         )
         here = os.getcwd()
         seen = replace(job, run=job.run.absolute(), log=job.log.absolute())
