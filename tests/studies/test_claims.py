@@ -18,11 +18,13 @@ import pytest
 from click.testing import CliRunner
 
 from cli import main
-from tests.studies.test_studies import MINIMAL, SEARCH, TWO, Bench, bench, study
+from tests.studies.test_studies import MINIMAL, SEARCH, TWO, Bench, Recorder, bench, study
 from wsram_ppl.errors import InputError, RunError
 from wsram_ppl.studies.comparison import compare
 from wsram_ppl.studies.executors.claims import Claims
+from wsram_ppl.studies.executors.jobs import Job
 from wsram_ppl.studies.executors.local import LocalExecutor
+from wsram_ppl.studies.executors.loop import run_jobs
 
 __all__ = ["bench"]
 
@@ -160,6 +162,35 @@ def test_a_sign_of_life_is_given(tmp_path: Path) -> None:
         assert claims.beat() == [] and file.stat().st_mtime > 1
         os.utime(file, (1, 1))
         assert claims.beat() == [] and file.stat().st_mtime == 1  # it is not time yet
+
+
+def test_without_locks_the_signs_of_life_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some file systems of clusters have none."""
+    monkeypatch.setattr("wsram_ppl.studies.executors.claims.lock", lambda file, wait=False: None)
+    with Claims(tmp_path) as ours, Claims(tmp_path, patience=0.2) as theirs:
+        assert ours.take(NAME) and not theirs.take(NAME)
+        time.sleep(0.3)
+        ours.beat()
+        assert not theirs.take(NAME)
+        time.sleep(0.3)
+        assert theirs.take(NAME)
+        ours.beat()  # it is not time yet
+        assert NAME in ours._held
+
+
+def test_a_run_ends_whose_claim_was_taken_over(tmp_path: Path) -> None:
+    job = Job(NAME, ["sleep", "60"], tmp_path / NAME, tmp_path / "log", 1)
+    begun = time.monotonic()
+    with Claims(tmp_path) as claims:
+
+        def ready(job: Job) -> bool:
+            successor = {"host": "node7", "process": 12}
+            (tmp_path / "claims" / f"{NAME}.2").write_text(json.dumps(successor))
+            return True
+
+        found = run_jobs([job], LocalExecutor(), Recorder(), claims, ready, print)
+    assert found == {NAME: "it was taken over by node7 (process 12)"}
+    assert time.monotonic() < begun + 20
 
 
 def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:

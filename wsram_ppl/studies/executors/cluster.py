@@ -22,7 +22,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from wsram_ppl.errors import InputError, RunError, one_line
-from wsram_ppl.studies.executors.jobs import GRACE, ONE_THREAD, POLL, Ended, Job, failure
+from wsram_ppl.studies.executors.jobs import GRACE, ONE_THREAD, POLL, Ended, Executor, Job, failure
 
 __all__ = ["RayExecutor"]
 
@@ -33,7 +33,7 @@ _PR_SET_PDEATHSIG: Final = 1
 
 
 @dataclass
-class RayExecutor:
+class RayExecutor(Executor):
     """Tasks of a Ray cluster, each with one CPU and, if it computes on one, a share of a GPU.
 
     Args:

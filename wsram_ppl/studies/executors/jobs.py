@@ -25,8 +25,9 @@ __all__ = [
     "last_line",
 ]
 
-#: Seconds between looks at a process, and what it is given to save and end when told to.
+#: Seconds between looks at a process.
 POLL: Final = 0.2
+#: Seconds that a process is given to save and end when told to.
 GRACE: Final = 60.0
 #: What keeps a process to one thread.
 ONE_THREAD: Final = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}

@@ -10,13 +10,13 @@ from dataclasses import dataclass, field
 
 from wsram_ppl.errors import RunError
 from wsram_ppl.studies.executors.gpus import Gpus, sharing_gpus
-from wsram_ppl.studies.executors.jobs import ONE_THREAD, Ended, Job, failure
+from wsram_ppl.studies.executors.jobs import ONE_THREAD, Ended, Executor, Job, failure
 
 __all__ = ["LocalExecutor"]
 
 
 @dataclass
-class LocalExecutor:
+class LocalExecutor(Executor):
     """Child processes on this machine; with several at once each computes on one thread.
 
     Args:
@@ -76,3 +76,4 @@ class _Child:
     def kill(self) -> None:
         self.process.kill()
         self.process.wait()
+        self.poll()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from wsram_ppl.errors import InputError, Interrupted, RunError
@@ -72,22 +72,18 @@ def run_jobs(
     return work.failures
 
 
+@dataclass
 class _Work:
-    def __init__(
-        self,
-        waiting: list[Job],
-        executor: Executor,
-        watcher: Watcher,
-        claims: Claims,
-        ready: Callable[[Job], bool],
-        note: Callable[[str], None],
-    ) -> None:
-        self.waiting, self.executor, self.watcher = waiting, executor, watcher
-        self.claims, self.ready, self.note = claims, ready, note
-        self.running: list[_Running] = []
-        self.failures: dict[str, str] = {}
-        self.elsewhere: set[str] = set()
-        self.next_look = 0.0
+    waiting: list[Job]
+    executor: Executor
+    watcher: Watcher
+    claims: Claims
+    ready: Callable[[Job], bool]
+    note: Callable[[str], None]
+    running: list[_Running] = field(default_factory=list)
+    failures: dict[str, str] = field(default_factory=dict)
+    elsewhere: set[str] = field(default_factory=set)  # jobs that others are told to have
+    next_look: float = 0.0
 
     def start(self) -> None:
         """Starts what there is room for."""
@@ -156,9 +152,10 @@ class _Work:
             if ended is None:
                 continue
             if ended.lost and running.tries < _TRIES:
-                self.note(f"{job.name}: {ended.failure}; it goes on from its last checkpoint")
-                running.task = self.executor.start(job, [self.claims.file_of(job.name)])
                 running.tries += 1
+                start = f"start {running.tries} of {_TRIES}"
+                self.note(f"{job.name}: {ended.failure}; it goes on from its last checkpoint ({start})")
+                running.task = self.executor.start(job, [self.claims.file_of(job.name)])
                 continue
             self.running.remove(running)
             self.claims.give_back(job.name, ended.failure)
