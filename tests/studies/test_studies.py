@@ -139,6 +139,11 @@ def test_the_studies_keys_can_be_set(tmp_path: Path) -> None:
         (TWO.replace("= 5", "= 0"), r"steps = 0: should be greater than 0"),
         (TWO.replace("= 5", "= true"), r"steps = true"),
         ("figures = ['eror']\n" + TWO, r"figures\[0\] = 'eror': .*; did you mean 'error'\?"),
+        ("reference = 'c'\n" + TWO, r"reference = 'c': no such variant; there are a, b"),
+        (
+            "reference = 'q_prior'\n" + TWO.replace('"b"', '"q-prior"'),
+            r"reference = 'q_prior': no such variant; did you mean 'q-prior'\? there are a, q-prior",
+        ),
         (TWO + "paper = 1.62", r"variant 'b'.paper = 1.62: should be a fraction in \[0, 1\], as 0.0162"),
         (TWO + "training.seed = 3", r"variant 'b'.training.seed: the study's own 'seeds' set it"),
         (TWO + "[set.training]\nsteps = 3", r"set.training.steps: the study's own 'steps' sets it"),
@@ -192,6 +197,7 @@ def test_a_wrong_study_is_refused_in_one_line(tmp_path: Path, text: str, message
         ("model.hiden=3", "variant 'a': unknown key model.hiden; did you mean 'hidden'"),
         ("figues=[]", "unknown key figues; did you mean 'figures'"),
         ("steps=many", "steps = 'many'"),
+        ("reference=c", "reference = 'c': no such variant; there are a, b"),
     ],
 )
 def test_a_wrong_override_is_refused_in_one_line(tmp_path: Path, override: str, message: str) -> None:

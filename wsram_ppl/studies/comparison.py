@@ -43,6 +43,7 @@ class VariantRun:
 
     Attributes:
         name: also its path under the study's folder: ``runs/VARIANT/seed-N``.
+        seed: of all that is random in it.
         config: what to train; None where the search found nothing to train with.
         failure: why there is no result; None: finished, or not run yet.
         finished: whether there is a result.
@@ -52,6 +53,7 @@ class VariantRun:
     variant: Variant
     name: str
     config: ExperimentConfig | None
+    seed: int = field(kw_only=True)
     failure: str | None = None
     finished: bool = False
     command: str = ""
@@ -183,6 +185,7 @@ class _Work:
                     variant,
                     f"search/{variant.name}/{candidate.name}",
                     study.trial(variant, candidate),
+                    seed=study.search.seed,
                     candidate=candidate,
                 )
                 for variant in study.variants
@@ -194,7 +197,7 @@ class _Work:
         for variant in study.variants:
             candidate = chosen[variant.name]
             for seed in study.seeds:
-                run = VariantRun(variant, f"runs/{variant.name}/seed-{seed}", None)
+                run = VariantRun(variant, f"runs/{variant.name}/seed-{seed}", None, seed=seed)
                 if study.search is None or candidate is not None:
                     run.config = study.config(variant, seed, candidate)
                 elif self.lock is not None:
