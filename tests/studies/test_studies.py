@@ -320,12 +320,14 @@ class Recorder:
 
     def __init__(self) -> None:
         self.notes: list[str] = []
+        self.forecasts: list[str] = []
         self.events: list[tuple[str, str]] = []
         self.numbers: dict[str, tuple[int, Mapping[str, float]]] = {}
         self.most = 0
 
     def noted(self, text: str) -> None:
-        self.notes.append(text)
+        plan = re.match(r"\d+ (run|trial)s? of |timing ", text)
+        (self.forecasts if plan else self.notes).append(text)
 
     def planned(self, jobs: Sequence[Job]) -> None:
         self.events.append(("planned", str(len(jobs))))

@@ -26,6 +26,7 @@ from wsram_ppl.config import ExperimentConfig, build_data
 from wsram_ppl.errors import InputError, Interrupted, RunError
 from wsram_ppl.files import locked, make_folder, write_atomically
 from wsram_ppl.runs.directory import CONFIG, SUMMARY, RunDirectory
+from wsram_ppl.studies import forecast
 from wsram_ppl.studies.definition import Candidate, Search, Study, Variant
 from wsram_ppl.studies.executors import Job, Watcher, last_line, run_jobs
 from wsram_ppl.studies.results import read_summary
@@ -174,6 +175,7 @@ class _Work:
     checked: list[tuple[str, dict[str, Any]]] = field(default_factory=list)  # data that are there
     started: bool = False  # whether any run was
     trained: int = 0
+    paces: dict[str, float] = field(default_factory=dict)  # of runs that have been, by variant
 
     def all(self) -> Comparison:
         study = self.study
@@ -243,13 +245,15 @@ class _Work:
                 last = last_line(self.log_file(run))
                 run.failure = last.removeprefix("error: ") if last.startswith("error: ") else None
             return
+        self.learn_paces(runs)
         if not missing:
             return
         self.check_data(missing)
         jobs = [self.prepare(run, run.config) for run in missing if run.config is not None]
         self.started = True
         try:
-            failures = run_jobs(jobs, self.jobs, self.watcher, [self.lock] if self.lock >= 0 else [])
+            self.foretell(missing, jobs)
+            failures = run_jobs(jobs, self.jobs, self.watcher, self.kept_open)
         except Interrupted as error:
             done = sum((self.folder / run.name / SUMMARY).is_file() for run in runs)
             what = "trials" if runs and isinstance(runs[0], Trial) else "runs"
@@ -262,6 +266,40 @@ class _Work:
         for run in missing:
             run.failure = failures.get(run.name)
             run.finished = run.failure is None
+        self.learn_paces(missing)
+
+    @property
+    def kept_open(self) -> list[int]:
+        """The file descriptor of the lock, for the children."""
+        return [] if self.lock is None or self.lock < 0 else [self.lock]
+
+    def learn_paces(self, runs: Sequence[VariantRun]) -> None:
+        for run in runs:
+            if run.finished:
+                self.paces[run.variant.name] = forecast.finished_pace(self.folder / run.name)
+
+    def foretell(self, runs: Sequence[VariantRun], jobs: Sequence[Job]) -> None:
+        """Tells how long the jobs of these runs will take."""
+        known = self.paces
+        paces = {run.name: known[run.variant.name] for run in runs if run.variant.name in known}
+        why = ""
+        if not paces and forecast.is_long(jobs):
+            self.watcher.noted(f"timing {forecast.TIMED} updates, for a forecast")
+            configs = {run.name: run.config for run in runs if run.config is not None}
+            try:
+                paces = forecast.time_updates(
+                    configs,
+                    self.jobs,
+                    self.folder,
+                    self.command,
+                    lambda timed, watcher: run_jobs(timed, self.jobs, watcher, self.kept_open),
+                )
+            except Interrupted:
+                raise
+            except RunError as error:
+                why = f" (no forecast: {error})"
+        what = "trials" if isinstance(runs[0], Trial) else "runs"
+        self.watcher.noted(forecast.forecast(jobs, self.jobs, paces, what) + why)
 
     def check_data(self, runs: Sequence[VariantRun]) -> None:
         """Makes sure that the data of runs to come are there: once, not by each run's failure.
