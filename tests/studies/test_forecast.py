@@ -138,9 +138,7 @@ def test_a_timing_can_be_stopped(timed: Bench, monkeypatch: pytest.MonkeyPatch) 
         raise Interrupted("stopped by SIGINT", 2)
 
     monkeypatch.setattr("wsram_ppl.studies.comparison.run_jobs", stopped)
-    with pytest.raises(
-        Interrupted, match="stopped by SIGINT: 0 of 4 runs are finished; the same"
-    ):
+    with pytest.raises(Interrupted, match="stopped by SIGINT: 0 of 4 runs are finished; the same"):
         timed.run(LONG)
     assert not list(timed.out.glob("timing-*")) and not timed.trained()
 

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from subprocess import CompletedProcess
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from click.testing import CliRunner
@@ -26,7 +26,18 @@ from cli import main
 from tests.studies.tiny_study import BASE, ROOT, cli, finished_study, write_study
 from wsram_ppl.errors import InputError, Interrupted, RunError
 from wsram_ppl.studies.comparison import Comparison, compare
-from wsram_ppl.studies.definition import Study, _inline, _merged, load_study
+from wsram_ppl.studies.definition import (
+    Candidate,
+    Figure,
+    Metric,
+    Search,
+    Study,
+    Variant,
+    _File,
+    _inline,
+    _merged,
+    load_study,
+)
 from wsram_ppl.studies.executors import Job
 
 
@@ -207,6 +218,20 @@ def test_a_wrong_override_is_refused_in_one_line(tmp_path: Path, override: str, 
 def test_a_wrong_base_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"base 'base.toml': unknown key training.stps; did you mean"):
         study(tmp_path, TWO, base=BASE + "stps = 3")
+
+
+def test_every_key_of_a_study_is_documented() -> None:
+    text = (ROOT / "docs" / "studies.md").read_text()
+    written = set(re.findall(r"`([a-z_]+)`", text))
+    for table in (_File, Variant, Search, Candidate):
+        assert set(table.model_fields) <= written, table
+    assert set(get_args(Figure)) <= written
+    assert all(f'`"{metric}"`' in text for metric in get_args(Metric))
+    # With their defaults.
+    for name, field in (_File.model_fields | Search.model_fields).items():
+        if isinstance(field.default, int | str | tuple) and (field.default or name == "seed"):
+            shown = json.dumps(field.default)
+            assert f"| `{shown}` |" in text, name
 
 
 @pytest.mark.parametrize("name", ["table1", "seeds", "figure2", "figure3", "beyond"])
