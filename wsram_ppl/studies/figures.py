@@ -305,6 +305,7 @@ def _final_error(lines: Sequence[Line], folder: Path) -> Drawn:
     every += [line.paper for line, _ in found if line.paper is not None]
     marks = np.array(every)
     shown = fit(np.ones_like(marks), marks, np.zeros_like(marks), log=None, percent=True)
+    caption = f"{caption} {shown.note}".rstrip()
 
     def paint(figure: Figure, page: _Page) -> None:
         axes = figure.add_subplot()
@@ -327,7 +328,7 @@ def _final_error(lines: Sequence[Line], folder: Path) -> Drawn:
         once = dict(zip(labels, handles, strict=True))
         figure.legend(list(once.values()), list(once), loc=page.legend)
 
-    return _drawn("final_error", title, caption, folder, paint, rows=3)
+    return _drawn("final_error", title, caption, folder, paint, rows=max(3, len(found) - 3))
 
 
 def _scales(lines: Sequence[Line], folder: Path, window: int) -> Drawn:
