@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from subprocess import CompletedProcess
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from click.testing import CliRunner
@@ -26,7 +26,18 @@ from cli import main
 from tests.studies.tiny_study import BASE, ROOT, cli, finished_study, write_study
 from wsram_ppl.errors import InputError, Interrupted, RunError
 from wsram_ppl.studies.comparison import Comparison, compare
-from wsram_ppl.studies.definition import Study, _inline, _merged, load_study
+from wsram_ppl.studies.definition import (
+    Candidate,
+    Figure,
+    Metric,
+    Search,
+    Study,
+    Variant,
+    _File,
+    _inline,
+    _merged,
+    load_study,
+)
 from wsram_ppl.studies.executors.jobs import Job
 from wsram_ppl.studies.executors.local import LocalExecutor
 
@@ -140,6 +151,11 @@ def test_the_studies_keys_can_be_set(tmp_path: Path) -> None:
         (TWO.replace("= 5", "= 0"), r"steps = 0: should be greater than 0"),
         (TWO.replace("= 5", "= true"), r"steps = true"),
         ("figures = ['eror']\n" + TWO, r"figures\[0\] = 'eror': .*; did you mean 'error'\?"),
+        ("reference = 'c'\n" + TWO, r"reference = 'c': no such variant; there are a, b"),
+        (
+            "reference = 'q_prior'\n" + TWO.replace('"b"', '"q-prior"'),
+            r"reference = 'q_prior': no such variant; did you mean 'q-prior'\? there are a, q-prior",
+        ),
         (TWO + "paper = 1.62", r"variant 'b'.paper = 1.62: should be a fraction in \[0, 1\], as 0.0162"),
         (TWO + "training.seed = 3", r"variant 'b'.training.seed: the study's own 'seeds' set it"),
         (TWO + "[set.training]\nsteps = 3", r"set.training.steps: the study's own 'steps' sets it"),
@@ -193,6 +209,7 @@ def test_a_wrong_study_is_refused_in_one_line(tmp_path: Path, text: str, message
         ("model.hiden=3", "variant 'a': unknown key model.hiden; did you mean 'hidden'"),
         ("figues=[]", "unknown key figues; did you mean 'figures'"),
         ("steps=many", "steps = 'many'"),
+        ("reference=c", "reference = 'c': no such variant; there are a, b"),
     ],
 )
 def test_a_wrong_override_is_refused_in_one_line(tmp_path: Path, override: str, message: str) -> None:
@@ -202,6 +219,20 @@ def test_a_wrong_override_is_refused_in_one_line(tmp_path: Path, override: str, 
 def test_a_wrong_base_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"base 'base.toml': unknown key training.stps; did you mean"):
         study(tmp_path, TWO, base=BASE + "stps = 3")
+
+
+def test_every_key_of_a_study_is_documented() -> None:
+    text = (ROOT / "docs" / "studies.md").read_text()
+    written = set(re.findall(r"`([a-z_]+)`", text))
+    for table in (_File, Variant, Search, Candidate):
+        assert set(table.model_fields) <= written, table
+    assert set(get_args(Figure)) <= written
+    assert all(f'`"{metric}"`' in text for metric in get_args(Metric))
+    # With their defaults.
+    for name, field in (_File.model_fields | Search.model_fields).items():
+        if isinstance(field.default, int | str | tuple) and (field.default or name == "seed"):
+            shown = json.dumps(field.default)
+            assert f"| `{shown}` |" in text, name
 
 
 @pytest.mark.parametrize("name", ["table1", "seeds", "figure2", "figure3", "beyond"])
@@ -319,12 +350,14 @@ class Recorder:
 
     def __init__(self) -> None:
         self.notes: list[str] = []
+        self.forecasts: list[str] = []
         self.events: list[tuple[str, str]] = []
         self.numbers: dict[str, tuple[int, Mapping[str, float]]] = {}
         self.most = 0
 
     def noted(self, text: str) -> None:
-        self.notes.append(text)
+        plan = re.match(r"\d+ (run|trial)s? of |timing ", text)
+        (self.forecasts if plan else self.notes).append(text)
 
     def planned(self, jobs: Sequence[Job]) -> None:
         self.events.append(("planned", str(len(jobs))))

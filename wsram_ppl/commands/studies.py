@@ -132,9 +132,11 @@ def compare(
 
 
 def _show(written: Written) -> None:
-    widths = [max(map(len, column)) for column in zip(written.head, *written.body, strict=True)]
-    for line in (written.head, *written.body):
-        click.echo(
-            "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
-        )
+    for number, table in enumerate(written.tables):
+        if number:
+            click.echo(f"\n{table.title}:")
+        widths = [max(map(len, column)) for column in zip(table.head, *table.body, strict=True)]
+        for line in (table.head, *table.body):
+            cells = (cell.ljust(width) for cell, width in zip(line, widths, strict=True))
+            click.echo("  ".join(cells).rstrip())
     click.echo(f"report: {written.page}")

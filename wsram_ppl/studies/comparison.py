@@ -31,6 +31,7 @@ from wsram_ppl.config import ExperimentConfig, build_data
 from wsram_ppl.errors import InputError, Interrupted, RunError, nearest
 from wsram_ppl.files import make_folder, turn, write_atomically
 from wsram_ppl.runs.directory import CONFIG, SUMMARY, RunDirectory
+from wsram_ppl.studies import forecast
 from wsram_ppl.studies.definition import Candidate, Search, Study, Variant
 from wsram_ppl.studies.executors.claims import Claims
 from wsram_ppl.studies.executors.jobs import Executor, Job, Watcher, last_line
@@ -51,6 +52,7 @@ class VariantRun:
 
     Attributes:
         name: also its path under the study's folder: ``runs/VARIANT/seed-N``.
+        seed: of all that is random in it.
         config: what to train; None where the search found nothing to train with.
         failure: why there is no result; None: finished, or not run yet.
         finished: whether there is a result.
@@ -60,6 +62,7 @@ class VariantRun:
     variant: Variant
     name: str
     config: ExperimentConfig | None
+    seed: int = field(kw_only=True)
     failure: str | None = None
     finished: bool = False
     command: str = ""
@@ -205,6 +208,7 @@ class _Work:
     notes: list[str] = field(default_factory=list)
     checked: list[tuple[str, dict[str, Any]]] = field(default_factory=list)  # data that are there
     mine: list[Job] = field(default_factory=list)  # jobs that this process has started
+    paces: dict[str, float] = field(default_factory=dict)  # of runs that have been, by variant
 
     def all(self) -> Comparison:
         study = self.study
@@ -216,6 +220,7 @@ class _Work:
                     variant,
                     f"search/{variant.name}/{candidate.name}",
                     study.trial(variant, candidate),
+                    seed=study.search.seed,
                     candidate=candidate,
                 )
                 for variant in study.variants
@@ -228,7 +233,7 @@ class _Work:
         for variant in study.variants:
             candidate = chosen[variant.name]
             for seed in study.seeds:
-                run = VariantRun(variant, f"runs/{variant.name}/seed-{seed}", None)
+                run = VariantRun(variant, f"runs/{variant.name}/seed-{seed}", None, seed=seed)
                 if study.search is None or candidate is not None:
                     run.config = study.config(variant, seed, candidate)
                 elif self.claims is not None and (variant.name, seed) in self.wanted:
@@ -273,6 +278,7 @@ class _Work:
                 last = "" if run.finished or run.config is None else last_line(self.log_file(run))
                 run.failure = last.removeprefix("error: ") if last.startswith("error: ") else None
             return
+        self.learn_paces(runs)
         missing = {run.name: run for run in wanted if run.config is not None and not run.finished}
         if not missing:
             return
@@ -283,6 +289,7 @@ class _Work:
             return self.prepare(missing[job.name], job)
 
         try:
+            self.foretell(list(missing.values()), jobs)
             failures = run_jobs(jobs, self.executor, self.watcher, self.claims, ready, self.note)
         except Interrupted as error:
             done = sum((self.folder / run.name / SUMMARY).is_file() for run in runs)
@@ -294,6 +301,42 @@ class _Work:
         for run in missing.values():
             run.failure = failures.get(run.name)
             run.finished = run.failure is None
+        self.learn_paces(list(missing.values()))
+
+    def learn_paces(self, runs: Sequence[VariantRun]) -> None:
+        for run in runs:
+            if run.finished:
+                self.paces[run.variant.name] = forecast.finished_pace(self.folder / run.name)
+
+    def foretell(self, runs: Sequence[VariantRun], jobs: Sequence[Job]) -> None:
+        """Tells how long the jobs of these runs will take on this machine."""
+        if not isinstance(self.executor, LocalExecutor):
+            return
+        known, slots = self.paces, self.executor.slots
+        paces = {run.name: known[run.variant.name] for run in runs if run.variant.name in known}
+        why = ""
+        if not paces and forecast.is_long(jobs):
+            self.watcher.noted(f"timing {forecast.TIMED} updates, for a forecast")
+            configs = {run.name: run.config for run in runs if run.config is not None}
+            try:
+                paces = forecast.time_updates(
+                    configs,
+                    slots,
+                    self.folder,
+                    self.command,
+                    self.timed,
+                )
+            except Interrupted:
+                raise
+            except RunError as error:
+                why = f" (no forecast: {error})"
+        what = "trials" if isinstance(runs[0], Trial) else "runs"
+        self.watcher.noted(forecast.forecast(jobs, slots, paces, what) + why)
+
+    def timed(self, jobs: Sequence[Job], watcher: Watcher) -> dict[str, str]:
+        """Runs jobs that nobody else knows of."""
+        with Claims(jobs[0].run.parent) as claims:
+            return run_jobs(jobs, self.executor, watcher, claims, lambda job: True, self.note)
 
     def check_data(self, runs: Sequence[VariantRun]) -> None:
         """Makes sure that the data of runs to come are there: once, not by each run's failure.
