@@ -19,6 +19,7 @@ from wsram_ppl.errors import Diverged, InputError, Interrupted, RunError, Source
 from wsram_ppl.primitives.handlers import pyro_settings
 from wsram_ppl.runs.checkpoints import Checkpoint, save_checkpoint
 from wsram_ppl.runs.directory import RunDirectory
+from wsram_ppl.runs.environment import environment
 from wsram_ppl.runs.metrics import METRICS, MetricsLog
 from wsram_ppl.runs.signals import Signals
 from wsram_ppl.training.measurements import (
@@ -46,8 +47,8 @@ def train(
     for each, unless ``torchrun`` has started them, and each comes here. The first one writes.
 
     Returns:
-        The summary: the last evaluation, updates, seconds and updates per second. That of a finished
-        run as it is.
+        The summary: the last evaluation, updates, seconds and updates per second, and what it was made
+        with. That of a finished run as it is.
 
     Raises:
         InputError: the config cannot be built here, the directory is another run's, or none of its
@@ -227,6 +228,7 @@ def _loop(
     training, first = trainer.training, trainer.processes.first
     alone = trainer.shard.count == 1
     loop = _Loop(trainer, run, saved)
+    made_with = environment(trainer.fabric.device)  # now: files may change while the run is at work
     busy = 0.0  # seconds spent updating, without evaluations and checkpoints
     try:
         if loop.opened and trainer.step < training.steps:
@@ -284,6 +286,7 @@ def _loop(
         "device": str(trainer.fabric.device),
         "threads": torch.get_num_threads(),
         "processes": trainer.shard.count,
+        "environment": made_with,
     }
     if first:
         run.write_summary(summary)
