@@ -257,7 +257,7 @@ def _uri(file: Path) -> str:
 
 def _lines(cell: str) -> list[str]:
     """A mean and what is known of it, in lines of their own: ``1.2 [1.1, 1.3], 3 of 3 seeds``."""
-    return cell.replace(" [", "\n[").replace("], ", "]\n").splitlines()
+    return cell.replace(" [", "\n[").replace("], ", "]\n").replace(" (", "\n(").splitlines()
 
 
 def _parts(name: str) -> list[str]:
