@@ -117,14 +117,14 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 
 @contextmanager
-def locked(path: Path, busy: str) -> Iterator[int]:
+def locked(path: Path, busy: str | None) -> Iterator[int]:
     """Keeps other processes out, until this one and every child that inherits the lock have ended.
 
     The lock goes with its processes, however they end; its empty file stays.
 
     Args:
         path: of the lock's file, created if need be.
-        busy: what to say where another process holds the lock.
+        busy: what to say where another process holds the lock; None: it is waited for.
 
     Yields:
         The file descriptor, for children to inherit; -1 where nobody can be kept out: on Windows, and,
@@ -141,7 +141,7 @@ def locked(path: Path, busy: str) -> Iterator[int]:
     with ExitStack() as stack:
         try:
             file = stack.enter_context(open(path, "ab"))
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_EX if busy is None else fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise RunError(busy) from None
         except OSError as error:
