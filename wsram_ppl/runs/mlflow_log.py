@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 import tempfile
 import time
 from collections.abc import Mapping
-from getpass import getuser
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
+import mlflow
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param
 
@@ -42,8 +44,7 @@ class MlflowLog:
     """
 
     def __init__(self, run: TrackedRun, config: ExperimentConfig) -> None:
-        # A store that two runs of a study make at once is damaged.
-        with locked(Path(tempfile.gettempdir(), f"wsram_ppl-mlflow-{getuser()}.lock"), busy=None):
+        with _alone():
             self._client = client = MlflowClient()
             experiment = _experiment(client, os.environ.get("MLFLOW_EXPERIMENT_NAME") or run.project)
         tags = {_TAG: run.id} | ({"variant": run.group} if run.group else {})
@@ -86,6 +87,14 @@ class MlflowLog:
         """Says how the run has ended."""
         status = "FINISHED" if code == 0 else "KILLED" if code > 128 else "FAILED"
         self._client.set_terminated(self._id, status)
+
+
+def _alone() -> AbstractContextManager[Any]:
+    """Entered while a store in files may be made, which two runs of a study must not do at once."""
+    if mlflow.get_tracking_uri().startswith(("http", "databricks")):
+        return nullcontext()
+    user = os.getuid() if sys.platform != "win32" else ""
+    return locked(Path(tempfile.gettempdir(), f"wsram_ppl-mlflow-{user}.lock"), busy=None)
 
 
 def _experiment(client: MlflowClient, name: str) -> str:

@@ -41,8 +41,8 @@ def tracked_run(path: Path) -> TrackedRun:
     if not file.exists():
         write_atomically(file, f"{uuid.uuid4().hex}\n".encode())
     known_as = file.read_text(encoding="ascii").strip()
-    study, (kind, variant, name) = Path(*path.parts[:-3]), path.parts[-3:]
-    if kind in ("runs", "search") and (study / "study.toml").is_file():
-        group = variant if kind == "runs" else f"search/{variant}"
-        return TrackedRun(known_as, study.name, group, f"{group}/{name}")
-    return TrackedRun(known_as, "wsram_ppl", None, name)
+    variant, kind, study = path.parent, path.parent.parent, path.parent.parent.parent
+    if kind.name in ("runs", "search") and (study / "study.toml").is_file():
+        group = variant.name if kind.name == "runs" else f"search/{variant.name}"
+        return TrackedRun(known_as, study.name, group, f"{group}/{path.name}")
+    return TrackedRun(known_as, "wsram_ppl", None, path.name)
