@@ -7,6 +7,7 @@ import os
 import socket
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -72,8 +73,13 @@ class EventLog:
         self._write(Event(wall_time=time.time(), step=step, summary=Summary(value=values)))
 
     def _write(self, event: Event) -> None:
-        self._records.write(event.SerializeToString())
-        self._file.flush()
+        try:
+            self._records.write(event.SerializeToString())
+            self._file.flush()
+        except OSError:
+            with suppress(OSError):  # what is left to be written does not fit either
+                self._file.close()
+            raise
 
     def close(self, code: int = 0) -> None:
         """Closes the file; nothing can be added any more."""
