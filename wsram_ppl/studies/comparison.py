@@ -454,7 +454,7 @@ class _Work:
                 f"{path} has {done} updates, more than the study's steps = {config.training.steps}: "
                 "choose another --out, or remove it"
             )
-        others = found.deviation(config, ignored=("device", "threads"))
+        others = found.deviation(config, ignored=("device", "threads", "loggers"))
         if others:
             self.note(f"{run.name} is kept, though it was run with {others}")
         return True

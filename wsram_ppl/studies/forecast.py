@@ -84,8 +84,9 @@ def time_updates(
 
 def _for_a_timing(config: ExperimentConfig) -> ExperimentConfig:
     """The same for a few updates, with one evaluation at their end."""
-    changed = {"steps": TIMED, "log_every": _SLOW, "eval_every": 0, "checkpoint_every": 0}
-    return replace(config, training=config.training.model_copy(update=changed | {"probe_every": 0}))
+    off = {"eval_every": 0, "checkpoint_every": 0, "probe_every": 0, "loggers": ()}
+    changed = {"steps": TIMED, "log_every": _SLOW, **off}
+    return replace(config, training=config.training.model_copy(update=changed))
 
 
 def _timed_pace(run: Path, config: ExperimentConfig) -> float:

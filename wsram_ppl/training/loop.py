@@ -16,14 +16,17 @@ from torch import Tensor
 from wsram_ppl.config import ExperimentConfig
 from wsram_ppl.distributed.processes import Processes
 from wsram_ppl.errors import Diverged, InputError, Interrupted, RunError, SourceError
+from wsram_ppl.interfaces import Gazes
 from wsram_ppl.primitives.handlers import pyro_settings
 from wsram_ppl.runs.checkpoints import Checkpoint, save_checkpoint
 from wsram_ppl.runs.directory import RunDirectory
 from wsram_ppl.runs.environment import environment
 from wsram_ppl.runs.metrics import METRICS, MetricsLog
 from wsram_ppl.runs.signals import Signals
+from wsram_ppl.runs.trackers import Trackers, check_loggers
 from wsram_ppl.training.measurements import (
     check_held_out,
+    draw_glimpses,
     measure_held_out,
     measure_minibatch,
     measure_variance,
@@ -79,10 +82,11 @@ def train(
 
 
 def _look(config: ExperimentConfig, run: RunDirectory) -> dict[str, Any] | None:
-    """The summary of a finished run; that another process is at work is told before much is built."""
+    """The summary of a finished run; what would stop it at once is told before much is built."""
     summary = run.finished(config)
     if summary is None:
         run.check_free()
+        check_loggers(config)
     return summary
 
 
@@ -111,7 +115,11 @@ def _train(
                 warnings.warn(f"{reason}; going on from {saved.path}", stacklevel=2)
             trainer.state.load(saved.tensors)
             trainer.step = saved.step
-        return _loop(trainer, run, signals, progress or (lambda step, numbers: None), saved)
+        names = config.training.loggers if processes.first else ()
+        with Trackers(run.path, config, names, after=trainer.step) as trackers:
+            return _loop(
+                trainer, run, signals, progress or (lambda step, numbers: None), saved, trackers
+            )
 
 
 @contextmanager
@@ -149,10 +157,13 @@ class _Loop:
 
     Args:
         saved: what it goes on from.
+        trackers: get what is written too.
     """
 
-    def __init__(self, trainer: Trainer, run: RunDirectory, saved: Checkpoint | None) -> None:
-        self.trainer, self.run = trainer, run
+    def __init__(
+        self, trainer: Trainer, run: RunDirectory, saved: Checkpoint | None, trackers: Trackers
+    ) -> None:
+        self.trainer, self.run, self.trackers = trainer, run, trackers
         self.begun = self.kept = trainer.step  # kept: the updates behind the last checkpoint
         self.started = time.perf_counter() - (saved.data["seconds"] if saved else 0.0)
         training = trainer.training
@@ -182,6 +193,10 @@ class _Loop:
         if self.log is not None:
             with _writing(self.run):
                 self.log.write(self.trainer.step, split, values)
+        if split == "eval" and isinstance(self.trainer.components.model, Gazes):
+            draw = partial(draw_glimpses, self.trainer)
+            self.trackers.show(self.trainer.step, f"{split}/glimpses", draw)
+        self.trackers.add(self.trainer.step, split, values)
 
     def keep(self) -> None:
         save(self.trainer, self.run, time.perf_counter() - self.started)
@@ -223,11 +238,16 @@ class _Loop:
 
 
 def _loop(
-    trainer: Trainer, run: RunDirectory, signals: Signals, progress: Progress, saved: Checkpoint | None
+    trainer: Trainer,
+    run: RunDirectory,
+    signals: Signals,
+    progress: Progress,
+    saved: Checkpoint | None,
+    trackers: Trackers,
 ) -> dict[str, Any]:
     training, first = trainer.training, trainer.processes.first
     alone = trainer.shard.count == 1
-    loop = _Loop(trainer, run, saved)
+    loop = _Loop(trainer, run, saved, trackers)
     made_with = environment(trainer.fabric.device)  # now: files may change while the run is at work
     busy = 0.0  # seconds spent updating, without evaluations and checkpoints
     try:
