@@ -27,8 +27,9 @@ demo: $(VENV)/.installed-cli
 	@$(BIN)/python cli.py evaluate $(RUN) --samples 20 --split test
 	@echo "picture: $(RUN)/glimpses.png (and .gif)"
 
+# A worker for each core, but no more than fit into memory; one test alone needs none: python -m pytest TEST
 test: $(VENV)/.installed-test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n logical --maxprocesses 8 --dist worksteal
 
 demo-captions: $(VENV)/.installed-captions
 	$(BIN)/python cli.py train experiments/scenes.toml --out $(SCENES)
