@@ -206,22 +206,22 @@ def test_characters_that_cannot_be_shown_are_replaced(tmp_path: Path) -> None:
 @pytest.mark.parametrize("command", ["train", "evaluate", "variance"])
 def test_ctrl_c_while_a_command_imports(command: str, run: Path, tmp_path: Path) -> None:
     what = ["digits", "--out", str(tmp_path / "new")] if command == "train" else [str(run)]
-    process = subprocess.Popen(
+    with subprocess.Popen(
         [sys.executable, str(ROOT / "cli.py"), command, *what],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         cwd=tmp_path,
         text=True,
-    )
-    try:
-        deadline = time.monotonic() + 60
-        while "libtorch" not in Path(f"/proc/{process.pid}/maps").read_text():
-            assert process.poll() is None and time.monotonic() < deadline
-            time.sleep(0.02)
-        process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=60)
-    finally:
-        process.kill()
+    ) as process:
+        try:
+            deadline = time.monotonic() + 60
+            while "libtorch" not in Path(f"/proc/{process.pid}/maps").read_text():
+                assert process.poll() is None and time.monotonic() < deadline
+                time.sleep(0.02)
+            process.send_signal(signal.SIGINT)
+            out, err = process.communicate(timeout=60)
+        finally:
+            process.kill()
     assert (process.returncode, out, err) == (130, "", "stopped\n")
     assert not (tmp_path / "new").exists()
 

@@ -402,10 +402,15 @@ def config(tmp_path: Path) -> ExperimentConfig:
 
 
 def ended(process: int) -> bool:
-    try:
-        return "Z" in Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()[0]
-    except OSError:
-        return True
+    """Whether it ends at once, but for the moment between the end of its output and its own."""
+    for _ in range(100):
+        try:
+            if "Z" in Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()[0]:
+                return True
+        except OSError:
+            return True
+        time.sleep(0.1)
+    return False
 
 
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds the worker in /proc")
