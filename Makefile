@@ -3,6 +3,7 @@
 # make test    own environment, install with test extras, the whole test suite
 # make check   lint, types, import contracts, what is built and installed (after make test's install)
 # make docs    the site, in build/site
+# make environment  own environment, install with the extras of all of these
 # make bench   speed, as ratios
 # make profile where an update's time goes
 
@@ -15,7 +16,7 @@ NOW    := $(shell date +%Y%m%d-%H%M%S)
 RUN    := runs/demo-$(NOW)
 SCENES := runs/demo-captions-$(NOW)
 
-.PHONY: demo demo-captions test check lint types imports dist docs bench profile clean
+.PHONY: demo demo-captions test check lint types imports dist docs environment bench profile clean
 
 demo: $(VENV)/.installed-cli
 	@mkdir -p $(dir $(RUN))
@@ -27,8 +28,9 @@ demo: $(VENV)/.installed-cli
 	@$(BIN)/python cli.py evaluate $(RUN) --samples 20 --split test
 	@echo "picture: $(RUN)/glimpses.png (and .gif)"
 
+# A worker for each core, but no more than fit into memory.
 test: $(VENV)/.installed-test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n logical --maxprocesses 8 --dist worksteal
 
 demo-captions: $(VENV)/.installed-captions
 	$(BIN)/python cli.py train experiments/scenes.toml --out $(SCENES)
@@ -63,6 +65,8 @@ bench: $(VENV)/.installed-test
 
 profile: $(VENV)/.installed-test
 	$(BIN)/python benchmarks/breakdown.py
+
+environment: $(VENV)/.installed-test $(VENV)/.installed-docs
 
 # Installed once per environment, and again only when the requirements change.
 $(VENV)/.installed-cli: $(VENV)/.created pyproject.toml

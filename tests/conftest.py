@@ -1,17 +1,24 @@
-"""What every test starts from: one thread, and nothing left over in Pyro's parameter store."""
+"""What every test starts from: one thread, and nothing left over from another."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import logging
+import signal
+from collections.abc import Generator, Iterator
+from typing import Any
 
 import pyro
 import pytest
 import torch
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
-# A busy machine makes no example wrong.
-settings.register_profile("tests", deadline=None)
+# A busy machine makes no example wrong, nor any too slow to be drawn.
+settings.register_profile("tests", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("tests")
+
+# What a shell leaves in the background is deaf to Ctrl-C, and so would be what tests start.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -33,3 +40,32 @@ def no_fake_devices() -> None:
 @pytest.fixture(autouse=True)
 def empty_parameter_store() -> None:
     pyro.clear_param_store()
+
+
+@pytest.fixture(autouse=True)
+def quiet_log() -> Iterator[None]:
+    """The command, called within a test, sets up the package's log for its whole process."""
+    log = logging.getLogger("wsram_ppl")
+    level, handlers = log.level, [*log.handlers]
+    yield
+    log.setLevel(level)
+    log.handlers[:] = handlers
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_report_to_serializable() -> Generator[None, Any, Any]:
+    """What a test says may hold names that are no UTF-8, which pytest-xdist could not send."""
+    return encodable((yield))
+
+
+def encodable(value: Any) -> Any:
+    """The same, with escapes in the place of what UTF-8 has no characters for."""
+    match value:
+        case str():
+            return value.encode(errors="backslashreplace").decode()
+        case dict():
+            return {encodable(key): encodable(each) for key, each in value.items()}
+        case list() | tuple():
+            return type(value)(map(encodable, value))
+        case _:
+            return value

@@ -57,17 +57,7 @@ def sources(*folders: str) -> list[Path]:
     return found
 
 
-# What is built.
-
-
-def test_what_is_built_is_whole_and_works_far_from_the_checkout() -> None:
-    """Contents of sdist and wheel; the wheel, installed with and without its extra, at work."""
-    done = run(sys.executable, str(ROOT / "scripts" / "check_distributions.py"))
-    assert done.returncode == 0, done.stderr
-    sdist, wheel, installed = done.stdout.splitlines()
-    assert re.fullmatch(r"sdist: \d+ files, [\d.]+ MiB, the whole project", sdist)
-    assert re.fullmatch(r"wheel: \d+ files, [\d.]+ MiB, only wsram_ppl", wheel)
-    assert installed == "installed: objectives without the extra; wsram lists and trains, own models too"
+# What is built; scripts/check_distributions.py, which `make check` runs, tries it out.
 
 
 def test_links_lead_to_the_folders_at_the_top() -> None:
@@ -95,24 +85,7 @@ def test_the_folders_at_the_top_hand_on_the_same_objects() -> None:
             assert getattr(ours, name) is getattr(theirs, name)
 
 
-# Dependencies. Which way they point is said, and checked, by the contracts in pyproject.toml.
-
-
-LINT_IMPORTS = "from importlinter.cli import lint_imports_command as lint; lint()"
-
-
-def test_import_contracts_are_kept() -> None:
-    pytest.importorskip("importlinter")
-    done = run(sys.executable, "-c", LINT_IMPORTS, "--no-logo", "--no-cache")
-    assert done.returncode == 0, done.stdout + done.stderr
-
-
-def test_the_import_graph_has_no_circle_and_no_upward_arrow() -> None:
-    pytest.importorskip("grimp")
-    done = run(sys.executable, str(ROOT / "scripts" / "import_graph.py"))
-    assert (done.returncode, done.stdout.splitlines()[-1]) == (0, "no circle, no upward arrow"), (
-        done.stdout
-    )
+# Dependencies. `make check` holds the contracts in pyproject.toml and the graph against the package.
 
 
 LAYERS = """

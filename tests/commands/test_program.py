@@ -44,20 +44,33 @@ def test_help_does_not_wait_for_torch() -> None:
     assert done.stdout.endswith("\nFalse\n"), done.stdout + done.stderr
 
 
-def test_by_its_path_it_is_the_package_that_it_is_in(tmp_path: Path) -> None:
-    """As a study calls it for its runs: whatever else the folder has, or Python would find first."""
+Trained = tuple[Path, subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    """A run, not to be changed; its folder has modules of other people's, under the package's names."""
+    folder = tmp_path_factory.mktemp("program")
     for name in ("wsram_ppl", "files", "config"):
-        (tmp_path / f"{name}.py").write_text("raise SystemExit('another module')")
-    args = ["train", "digits", *SMALL, "--out", "run"]
-    done = python(ROOT / "wsram_ppl" / "__main__.py", *args, cwd=tmp_path, path=str(tmp_path))
-    assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.startswith("run: 1 updates in")
+        (folder / f"{name}.py").write_text("raise SystemExit('another module')")
+    program = ROOT / "wsram_ppl" / "__main__.py"
+    done = python(program, "train", "digits", *SMALL, cwd=folder, path=str(folder))
+    assert done.returncode == 0, done.stderr
+    return folder / "runs" / "digits", done
 
 
-def test_what_is_shipped_goes_by_its_name_from_any_folder(tmp_path: Path) -> None:
-    done = python(ROOT / "cli.py", "train", "digits", *SMALL, cwd=tmp_path)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.startswith("runs/digits: 1 updates in")
+@pytest.fixture(scope="module")
+def run(trained: Trained) -> Path:
+    return trained[0]
+
+
+def test_by_its_path_it_is_the_package_that_it_is_in(trained: Trained) -> None:
+    """As a study calls it for its runs: whatever else the folder has, or Python would find first."""
+    assert trained[1].stderr == ""
+
+
+def test_what_is_shipped_goes_by_its_name_from_any_folder(trained: Trained, tmp_path: Path) -> None:
+    assert trained[1].stdout.startswith("runs/digits: 1 updates in")
     done = python(ROOT / "cli.py", "compare", "table1", "--report-only", cwd=tmp_path)
     assert done.returncode == 2
     assert done.stderr == "error: there is no folder studies/table1 to report on\n"
@@ -114,15 +127,6 @@ def test_a_mistyped_key_is_told_before_torch_is_imported(
 
 
 # Standard streams, and Ctrl-C.
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A trained run, not to be changed."""
-    folder = tmp_path_factory.mktemp("program")
-    done = python(ROOT / "cli.py", "train", "digits", *SMALL, "--out", "run", cwd=folder)
-    assert done.returncode == 0, done.stderr
-    return folder / "run"
 
 
 def test_a_run_is_read_by_a_program_that_has_imported_nothing_else(run: Path) -> None:
@@ -202,19 +206,22 @@ def test_characters_that_cannot_be_shown_are_replaced(tmp_path: Path) -> None:
 @pytest.mark.parametrize("command", ["train", "evaluate", "variance"])
 def test_ctrl_c_while_a_command_imports(command: str, run: Path, tmp_path: Path) -> None:
     what = ["digits", "--out", str(tmp_path / "new")] if command == "train" else [str(run)]
-    process = subprocess.Popen(
+    with subprocess.Popen(
         [sys.executable, str(ROOT / "cli.py"), command, *what],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         cwd=tmp_path,
         text=True,
-    )
-    deadline = time.monotonic() + 60
-    while "libtorch" not in Path(f"/proc/{process.pid}/maps").read_text():
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.02)
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
+    ) as process:
+        try:
+            deadline = time.monotonic() + 60
+            while "libtorch" not in Path(f"/proc/{process.pid}/maps").read_text():
+                assert process.poll() is None and time.monotonic() < deadline
+                time.sleep(0.02)
+            process.send_signal(signal.SIGINT)
+            out, err = process.communicate(timeout=60)
+        finally:
+            process.kill()
     assert (process.returncode, out, err) == (130, "", "stopped\n")
     assert not (tmp_path / "new").exists()
 

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -377,14 +378,16 @@ class Command:
             time.sleep(0.02)
 
     def worker(self) -> int:
-        """The other process, as soon as there is one."""
+        """The other process, as soon as there is one; no program that the first asks something."""
         children = Path(f"/proc/{self.first.pid}/task/{self.first.pid}/children")
         deadline = time.monotonic() + 60
-        while not (found := children.read_text().split()):
+        while True:
+            for number in children.read_text().split():
+                with suppress(OSError):
+                    if b"\0LOCAL_RANK=1\0" in b"\0" + Path(f"/proc/{number}/environ").read_bytes():
+                        return int(number)
             assert self.first.poll() is None and time.monotonic() < deadline, self.end()
             time.sleep(0.02)
-        (worker,) = (int(number) for number in found)
-        return worker
 
     def end(self) -> tuple[int, str, str]:
         out, err = self.first.communicate(timeout=90)
@@ -402,10 +405,15 @@ def config(tmp_path: Path) -> ExperimentConfig:
 
 
 def ended(process: int) -> bool:
-    try:
-        return "Z" in Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()[0]
-    except OSError:
-        return True
+    """Whether it ends at once, but for the moment between the end of its output and its own."""
+    for _ in range(100):
+        try:
+            if "Z" in Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()[0]:
+                return True
+        except OSError:
+            return True
+        time.sleep(0.1)
+    return False
 
 
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds the worker in /proc")

@@ -134,10 +134,10 @@ def test_a_file_missing_where_torchvision_would_not_put_it(tmp_path: Path) -> No
 
 @pytest.mark.parametrize("root", [".", "MNIST", "MNIST/raw"])
 def test_where_nothing_is_torchvisions_place_is_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, root: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nobody: str, root: str
 ) -> None:
     datasets = pytest.importorskip("torchvision.datasets")
-    monkeypatch.setattr(datasets.MNIST, "mirrors", [nobody()])
+    monkeypatch.setattr(datasets.MNIST, "mirrors", [nobody])
     with pytest.raises(InputError, match=rf"in {tmp_path}/MNIST/raw, and downloading failed"):
         read_mnist(tmp_path / root)
 
@@ -270,11 +270,12 @@ def served(folder: Path) -> Iterator[str]:
         thread.join()
 
 
-def nobody() -> str:
-    """An address where nothing listens."""
+@pytest.fixture
+def nobody() -> Iterator[str]:
+    """An address where nothing listens, nor can: its port is taken."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
-        return f"http://127.0.0.1:{taken.getsockname()[1]}/"
+        yield f"http://127.0.0.1:{taken.getsockname()[1]}/"
 
 
 def test_missing_files_are_downloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -294,10 +295,10 @@ def test_missing_files_are_downloaded(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_a_download_that_fails_says_where_the_files_belong(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nobody: str
 ) -> None:
     datasets = pytest.importorskip("torchvision.datasets")
-    monkeypatch.setattr(datasets.MNIST, "mirrors", [nobody()])
+    monkeypatch.setattr(datasets.MNIST, "mirrors", [nobody])
     with pytest.raises(InputError) as caught:
         read_mnist(tmp_path / "a" / "b")
     text = str(caught.value)
@@ -306,13 +307,13 @@ def test_a_download_that_fails_says_where_the_files_belong(
     assert not (tmp_path / "a").exists(), "a failed download left folders behind"
 
 
-def test_one_missing_file_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_missing_file_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nobody: str) -> None:
     datasets = pytest.importorskip("torchvision.datasets")
     files = small_mnist()[1]
     del files[LABELS]
     write(tmp_path, files)
     before = tree(tmp_path)
-    monkeypatch.setattr(datasets.MNIST, "mirrors", [nobody()])
+    monkeypatch.setattr(datasets.MNIST, "mirrors", [nobody])
     with pytest.raises(InputError, match=rf"^no {LABELS}\.gz in {tmp_path}/MNIST/raw, and down"):
         read_mnist(tmp_path)
     assert before.items() <= tree(tmp_path).items(), "a file that was there was changed"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import shutil
@@ -379,7 +380,8 @@ def test_more_than_there_is(tmp_path: Path) -> None:
         images.training_batch(0, 64, 0)
 
 
-def test_names_that_are_no_utf8(tmp_path: Path) -> None:
+def test_names_that_are_no_utf8(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
     root = os.fsencode(tmp_path)
     for name in (b"caf\xe9", b"b"):
         os.mkdir(os.path.join(root, name))
@@ -391,4 +393,5 @@ def test_names_that_are_no_utf8(tmp_path: Path) -> None:
     shutil.rmtree(tmp_path / "x")
     images = source(tmp_path)
     assert images.class_names == ("b", "caf\udce9")
+    assert "6 pictures of 2 classes: b, caf\udce9" in caplog.messages
     assert images.training_batch(0, 2, 0)[0].isfinite().all()
