@@ -202,6 +202,36 @@ def test_a_replayed_captioner_is_bit_equal(location: str, monkeypatch: pytest.Mo
     check_replay(load_config(SCENES, [*overrides, RECORDED]), monkeypatch)
 
 
+COMPILED = "training.compile=true"
+#: Few operations, since each is compiled.
+BRIEFLY = ["model.num_glimpses=1", "model.hidden=16", "training.steps=20"]
+
+
+@pytest.mark.parametrize("name", ["wake-sleep adaptive", "wake-sleep learned", "importance"])
+def test_a_compiled_update_is_the_usual_one_to_rounding(name: str) -> None:
+    """In double precision: the same draws, weights, running means and statistics."""
+    objective, option = OBJECTIVES[name]
+    exact = ["training.precision=64-true", *([option] if option else [])]
+    found = []
+    for more in ([], [COMPILED], [COMPILED, RECORDED]):
+        config = load_config(DIGITS, [*SMALL, *BRIEFLY, *exact, *more], objective=objective)
+        found.append(state_after(Trainer.start(config), 7))
+    usual, *others = found
+    for other in others:
+        assert other.keys() == usual.keys()
+        for key, value in usual.items():
+            torch.testing.assert_close(other[key], value, rtol=1e-6, atol=1e-8, msg=key)
+
+
+@pytest.mark.parametrize("name", ["wake-sleep adaptive", "variational site"])
+def test_a_replayed_compiled_update_is_bit_equal_and_does_not_wait(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    objective, option = OBJECTIVES[name]
+    overrides = [*SMALL, *BRIEFLY, COMPILED, RECORDED, *([option] if option else [])]
+    check_updates(check_replay(load_config(DIGITS, overrides, objective=objective), monkeypatch))
+
+
 def test_each_shape_has_a_recording() -> None:
     """They share memory, and take turns without disturbing each other."""
     weight = torch.ones(3, device="cuda")
@@ -321,10 +351,12 @@ def test_choices_are_drawn_with_their_probabilities() -> None:
 # A run there.
 
 
-@pytest.mark.parametrize("recorded", ["false", "true"])
-def test_a_run_can_be_resumed_bit_by_bit(tmp_path: Path, recorded: str) -> None:
+@pytest.mark.parametrize(
+    "how", [[], [RECORDED], [RECORDED, COMPILED, *BRIEFLY]], ids=["usual", "recorded", "compiled"]
+)
+def test_a_run_can_be_resumed_bit_by_bit(tmp_path: Path, how: list[str]) -> None:
     """Also a thread's minibatches, and cuBLAS, give the same numbers each time."""
-    config = load_config(DIGITS, [*SMALL, *BRIEF, f"training.cuda_graph={recorded}"])
+    config = load_config(DIGITS, [*SMALL, *BRIEF, *how])
     whole, run = Trainer.start(config), RunDirectory(tmp_path / "run")
     for _ in range(12):
         whole.update()
@@ -366,9 +398,11 @@ def test_divergence_is_told_and_the_process_lives(tmp_path: Path) -> None:
     assert torch.ones(2, device="cuda").sum().item() == 2.0
 
 
-@pytest.mark.parametrize("recorded", ["false", "true"])
-def test_memory_stays_constant(recorded: str) -> None:
-    trainer = Trainer.start(load_config(DIGITS, [*SMALL, f"training.cuda_graph={recorded}"]))
+@pytest.mark.parametrize(
+    "how", [[], [RECORDED], [RECORDED, COMPILED, *BRIEFLY]], ids=["usual", "recorded", "compiled"]
+)
+def test_memory_stays_constant(how: list[str]) -> None:
+    trainer = Trainer.start(load_config(DIGITS, [*SMALL, *how]))
     gc.collect()  # recordings of other tests
     used = []
     for _ in range(4):

@@ -149,19 +149,22 @@ def compile_graph(graph: GraphModule, inputs: list[Any]) -> Callable[..., Any]:
     return program
 
 
-def check_compilable(training: TrainingSettings, processes: int) -> None:
+def check_compilable(training: TrainingSettings, device: torch.device, processes: int) -> None:
     """Whether an update can be compiled, as far as that can be told without running it.
 
     Raises:
         InputError: it cannot.
     """
     from torch._inductor.cpp_builder import get_cpp_compiler  # takes a second
+    from torch.utils._triton import has_triton_package
 
     obstacle = ""
     if processes > 1:
         obstacle = "what processes tell each other cannot be compiled; use devices = 1"
     elif training.validate_sites:
         obstacle = "no validated update can be compiled; set validate false"
+    elif device.type == "cuda" and not has_triton_package():
+        obstacle = "on a GPU it needs Triton, which is not installed; pip install triton"
     else:
         try:
             get_cpp_compiler()

@@ -127,8 +127,8 @@ def check_recordable(training: TrainingSettings, device: torch.device, processes
         obstacle = f"device '{device.type}' records nothing; use device = 'cuda'"
     elif processes > 1:
         obstacle = "what processes tell each other cannot be recorded; use devices = 1"
-    elif training.compile or training.validate_sites:
-        obstacle = "no compiled or validated update can be recorded; set compile and validate false"
+    elif training.validate_sites:
+        obstacle = "no validated update can be recorded; set validate false"
     if obstacle:
         raise InputError(f"training.cuda_graph: {obstacle}, or cuda_graph = false")
 
