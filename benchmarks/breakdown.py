@@ -24,12 +24,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from wsram_ppl.config import load_config
 from wsram_ppl.primitives.handlers import pyro_settings
-from wsram_ppl.primitives.layers import _product
 from wsram_ppl.training.trainer import Trainer
 
 EXPERIMENT = Path(__file__).resolve().parent.parent / "experiments" / "digits.toml"
-ONEDNN = "mkldnn::_linear_pointwise"  # left @ right^T
-PRODUCTS = ("aten::mm", "aten::addmm", "aten::bmm", "mkl::_mkl_linear", ONEDNN)
+PRODUCTS = ("aten::mm", "aten::addmm", "aten::bmm", "mkl::_mkl_linear")
 DRAWS = ("normal", "exponential", "rand", "uniform", "bernoulli")
 #: What the optimiser's step is made of.
 STEP = ("Optimizer", "aten::_foreach", "aten::_fused_adam", "aten::addcdiv", "aten::addcmul")
@@ -54,11 +52,8 @@ def products_alone(products: Counter[Shapes]) -> tuple[float, float]:
     for (name, shapes), count in products.items():
         matrices = shapes[1:] if name == "aten::addmm" else shapes
         left, right = (torch.randn(shape) for shape in matrices[:2])
-        outputs = right.shape[0 if name == ONEDNN else -1]
-
-        multiply = _product if name == ONEDNN else torch.matmul
-        total += count * median_ms(partial(multiply, left, right), 50)
-        operations += count * 2e-9 * left.numel() * outputs
+        total += count * median_ms(partial(torch.matmul, left, right), 50)
+        operations += count * 2e-9 * left.numel() * right.shape[-1]
     return total, operations
 
 

@@ -80,8 +80,7 @@ def counted(overrides: list[str]) -> tuple[float, float, float]:
     usual = ["training.compile=false", "training.cuda_graph=false", "training.prefetch=false"]
     trainer = Trainer.start(load_config(EXPERIMENT, [*overrides, *usual]))
     batch = trainer.update()  # the optimiser's moments begin
-    # The counter knows torch's own products.
-    with torch.backends.mkldnn.flags(enabled=False), FlopCounterMode(display=False) as operations:
+    with FlopCounterMode(display=False) as operations:
         trainer.update()
     with Traffic() as traffic:
         trainer.update()

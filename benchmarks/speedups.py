@@ -38,7 +38,7 @@ from wsram_ppl.guides import classifier as classifier_guide
 from wsram_ppl.models import classifier
 from wsram_ppl.models.classifier_network import SiteBaselines
 from wsram_ppl.objectives import exploration, sampling, sites, traces
-from wsram_ppl.primitives import glimpses, layers
+from wsram_ppl.primitives import glimpses
 from wsram_ppl.primitives.handlers import PARTICLE_PLATE, Memoize, pyro_settings
 from wsram_ppl.training import compiled
 from wsram_ppl.training.trainer import Trainer
@@ -48,11 +48,6 @@ OWN = ("training.threads=1", "training.prefetch=false")
 
 
 # The simple forms.
-
-
-def no_onednn() -> AbstractContextManager[Any]:
-    """``F.linear`` and what follows it, each by itself."""
-    return patch.object(layers, "_by_onednn", lambda *operands: False)
 
 
 def plates_of_pyro() -> AbstractContextManager[Any]:
@@ -133,7 +128,6 @@ def categorical_of_pyro() -> AbstractContextManager[Any]:
 
 #: By name: the simple form, and the experiment's keys with which the fast one is used.
 SPEEDUPS: dict[str, tuple[Callable[[], AbstractContextManager[Any]], tuple[str, ...]]] = {
-    "onednn": (no_onednn, ()),
     "particle-plate": (plates_of_pyro, ()),
     "joint-sites": (site_by_site, ()),
     "shared-features": (features_apart, ("objective.control_variate=learned",)),

@@ -75,8 +75,6 @@ def by_pyro(spec: dict[str, Any], *, elbo: str) -> tuple[Update, int]:
     Parameters are Pyro's statements here, as its compiler wants.
     """
     pyro.settings.set(module_local_params=False)
-    if elbo.startswith("Jit"):
-        torch.backends.mkldnn.set_flags(False)  # no operation that TorchScript knows
     trainer = started(spec, "exploration.entropy=0", "training.prefetch=false")
     model, guide = trainer.components.model, trainer.components.guide
     size, particles = trainer.training.batch_size, trainer.components.objective.num_particles
