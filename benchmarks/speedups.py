@@ -16,7 +16,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,7 @@ from wsram_ppl.config import load_config
 from wsram_ppl.guides import classifier as classifier_guide
 from wsram_ppl.models import classifier
 from wsram_ppl.models.classifier_network import SiteBaselines
-from wsram_ppl.objectives import exploration, sampling, sites, traces
+from wsram_ppl.objectives import sampling
 from wsram_ppl.primitives import glimpses
 from wsram_ppl.primitives.handlers import PARTICLE_PLATE, Memoize, pyro_settings
 from wsram_ppl.training import compiled
@@ -57,19 +57,6 @@ def plates_of_pyro() -> AbstractContextManager[Any]:
         return pyro.plate(PARTICLE_PLATE, size, dim=dim)
 
     return patch.object(sampling, "ParticlePlate", plate)
-
-
-@contextmanager
-def site_by_site() -> Iterator[None]:
-    """Every site's density and entropy by itself."""
-
-    def evaluate(found: Any, quantity: Callable[[sites.Site], Tensor]) -> dict[int, Tensor]:
-        return {id(site): quantity(site) for site in found}
-
-    with ExitStack() as stack:
-        for module in (traces, exploration):
-            stack.enter_context(patch.object(module, "evaluate", evaluate))
-        yield
 
 
 def features_apart() -> AbstractContextManager[Any]:
@@ -129,7 +116,6 @@ def categorical_of_pyro() -> AbstractContextManager[Any]:
 #: By name: the simple form, and the experiment's keys with which the fast one is used.
 SPEEDUPS: dict[str, tuple[Callable[[], AbstractContextManager[Any]], tuple[str, ...]]] = {
     "particle-plate": (plates_of_pyro, ()),
-    "joint-sites": (site_by_site, ()),
     "shared-features": (features_apart, ("objective.control_variate=learned",)),
     "memoize": (nothing_memoized, ()),
     "submodule": (by_attribute, ()),
