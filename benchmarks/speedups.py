@@ -15,8 +15,8 @@ import logging
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,6 @@ from turns import ratio
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from wsram_ppl.config import load_config
-from wsram_ppl.guides import classifier as classifier_guide
 from wsram_ppl.models import classifier
 from wsram_ppl.models.classifier_network import SiteBaselines
 from wsram_ppl.objectives import sampling
@@ -84,16 +83,6 @@ def nothing_memoized() -> AbstractContextManager[Any]:
     return patch.object(Memoize, "call", call)
 
 
-@contextmanager
-def by_attribute() -> Iterator[None]:
-    """Submodules are read as attributes: a Pyro statement for each of their parameters."""
-    with (
-        patch.object(classifier, "submodule", getattr),
-        patch.object(classifier_guide, "submodule", getattr),
-    ):
-        yield
-
-
 def pooled() -> AbstractContextManager[Any]:
     """The pyramid by torch's pooling."""
 
@@ -118,7 +107,6 @@ SPEEDUPS: dict[str, tuple[Callable[[], AbstractContextManager[Any]], tuple[str, 
     "particle-plate": (plates_of_pyro, ()),
     "shared-features": (features_apart, ("objective.control_variate=learned",)),
     "memoize": (nothing_memoized, ()),
-    "submodule": (by_attribute, ()),
     "pyramid": (pooled, ()),
     "categorical": (categorical_of_pyro, ()),
 }

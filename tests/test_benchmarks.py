@@ -64,7 +64,7 @@ def test_a_ratio_is_of_each_round(benchmarks: Any) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["particle-plate", "shared-features", "memoize", "submodule", "pyramid"],
+    ["particle-plate", "shared-features", "memoize", "pyramid"],
 )
 def test_a_simple_form_computes_the_same(name: str, benchmarks: Any) -> None:
     """(Pyro's categorical draws other choices from the same numbers.)"""
