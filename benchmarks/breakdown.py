@@ -29,7 +29,7 @@ from wsram_ppl.training.trainer import Trainer
 
 EXPERIMENT = Path(__file__).resolve().parent.parent / "experiments" / "digits.toml"
 ONEDNN = "mkldnn::_linear_pointwise"  # left @ right^T
-PRODUCTS = ("aten::mm", "aten::addmm", "aten::bmm", "mkl::_mkl_linear", ONEDNN)
+PRODUCTS = ("aten::mm", "aten::addmm", "aten::bmm", ONEDNN)
 DRAWS = ("normal", "exponential", "rand", "uniform", "bernoulli")
 #: What the optimiser's step is made of.
 STEP = ("Optimizer", "aten::_foreach", "aten::_fused_adam", "aten::addcdiv", "aten::addcmul")

@@ -37,7 +37,7 @@ from wsram_ppl.config import load_config
 from wsram_ppl.guides import classifier as classifier_guide
 from wsram_ppl.models import classifier
 from wsram_ppl.models.classifier_network import SiteBaselines
-from wsram_ppl.objectives import exploration, sampling, sites, traces
+from wsram_ppl.objectives import exploration, sampling, sites, traces, wake_sleep
 from wsram_ppl.primitives import glimpses, layers
 from wsram_ppl.primitives.handlers import PARTICLE_PLATE, Memoize, pyro_settings
 from wsram_ppl.training import compiled
@@ -72,7 +72,7 @@ def site_by_site() -> Iterator[None]:
         return {id(site): quantity(site) for site in found}
 
     with ExitStack() as stack:
-        for module in (traces, exploration):
+        for module in (traces, exploration, wake_sleep):
             stack.enter_context(patch.object(module, "evaluate", evaluate))
         yield
 
