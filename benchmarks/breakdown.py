@@ -68,7 +68,7 @@ def family(name: str) -> str:
         return "matrix products"
     if name.startswith(STEP):
         return "optimiser"
-    if "fused" in name:
+    if "cpp_fused" in name or "triton" in name:
         # Named after the operations that they are made of.
         if "index" in name or "gather" in name or "scatter" in name:
             return "fused kernels that read glimpses, or pass their gradient on"
@@ -103,9 +103,12 @@ def main() -> None:
             watched = 1e3 * (time.perf_counter() - start) / options.updates
     kinds: Counter[str] = Counter()
     products: Counter[Shapes] = Counter()
+    kernels: Counter[str] = Counter()
     for event in profiler.key_averages(group_by_input_shape=True):
         milliseconds = event.self_cpu_time_total / 1e3 / options.updates
         kinds[family(event.key)] += milliseconds
+        if "cpp_fused" in event.key or "triton" in event.key:
+            kernels[event.key] += milliseconds
         shapes = tuple(tuple(shape) for shape in event.input_shapes[:3] if shape)
         if event.key in PRODUCTS and len(shapes) > 1:
             products[event.key, shapes] += event.count / options.updates
@@ -114,6 +117,10 @@ def main() -> None:
     print("| what | ms | share |\n| --- | --- | --- |")
     for kind, milliseconds in kinds.most_common():
         print(f"| {kind} | {milliseconds:.1f} | {milliseconds / watched:.0%} |")
+    if kernels:
+        print("\nthe largest fused kernels, by the operations that they are made of:\n")
+        for name, milliseconds in kernels.most_common(8):
+            print(f"* {milliseconds:.2f} ms: `{name}`")
     alone, operations = products_alone(products)
     print(
         f"\nits matrix products by themselves: {alone:.1f} ms for {operations:.2f} billion operations "
