@@ -27,7 +27,7 @@ from wsram_ppl.primitives.handlers import pyro_settings
 from wsram_ppl.training.trainer import Trainer
 
 EXPERIMENT = Path(__file__).resolve().parent.parent / "experiments" / "digits.toml"
-PRODUCTS = ("aten::mm", "aten::addmm", "aten::bmm", "mkl::_mkl_linear")
+PRODUCTS = ("aten::mm", "aten::addmm", "aten::bmm")
 DRAWS = ("normal", "exponential", "rand", "uniform", "bernoulli")
 #: What the optimiser's step is made of.
 STEP = ("Optimizer", "aten::_foreach", "aten::_fused_adam", "aten::addcdiv", "aten::addcmul")
@@ -63,7 +63,7 @@ def family(name: str) -> str:
         return "matrix products"
     if name.startswith(STEP):
         return "optimiser"
-    if "fused" in name:
+    if "cpp_fused" in name or "triton" in name:
         # Named after the operations that they are made of.
         if "index" in name or "gather" in name or "scatter" in name:
             return "fused kernels that read glimpses, or pass their gradient on"
@@ -98,9 +98,12 @@ def main() -> None:
             watched = 1e3 * (time.perf_counter() - start) / options.updates
     kinds: Counter[str] = Counter()
     products: Counter[Shapes] = Counter()
+    kernels: Counter[str] = Counter()
     for event in profiler.key_averages(group_by_input_shape=True):
         milliseconds = event.self_cpu_time_total / 1e3 / options.updates
         kinds[family(event.key)] += milliseconds
+        if "cpp_fused" in event.key or "triton" in event.key:
+            kernels[event.key] += milliseconds
         shapes = tuple(tuple(shape) for shape in event.input_shapes[:3] if shape)
         if event.key in PRODUCTS and len(shapes) > 1:
             products[event.key, shapes] += event.count / options.updates
@@ -109,6 +112,10 @@ def main() -> None:
     print("| what | ms | share |\n| --- | --- | --- |")
     for kind, milliseconds in kinds.most_common():
         print(f"| {kind} | {milliseconds:.1f} | {milliseconds / watched:.0%} |")
+    if kernels:
+        print("\nthe largest fused kernels, by the operations that they are made of:\n")
+        for name, milliseconds in kernels.most_common(8):
+            print(f"* {milliseconds:.2f} ms: `{name}`")
     alone, operations = products_alone(products)
     print(
         f"\nits matrix products by themselves: {alone:.1f} ms for {operations:.2f} billion operations "

@@ -208,7 +208,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=GROUPS, default=list(GROUPS), metavar="GROUP")
     parser.add_argument("--rounds", type=int, default=20, help="blocks of ten updates (default: 20)")
     parser.add_argument(
-        "--threads", type=int, nargs="+", default=[1, 2], help="numbers to try (default: 1 2)"
+        "--threads", type=int, nargs="+", help="numbers to try (default: 1 2; with a GPU 1)"
     )
     parser.add_argument("--device", default="cpu", help="where all compute (default: cpu)")
     parser.add_argument("--mnist", metavar="DIR", help="place all of MNIST, not the embedded sample")
@@ -216,10 +216,11 @@ def main() -> None:
         "--cache", metavar="DIR", help="keep compiled programs there (default: compile all anew)"
     )
     options = parser.parse_args()
+    threads = options.threads or ([1] if options.device.startswith("cuda") else [1, 2])
     print(f"{describe(options.device)}; {options.rounds} rounds of ten updates in turns")
     with tempfile.TemporaryDirectory() as empty:
         cache = Path(options.cache or empty)
-        bench = Bench(options.rounds, options.threads, options.device, cache, options.mnist)
+        bench = Bench(options.rounds, threads, options.device, cache, options.mnist)
         for name in options.only:
             GROUPS[name](bench)
 

@@ -115,19 +115,31 @@ KINDS: dict[str, Callable[[dict[str, Any]], tuple[Update, int]]] = {
 }
 
 
-def peak() -> tuple[float, float]:
-    """MiB that the process had in memory at most: in all, and since :func:`forget_peak`."""
-    status = Path("/proc/self/status")
-    whole = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    lines = status.read_text().splitlines() if status.exists() else []
-    since = [int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM")]
-    return max(whole, *since) if since else whole, since[0] if since else whole
+class Peak:
+    """MiB at most: of the process, or on a GPU what torch has taken there."""
 
+    def __init__(self, device: str) -> None:
+        self._on_gpu, self._before = device.startswith("cuda"), 0.0
 
-def forget_peak() -> None:
-    """The peak from here on counts, where the system can tell it."""
-    with suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")
+    def forget(self) -> None:
+        """What comes from here on is ``measured``, where the system can tell it apart."""
+        self._before = self.found()["all"]
+        if self._on_gpu:
+            torch.cuda.reset_peak_memory_stats()
+        else:
+            with suppress(OSError):
+                Path("/proc/self/clear_refs").write_text("5")
+
+    def found(self) -> dict[str, float]:
+        """In ``all``, and what was ``measured`` since."""
+        if self._on_gpu:
+            since = torch.cuda.max_memory_reserved() / 2**20
+            return {"all": max(since, self._before), "measured": since}
+        whole = since = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        status = Path("/proc/self/status")
+        if status.exists():
+            since = int(status.read_text().partition("VmHWM:")[2].split()[0]) / 1024
+        return {"all": max(whole, since, self._before), "measured": since}
 
 
 def main() -> None:
@@ -154,17 +166,16 @@ def main() -> None:
         try:
             update, batch_size = KINDS[spec["kind"]](spec)
             answer(first=timed(update), batch_size=batch_size)
-            forgotten = False
+            peak, settled = Peak(spec["device"]), False
             for line in sys.stdin:
                 what, *arguments = json.loads(line)
                 if what == "memory":
-                    whole, measured = peak()
-                    answer(all=whole, measured=measured)
+                    answer(**peak.found())
                     continue
                 seconds = timed(update, *arguments)
-                if not forgotten:  # behind the first block, in which libraries still settle
-                    forgotten = True
-                    forget_peak()
+                if not settled:  # libraries still do in the first block
+                    settled = True
+                    peak.forget()
                 answer(milliseconds=1e3 * seconds / arguments[0])
         except Exception as error:
             answer(refused=f"{type(error).__name__}: {' '.join(str(error).split())}")
