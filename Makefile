@@ -62,6 +62,7 @@ docs: $(VENV)/.installed-docs
 
 bench: $(VENV)/.installed-test
 	$(BIN)/python benchmarks/digits.py
+	$(BIN)/python benchmarks/steps.py
 
 profile: $(VENV)/.installed-test
 	$(BIN)/python benchmarks/breakdown.py

@@ -1,7 +1,8 @@
 """Where an update's time goes, and how far it is from its matrix products' own: ``make profile``.
 
 The products of an update are noted with their shapes and timed once more by themselves, on operands that
-are at hand: a bound that no way of calling them can beat on this machine.
+are at hand: a bound that no way of calling them can beat on this machine. ``--compiled`` is the same for
+a compiled update, whose fused kernels are told apart by the operations that they are made of.
 """
 
 from __future__ import annotations
@@ -16,18 +17,20 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from torch._inductor import config as inductor
 from torch.profiler import ProfilerActivity, profile
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from wsram_ppl.config import load_config
 from wsram_ppl.primitives.handlers import pyro_settings
-from wsram_ppl.primitives.layers import _product
 from wsram_ppl.training.trainer import Trainer
 
 EXPERIMENT = Path(__file__).resolve().parent.parent / "experiments" / "digits.toml"
-ONEDNN = "mkldnn::_linear_pointwise"  # left @ right^T
-PRODUCTS = ("aten::mm", "aten::addmm", "aten::bmm", ONEDNN)
+PRODUCTS = ("aten::mm", "aten::addmm", "aten::bmm")
+DRAWS = ("normal", "exponential", "rand", "uniform", "bernoulli")
+#: What the optimiser's step is made of.
+STEP = ("Optimizer", "aten::_foreach", "aten::_fused_adam", "aten::addcdiv", "aten::addcmul")
 Shapes = tuple[str, tuple[tuple[int, ...], ...]]
 
 
@@ -49,12 +52,27 @@ def products_alone(products: Counter[Shapes]) -> tuple[float, float]:
     for (name, shapes), count in products.items():
         matrices = shapes[1:] if name == "aten::addmm" else shapes
         left, right = (torch.randn(shape) for shape in matrices[:2])
-        outputs = right.shape[0 if name == ONEDNN else -1]
-
-        multiply = _product if name == ONEDNN else torch.matmul
-        total += count * median_ms(partial(multiply, left, right), 50)
-        operations += count * 2e-9 * left.numel() * outputs
+        total += count * median_ms(partial(torch.matmul, left, right), 50)
+        operations += count * 2e-9 * left.numel() * right.shape[-1]
     return total, operations
+
+
+def family(name: str) -> str:
+    """What kind of work an event of the profiler is."""
+    if name in PRODUCTS:
+        return "matrix products"
+    if name.startswith(STEP):
+        return "optimiser"
+    if "cpp_fused" in name or "triton" in name:
+        # Named after the operations that they are made of.
+        if "index" in name or "gather" in name or "scatter" in name:
+            return "fused kernels that read glimpses, or pass their gradient on"
+        return "other fused kernels"
+    if name.startswith("aten::"):
+        if any(draw in name for draw in DRAWS):
+            return "random numbers"
+        return "other operations on tensors"
+    return "around operations: backward pass, launches"
 
 
 def main() -> None:
@@ -63,9 +81,13 @@ def main() -> None:
     parser.add_argument(
         "--set", dest="overrides", action="append", default=[], metavar="TABLE.KEY=VALUE"
     )
+    parser.add_argument("--compiled", action="store_true", help="of a compiled update")
     options = parser.parse_args()
     logging.getLogger("pyro").setLevel(logging.WARNING)
     overrides = ["training.prefetch=false", "training.threads=1", *options.overrides]
+    if options.compiled:
+        inductor.cpp.enable_kernel_profile = True  # kernels that the profiler sees
+        overrides.append("training.compile=true")
     with pyro_settings(validate=False):
         trainer = Trainer.start(load_config(EXPERIMENT, overrides))
         whole = median_ms(trainer.update, options.updates)
@@ -76,23 +98,24 @@ def main() -> None:
             watched = 1e3 * (time.perf_counter() - start) / options.updates
     kinds: Counter[str] = Counter()
     products: Counter[Shapes] = Counter()
+    kernels: Counter[str] = Counter()
     for event in profiler.key_averages(group_by_input_shape=True):
         milliseconds = event.self_cpu_time_total / 1e3 / options.updates
-        if event.key in PRODUCTS:
-            kinds["matrix products"] += milliseconds
-            shapes = tuple(tuple(shape) for shape in event.input_shapes[:3] if shape)
+        kinds[family(event.key)] += milliseconds
+        if "cpp_fused" in event.key or "triton" in event.key:
+            kernels[event.key] += milliseconds
+        shapes = tuple(tuple(shape) for shape in event.input_shapes[:3] if shape)
+        if event.key in PRODUCTS and len(shapes) > 1:
             products[event.key, shapes] += event.count / options.updates
-        elif event.key.startswith("aten::"):
-            kinds["other operations on tensors"] += milliseconds
-        elif event.key.startswith("Optimizer"):
-            kinds["optimiser, around its operations"] += milliseconds
-        else:
-            kinds["backward pass, around its operations"] += milliseconds
     kinds["Python: Pyro, the library, the loop"] = watched - sum(kinds.values())
     print(f"one update: {whole:.1f} ms; {watched:.1f} ms while watched:\n")
     print("| what | ms | share |\n| --- | --- | --- |")
     for kind, milliseconds in kinds.most_common():
         print(f"| {kind} | {milliseconds:.1f} | {milliseconds / watched:.0%} |")
+    if kernels:
+        print("\nthe largest fused kernels, by the operations that they are made of:\n")
+        for name, milliseconds in kernels.most_common(8):
+            print(f"* {milliseconds:.2f} ms: `{name}`")
     alone, operations = products_alone(products)
     print(
         f"\nits matrix products by themselves: {alone:.1f} ms for {operations:.2f} billion operations "

@@ -1,245 +1,228 @@
 """How fast is training, as ratios measured in one run: ``make bench``.
 
-Each row times its contestants in turn, round after round, and compares medians, so that whatever else
-the machine does falls on all of them alike. One thread, unless ``--threads`` says otherwise; where the
-next minibatch is prepared ahead, that is done by a second one.
+Groups of contestants, each a process of its own, take turns in blocks of updates; whole updates, their
+minibatches included. A ratio is the median over rounds, with a 95% interval by bootstrap. (One step of
+an objective alone, and particles: ``steps.py``.)
 """
 
 from __future__ import annotations
 
 import argparse
-import logging
-import platform
 import statistics
-import sys
-import time
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-import pyro
-import torch
-from plain import PlainLoop, by_hand
-from pyro import poutine
-from pyro.infer import ELBO, ReweightedWakeSleep, TraceGraph_ELBO
-from torch import Tensor
+from machine import describe
+from turns import CannotRun, Contestant, Worker, ratio, take_turns
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-from wsram_ppl.config import load_config
-from wsram_ppl.data.digits.files import read_mnist, read_sample
-from wsram_ppl.objectives import VariationalBound, WakeSleep
-from wsram_ppl.primitives.handlers import pyro_settings
-from wsram_ppl.training.trainer import Trainer
-
-EXPERIMENT = Path(__file__).resolve().parent.parent / "experiments" / "digits.toml"
-Contestants = dict[str, Callable[[], object]]
+COMPILED, RECORDED = "training.compile=true", "training.cuda_graph=true"
+NO_PREFETCH = "training.prefetch=false"
+#: What the best-known port of the recurrent attention model (Mnih et al. 2014) trains on 28 x 28 digits.
+RAM = (
+    *("data.canvas=28", "data.scale=[1.0, 1.0]", "model.num_glimpses=6", "model.patch=8"),
+    *("model.scales=[1]", "model.hidden=256", "guide.name=prior", "objective.name=variational"),
+    *("objective.num_particles=1", "objective.baseline=site", "training.batch_size=128"),
+)
+BY_SITE = ("objective.name=variational", "objective.baseline=site", "exploration.entropy=0")
 
 
-def medians(contestants: Contestants, rounds: int, block: int = 1) -> dict[str, float]:
-    """Median milliseconds of each, measured in turns after a few rounds to warm up.
+@dataclass
+class Found:
+    """What was measured of a contestant.
 
     Args:
-        block: calls in a row that are timed as one.
+        times: milliseconds of an update, by round.
+        first: seconds of its first update.
+        memory: MiB at most: in ``all``, and in the updates that were ``measured``.
     """
-    times: dict[str, list[float]] = {name: [] for name in contestants}
-    for turn in range(rounds + 3):
-        for name, work in contestants.items():
-            start = time.perf_counter()
-            for _ in range(block):
-                work()
-            if torch.cuda.is_initialized():
-                torch.cuda.synchronize()
-            if turn >= 3:
-                times[name].append(1e3 * (time.perf_counter() - start) / block)
-            time.sleep(0.02)  # what a thread of its still prepares is not the next one's burden
-    return {name: statistics.median(found) for name, found in times.items()}
+
+    times: list[float]
+    first: float
+    memory: Mapping[str, float]
+    batch_size: int
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.times)
 
 
-def backward(loss: Callable[[], Tensor], trainer: Trainer) -> Callable[[], None]:
-    """One evaluation of a loss and its gradient."""
-    parameters = [*trainer.components.model.parameters(), *trainer.components.guide.parameters()]
+@dataclass
+class Bench:
+    """How to measure.
 
-    def step() -> None:
-        for parameter in parameters:
-            parameter.grad = None
-        loss().backward()
+    Args:
+        rounds: blocks of each contestant.
+        threads: numbers of threads to try.
+        device: where all compute.
+        cache: torch's folder of compiled programs.
+        mnist: where all of MNIST lies; None: the embedded sample.
+    """
 
-    return step
+    rounds: int
+    threads: list[int]
+    device: str
+    cache: Path
+    mnist: str | None = None
+
+    @property
+    def on_gpu(self) -> bool:
+        return self.device.startswith("cuda")
+
+    @contextmanager
+    def worker(self, contestant: Contestant) -> Iterator[Worker]:
+        placed = replace(contestant, device=self.device, mnist=self.mnist)
+        with Worker(placed, self.cache) as worker:
+            yield worker
+
+    def measure(self, title: str, contestants: Mapping[str, Contestant]) -> dict[str, Found]:
+        """A table of the contestants; what was found of those that can run."""
+        print(f"\n**{title}**\n")
+        print("| contestant | ms an update | examples/s | first update, s | peak MiB | updating |")
+        print("| --- | --- | --- | --- | --- | --- |", flush=True)
+        with ExitStack() as alive:
+            workers = {}
+            for name, contestant in contestants.items():
+                try:
+                    workers[name] = alive.enter_context(self.worker(contestant))
+                except CannotRun as error:
+                    print(f"| {name} | cannot run: {str(error)[:160]} | | | | |", flush=True)
+            times = take_turns(workers, self.rounds)
+            found = {
+                name: Found(times[name], worker.first, worker.memory(), worker.batch_size)
+                for name, worker in workers.items()
+            }
+        for name, each in found.items():
+            speed = f"{each.median:.2f} | {1e3 * each.batch_size / each.median:,.0f}"
+            memory = f"{each.memory['all']:.0f} | {each.memory['measured']:.0f}"
+            print(f"| {name} | {speed} | {each.first:.1f} | {memory} |")
+        return found
+
+
+def compare(found: Mapping[str, Found], *pairs: tuple[str, str]) -> None:
+    """A table of how many times as fast the first of each pair is as the second."""
+    print("\n| what | against | times as fast | 95% |\n| --- | --- | --- | --- |")
+    for ours, theirs in pairs:
+        if ours in found and theirs in found:
+            middle, low, high = ratio(found[theirs].times, found[ours].times)
+            print(f"| {ours} | {theirs} | **{middle:.2f}** | {low:.2f} to {high:.2f} |", flush=True)
+
+
+def digits(bench: Bench) -> None:
+    """``experiments/digits.toml`` against the plain loop, each at its better number of threads."""
+    kinds = {
+        "a plain loop": Contestant("plain"),
+        "torch.compile of it": Contestant("plain, compiled"),
+        "ours": Contestant("ours"),
+        "ours without prefetch": Contestant("ours", overrides=(NO_PREFETCH,)),
+        "ours compiled": Contestant("ours", overrides=(COMPILED,)),
+    }
+    contestants = {"ours by default": Contestant("ours", 0)}
+    for count in bench.threads:
+        for kind, contestant in kinds.items():
+            contestants[f"{kind}, {count} thread(s)"] = replace(contestant, threads=count)
+    if bench.on_gpu:
+        contestants["ours recorded"] = Contestant("ours", overrides=(RECORDED,))
+        contestants["ours recorded and compiled"] = Contestant("ours", overrides=(RECORDED, COMPILED))
+    found = bench.measure("experiments/digits.toml", contestants)
+
+    def better(kind: str) -> str:
+        names = [f"{kind}, {count} thread(s)" for count in bench.threads]
+        return min(filter(found.__contains__, names), key=lambda name: found[name].median, default=kind)
+
+    plain, torchs, compiled = map(better, ("a plain loop", "torch.compile of it", "ours compiled"))
+    ours = (compiled, "ours by default", "ours recorded", "ours recorded and compiled")
+    compare(found, *((name, anchor) for name in ours for anchor in (plain, torchs)), (compiled, ours[1]))
+
+
+def pyro(bench: Bench) -> None:
+    """``VariationalBound("site")`` against Pyro's objectives on the same model and guide."""
+    anchors = ("TraceGraph_ELBO", "JitTraceGraph_ELBO", "JitTrace_ELBO")
+    contestants = {
+        "ours": Contestant("ours", overrides=(*BY_SITE, NO_PREFETCH)),
+        "ours compiled": Contestant("ours", overrides=(*BY_SITE, NO_PREFETCH, COMPILED)),
+        **{anchor: Contestant(anchor) for anchor in anchors},
+    }
+    found = bench.measure("digits, VariationalBound('site') and Pyro's objectives", contestants)
+    compare(found, *((name, anchor) for name in ("ours", "ours compiled") for anchor in anchors))
+
+
+def captioner(bench: Bench) -> None:
+    """``experiments/scenes.toml``, whose sentences are of one length."""
+    _compiled_or_not(bench, "experiments/scenes.toml", Contestant("ours", experiment="scenes"))
+
+
+def ram(bench: Bench) -> None:
+    """At the sizes of the best-known RAM port."""
+    _compiled_or_not(bench, "at the sizes of the best-known RAM port", Contestant("ours", 1, RAM))
+
+
+def _compiled_or_not(bench: Bench, title: str, usual: Contestant) -> None:
+    choices = {"ours": (), "ours compiled": (COMPILED,)}
+    if bench.on_gpu:
+        choices |= {"ours recorded": (RECORDED,), "ours recorded and compiled": (RECORDED, COMPILED)}
+    contestants = {
+        name: replace(usual, overrides=(*usual.overrides, *keys)) for name, keys in choices.items()
+    }
+    found = bench.measure(title, contestants)
+    compare(found, *((name, "ours") for name in list(choices)[1:]))
+
+
+def overtake(bench: Bench) -> None:
+    """After how many updates a compiled run has caught up with one that is not."""
+    compiled = Contestant("ours", 1, (COMPILED,))
+    print("\n**until a compiled run overtakes one that is not**\n")
+    print("| torch's cache | s until the first update is done | ms saved an update | updates |")
+    print("| --- | --- | --- | --- |", flush=True)
+    with tempfile.TemporaryDirectory() as empty:
+        own = replace(bench, cache=Path(empty))
+        with own.worker(Contestant("ours")) as usual:
+            for cache in ("empty", "filled"):
+                with own.worker(compiled) as worker:
+                    times = take_turns({"usual": usual, "compiled": worker}, bench.rounds)
+                    saved = statistics.median(
+                        a - b for a, b in zip(times["usual"], times["compiled"], strict=True)
+                    )
+                    late = worker.first - usual.first
+                    after = f"{1e3 * late / saved:,.0f}" if saved > 0 else "never"
+                    print(f"| {cache} | {worker.first:.1f} | {saved:.1f} | {after} |", flush=True)
+
+
+GROUPS: dict[str, Callable[[Bench], None]] = {
+    "digits": digits,
+    "pyro": pyro,
+    "captioner": captioner,
+    "ram": ram,
+    "overtake": overtake,
+}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=60, help="measurements of each (default: 60)")
-    parser.add_argument("--threads", type=int, default=1, help="threads of torch (default: 1)")
-    parser.add_argument("--device", default="cpu", help="where all contestants compute (default: cpu)")
+    about = {name: (group.__doc__ or "").splitlines()[0] for name, group in GROUPS.items()}
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0],
+        epilog="groups: " + " ".join(f"{name}: {text}" for name, text in about.items()),
+    )
+    parser.add_argument("--only", nargs="+", choices=GROUPS, default=list(GROUPS), metavar="GROUP")
+    parser.add_argument("--rounds", type=int, default=20, help="blocks of ten updates (default: 20)")
+    parser.add_argument(
+        "--threads", type=int, nargs="+", help="numbers to try (default: 1 2; with a GPU 1)"
+    )
+    parser.add_argument("--device", default="cpu", help="where all compute (default: cpu)")
     parser.add_argument("--mnist", metavar="DIR", help="place all of MNIST, not the embedded sample")
-    parser.add_argument("--counts", type=int, nargs="+", default=[2, 5, 20, 50], metavar="M")
+    parser.add_argument(
+        "--cache", metavar="DIR", help="keep compiled programs there (default: compile all anew)"
+    )
     options = parser.parse_args()
-    device = torch.device(options.device)
-    torch.set_num_threads(options.threads)
-    logging.getLogger("pyro").setLevel(logging.WARNING)
-    where = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
-    versions = f"torch {torch.__version__}, pyro {pyro.__version__}, {where}"
-    print(f"{versions}, {options.threads} thread(s), {options.rounds} rounds\n")
-    print("| what | milliseconds | against | milliseconds | ratio |")
-    print("| --- | --- | --- | --- | --- |")
-    with pyro_settings(validate=False):
-        _whole_update(options.rounds, device, options.mnist)
-        _objective_alone(options.rounds, device)
-        _pyro_objectives(options.rounds, device)
-        _particles(options.rounds, device, options.counts)
-
-
-def _row(what: str, ours: float, against: str, theirs: float) -> None:
-    print(f"| {what} | {ours:.1f} | {against} | {theirs:.1f} | {theirs / ours:.2f} |", flush=True)
-
-
-def _start(device: torch.device, *overrides: str) -> Trainer:
-    return Trainer.start(load_config(EXPERIMENT, [f"training.device={device}", *overrides]))
-
-
-def _whole_update(rounds: int, device: torch.device, mnist: str | None) -> None:
-    digits, _ = read_mnist(mnist) if mnist else read_sample()
-    data_of = ("data.source=mnist", f"data.root={mnist}") if mnist else ()
-    plain = PlainLoop(digits.images.float() / 255, digits.labels).to(device)
-    contestants: Contestants = {"plain": plain.update}
-    trainers = {
-        ahead: _start(device, f"training.prefetch={str(ahead).lower()}", *data_of)
-        for ahead in (True, False)
-    }
-    for ahead, trainer in trainers.items():
-        contestants[f"ahead {ahead}"] = trainer.update
-    if device.type == "cuda":
-        contestants["recorded"] = _start(device, "training.cuda_graph=true", *data_of).update
-    data = trainers[False].components.data
-    minibatches = {
-        "ours": lambda: data.training_batch(trainers[False].step, 64, 0),
-        "plain": lambda: plain.batch(64),
-    }
-    for precision in ("highest", "medium"):
-        torch.set_float32_matmul_precision(precision)
-        # In blocks, so that each finds the caches as it leaves them.
-        found = medians(contestants, max(rounds // 2, 5), block=10)
-        end = "" if precision == "highest" else ", matmul_precision medium on both sides"
-        _row(f"one update of `cli.py train`{end}", found["ahead True"], "a plain loop", found["plain"])
-        _row(f"without prefetch{end}", found["ahead False"], "a plain loop", found["plain"])
-        if "recorded" in found:
-            _row(f"with cuda_graph{end}", found["recorded"], "a plain loop", found["plain"])
-    torch.set_float32_matmul_precision("highest")
-    batch = medians(minibatches, rounds)
-    _row("its minibatch", batch["ours"], "by affine_grid, grid_sample", batch["plain"])
-    share = _data_share(trainers[False], 10 * rounds)
-    print(f"\ndata preparation: {share:.1%} of an update without prefetch\n")
-    print("| what | milliseconds | against | milliseconds | ratio |")
-    print("| --- | --- | --- | --- | --- |")
-
-
-def _data_share(trainer: Trainer, updates: int) -> float:
-    """How much of the time of updates goes into making their minibatches, caches as they are then."""
-    make, spent = trainer.components.data.training_rows, 0.0
-
-    def timed(*args: Any) -> object:
-        nonlocal spent
-        start = time.perf_counter()
-        made = make(*args)
-        spent += time.perf_counter() - start
-        return made
-
-    trainer.components.data.training_rows = timed  # type: ignore[method-assign]
-    start = time.perf_counter()
-    for _ in range(updates):
-        trainer.update()
-    return spent / (time.perf_counter() - start)
-
-
-def _objective_alone(rounds: int, device: torch.device) -> None:
-    trainer = _start(device, "exploration.entropy=0")
-    model, guide = trainer.components.model, trainer.components.guide
-    batch = trainer.components.data.training_batch(0, 64, 0)
-    objective = WakeSleep(num_particles=5, vectorize_particles=True, max_plate_nesting=1)
-    found = medians(
-        {
-            "ours": backward(lambda: objective.differentiable_loss(model, guide, *batch), trainer),
-            "hand": backward(lambda: by_hand(model, guide, *batch, 5), trainer),
-        },
-        rounds,
-    )
-    _row("WakeSleep step (guide, model, backward)", found["ours"], "the same by hand", found["hand"])
-
-
-def _pyro_objectives(rounds: int, device: torch.device) -> None:
-    trainer = _start(device, "exploration.entropy=0")
-    model, guide = trainer.components.model, trainer.components.guide
-    batch = trainer.components.data.training_batch(0, 64, 0)
-    common = {"num_particles": 5, "vectorize_particles": True, "max_plate_nesting": 1}
-    ours = {"wake": WakeSleep("none", **common), "site": VariationalBound("site", **common)}
-    graph, rws = TraceGraph_ELBO(**common), ReweightedWakeSleep(**common)
-
-    def full_shape(site: dict[str, Any]) -> dict[str, Any]:
-        """TraceGraph_ELBO wants every baseline in the full shape, the first glimpse included."""
-        declared = site["infer"].get("baseline")
-        if declared is None:
-            return {}
-        network = declared["nn_baseline"]
-        return {"baseline": {**declared, "nn_baseline": lambda x: network(x).expand(5, 64)}}
-
-    guide_of_graph = poutine.infer_config(guide, full_shape)
-
-    def by_pyro(objective: ELBO) -> Callable[[], object]:
-        proposal = guide_of_graph if objective is graph else guide
-        return lambda: objective.loss_and_grads(model, proposal, *batch)
-
-    found = medians(
-        {
-            name: backward(lambda o=objective: o.differentiable_loss(model, guide, *batch), trainer)
-            for name, objective in ours.items()
-        }
-        | {"rws": by_pyro(rws), "graph": by_pyro(graph)},
-        max(rounds // 2, 10),
-    )
-    _row("WakeSleep('none') step", found["wake"], "pyro ReweightedWakeSleep", found["rws"])
-    _row(
-        "VariationalBound('site') step", found["site"], "pyro TraceGraph_ELBO, baseline", found["graph"]
-    )
-
-
-def saved_bytes(loss: Callable[[], Tensor]) -> int:
-    """Bytes that a loss keeps for its backward pass, each storage once."""
-    storages: dict[int, int] = {}
-
-    def keep(x: Tensor) -> Tensor:
-        storages[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
-        return x
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
-        value = loss()
-    del value
-    return sum(storages.values())
-
-
-def _particles(rounds: int, device: torch.device, counts: list[int]) -> None:
-    trainer = _start(device, "exploration.entropy=0")
-    model, guide = trainer.components.model, trainer.components.guide
-    batch = trainer.components.data.training_batch(0, 64, 0)
-    steps, memory = {}, {}
-    for m in counts:
-        objective = WakeSleep(num_particles=m, vectorize_particles=True, max_plate_nesting=1)
-
-        def loss(objective: WakeSleep = objective) -> Tensor:
-            return objective.differentiable_loss(model, guide, *batch)
-
-        steps[str(m)], memory[m] = backward(loss, trainer), saved_bytes(loss) / 2**20
-    found = medians(steps, max(rounds // 4, 8))
-    print("\n| particles | milliseconds | per particle | MiB kept for backward | per particle |")
-    print("| --- | --- | --- | --- | --- |")
-    for m in counts:
-        time_, size = found[str(m)], memory[m]
-        print(f"| {m} | {time_:.1f} | {time_ / m:.2f} | {size:.1f} | {size / m:.2f} |")
-    few, many = counts[1], counts[-1]
-    more = many - few
-    slopes = (found[str(many)] - found[str(few)]) / more, (memory[many] - memory[few]) / more
-    print(f"\nslope from {few} to {many}: {slopes[0]:.3f} ms and {slopes[1]:.2f} MiB a particle")
+    threads = options.threads or ([1] if options.device.startswith("cuda") else [1, 2])
+    print(f"{describe(options.device)}; {options.rounds} rounds of ten updates in turns")
+    with tempfile.TemporaryDirectory() as empty:
+        cache = Path(options.cache or empty)
+        bench = Bench(options.rounds, threads, options.device, cache, options.mnist)
+        for name in options.only:
+            GROUPS[name](bench)
 
 
 if __name__ == "__main__":

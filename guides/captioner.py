@@ -13,7 +13,7 @@ from torch import Tensor
 from wsram_ppl.errors import InputError
 from wsram_ppl.models.captioner import SITES, GlimpseCaptioner, counting
 from wsram_ppl.models.captioner_network import SentenceBaselines
-from wsram_ppl.models.classifier_network import ProposalNetwork, submodule
+from wsram_ppl.models.classifier_network import ProposalNetwork
 
 
 class CaptionInferenceNetwork(PyroModule):
@@ -62,7 +62,7 @@ class CaptionInferenceNetwork(PyroModule):
         observations: Mapping[str, Tensor] | None = None,
     ) -> None:
         """The Pyro program, on a batch of captions, or on a fantasy's own words."""
-        proposal, baselines = submodule(self, "network"), submodule(self, "baselines")
+        proposal, baselines = self.network, self.baselines
         to_come = baselines.to_come(words, mask)
         counted = mask.unbind(-1)
         last = len(counted) - 1

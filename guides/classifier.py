@@ -16,7 +16,6 @@ from wsram_ppl.models.classifier_network import (
     Policy,
     ProposalNetwork,
     SiteBaselines,
-    submodule,
 )
 
 
@@ -70,7 +69,7 @@ class InferenceNetwork(PyroModule):
             labels = observations["label"]
         if labels is None:
             raise InputError("guide 'inference' needs labels: to look without them, run the model")
-        proposal, baselines = submodule(self, "network"), submodule(self, "baselines")
+        proposal, baselines = self.network, self.baselines
         model, network = self.model, self.model.network
         label, label_of_baselines = proposal.label(labels), baselines.label(labels)
         pyramid, r1, r2 = network.start(images)

@@ -29,7 +29,6 @@ from wsram_ppl.models.captioner_network import (
     View,
     wide,
 )
-from wsram_ppl.models.classifier_network import submodule
 from wsram_ppl.primitives.distributions import Categorical
 from wsram_ppl.primitives.handlers import Mode
 
@@ -109,11 +108,11 @@ class GlimpseCaptioner(PyroModule):
         ``words [B, T + 1]`` from the start mark on, ``mask [B, T + 1]``, and for each layer
         ``[B, channels, height, width]``.
         """
-        network = submodule(self, "network")
+        network = self.network
         given, counted = words.unbind(-1), mask.unbind(-1)
         view = network.start(*maps)
         heard = network.hear_all(view, words)
-        baselines = submodule(self, "baselines")
+        baselines = self.baselines
         to_come = baselines.to_come(words, mask)
         drive, r1, r2 = heard[0], view.first, view.second
         said, layers, locations = [], [], []

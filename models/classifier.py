@@ -20,7 +20,6 @@ from wsram_ppl.models.classifier_network import (
     SiteBaselines,
     check_images,
     check_labels,
-    submodule,
 )
 from wsram_ppl.primitives.distributions import Categorical
 from wsram_ppl.primitives.glimpses import extract, window
@@ -99,7 +98,7 @@ class GlimpseClassifier(PyroModule):
         ``images [B, height, width]`` or ``[B, channels, height, width]``, in [0, 1]; ``labels [B]`` or
         None.
         """
-        network, baselines = submodule(self, "network"), submodule(self, "baselines")
+        network, baselines = self.network, self.baselines
         pyramid, r1, r2 = network.start(images)
         label = None if labels is None else baselines.label(labels)
         locations, scales = [], []

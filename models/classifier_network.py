@@ -6,9 +6,7 @@ from collections.abc import Iterable
 from functools import partial
 from typing import Any, cast
 
-import pyro
 import torch
-from pyro.nn import PyroModule
 from pyro.poutine.runtime import InferDict
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -37,17 +35,6 @@ class RecurrentLayer(nn.Module):
         """``[..., inputs], [..., hidden] -> [..., hidden]``, with broadcasting."""
         found: Tensor = self.input(new, also=(state, self.recurrent.weight))
         return found
-
-
-def submodule(module: PyroModule, name: str) -> Any:
-    """A submodule of a Pyro program, for use while the program runs.
-
-    Reading it as an attribute is a Pyro statement for each of its parameters, which is how SVI finds
-    them. Where parameters are local to their modules nobody asks, and the statements are left out.
-    """
-    if pyro.settings.get("module_local_params"):
-        return module._modules[name]
-    return getattr(module, name)
 
 
 class Policy(nn.Module):

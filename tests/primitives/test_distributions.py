@@ -1,4 +1,4 @@
-"""The categorical of many small choices, and distributions joined into one: the same as one by one.
+"""The categorical of many small choices, and what distributions wrap and are made of.
 
 Pyro's own categorical is the reference, and so is the formula; frequencies are held against bounds that
 a right sampler misses less than once in a million seeds (and the seed is fixed).
@@ -27,11 +27,9 @@ from wsram_ppl.primitives.distributions import (
     NoRule,
     given_parameters,
     innermost,
-    kind,
     parameters,
     rewrapped,
     select_rows,
-    stack,
     unwrapped,
 )
 
@@ -412,193 +410,9 @@ def test_given_parameters_follow_an_expansion(family: str) -> None:
     """Also of one that was used: both of its parametrisations are expanded, and one is enough."""
     fn = use(some(family, shape=(3, 4)))
     expanded = fn.expand((2, *fn.batch_shape))
-    joined = stack([expanded, expanded])
+    again = type(fn)(**given_parameters(expanded)) if type(fn) in ELEMENTWISE else expanded
     value = expanded.sample()
-    for one in joined.log_prob(value):
-        torch.testing.assert_close(one, expanded.log_prob(value), atol=1e-6, rtol=1e-6)
-
-
-# One distribution instead of many.
-
-
-@pytest.mark.parametrize("used", [False, True])
-@pytest.mark.parametrize("family", FAMILIES)
-def test_joined_distributions_are_the_same_one_by_one(family: str, used: bool) -> None:
-    for count in (1, 2, 5):
-        fns = [some(family, seed) for seed in range(count)]
-        if used:
-            fns = [use(fn) for fn in fns]
-        assert len({kind(fn) for fn in fns}) == 1 and kind(fns[0]) is not None
-        values = [fn.sample() for fn in fns]
-        joined = stack(fns)
-        assert type(joined) is type(fns[0])
-        assert joined.batch_shape == (count, *fns[0].batch_shape)
-        assert joined.event_shape == fns[0].event_shape
-        assert not joined._validate_args
-        precision = 0.0 if family in EXACT else 2e-6
-        for found, expected in (
-            (
-                joined.log_prob(torch.stack(values)),
-                [f.log_prob(v) for f, v in zip(fns, values, strict=True)],
-            ),
-            (joined.entropy(), [fn.entropy() for fn in fns]),
-        ):
-            assert found.shape == (count, *fns[0].batch_shape)
-            torch.testing.assert_close(found, torch.stack(expected), atol=precision, rtol=precision)
-        assert joined.sample().shape == torch.stack(values).shape
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_gradients_come_back_to_each(family: str) -> None:
-    """To the parameters that each distribution was made of, with another weight for each."""
-
-    def gradients(together: bool) -> list[Tensor]:
-        made = [some(family, seed) for seed in range(3)]
-        leaves = [
-            x.detach().requires_grad_()
-            for fn in made
-            for x in given_parameters(getattr(fn, "base_dist", fn)).values()
-        ]
-        left = iter(leaves)
-        fns, values = [], []
-        torch.manual_seed(0)
-        for fn in made:
-            base = getattr(fn, "base_dist", fn)
-            given = {name: next(left) for name in given_parameters(base)}
-            own = type(base)(**given, validate_args=False)
-            fns.append(own.to_event(fn.reinterpreted_batch_ndims) if base is not fn else own)
-            values.append(fn.sample())
-        if together:
-            terms = stack(fns).log_prob(torch.stack(values))
-        else:
-            terms = torch.stack([fn.log_prob(v) for fn, v in zip(fns, values, strict=True)])
-        weights = normal(*terms.shape, dtype=torch.float32)
-        found = torch.autograd.grad((terms * weights).sum(), leaves, materialize_grads=True)
-        return list(found)
-
-    precision = 0.0 if family in EXACT else 2e-6
-    for found, expected in zip(gradients(True), gradients(False), strict=True):
-        torch.testing.assert_close(found, expected, atol=precision, rtol=precision)
-
-
-def test_joined_choices_may_be_ruled_out() -> None:
-    fns = [
-        Categorical(torch.tensor(logits), validate_args=False)
-        for logits in ([0.0, -INF, 0.0], [-INF, 1.0, -INF])
-    ]
-    joined = stack(fns)
-    assert joined.log_prob(torch.tensor([1, 1])).tolist() == [-INF, 0.0]
-    torch.testing.assert_close(joined.entropy(), torch.tensor([math.log(2.0), 0.0]))
-
-
-def test_joined_values_outside_have_no_density() -> None:
-    """As one by one without validation, even where new distributions are made with it."""
-    with pyro.validation_enabled(True):
-        joined = stack([some("uniform", seed, ()) for seed in range(2)])
-        assert joined.log_prob(torch.tensor([1e9, -1e9])).tolist() == [-INF, -INF]
-        event = stack([some("event", seed) for seed in range(2)])
-        assert event.log_prob(torch.full((2, 3, 4), NAN)).isnan().all()
-
-
-# What can be joined.
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_alike_are_those_of_one_family_shape_and_type(family: str) -> None:
-    own = kind(some(family))
-    assert own is not None
-    assert kind(some(family, seed=1)) == own == kind(use(some(family)))
-    assert hash(kind(some(family, seed=1))) == hash(own)
-    others = [kind(some(other)) for other in FAMILIES if other not in (family, "normal with a number")]
-    if family != "normal with a number":
-        assert own not in others
-        assert len({own, *others}) == len(FAMILIES) - 1
-    assert kind(some(family, shape=(3, 5))) != own
-    assert kind(some(family, shape=(1, 3, 4))) != own
-    parameters = given_parameters(getattr(some(family), "base_dist", some(family)))
-    if "event" not in family:
-        double = {name: value.double() for name, value in parameters.items()}
-        assert kind(type(some(family))(**double, validate_args=False)) not in (own, None)
-
-
-def test_a_number_as_parameter_is_a_tensor_like_another() -> None:
-    assert kind(some("normal with a number")) == kind(some("normal"))
-    scalars = [dist.Normal(loc, 1.0, validate_args=False) for loc in (0.0, 1.0)]
-    assert stack(scalars).log_prob(torch.tensor([0.0, 1.0])).tolist() == pytest.approx(
-        [-0.5 * math.log(2 * math.pi)] * 2
-    )
-
-
-def test_an_event_is_another_kind_than_its_elements() -> None:
-    fn = some("normal")
-    kinds = [kind(fn), kind(fn.to_event(1)), kind(fn.to_event(2))]
-    assert None not in kinds and len(set(kinds)) == 3
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_none_is_joined_that_checks_its_arguments(family: str) -> None:
-    """Each has its own message, with its own parameters."""
-    assert kind(some(family, validate_args=True)) is None
-
-
-def test_what_is_not_elementwise_is_not_joined() -> None:
-    ones = torch.ones(3, 4)
-    fn = dist.Normal(ones, ones, validate_args=False)
-    wrapped = [
-        dist.Gamma(ones, ones, validate_args=False),
-        dist.Dirichlet(ones, validate_args=False),
-        dist.Delta(ones, validate_args=False),
-        dist.Unit(ones),
-        dist.LogNormal(ones, ones, validate_args=False),
-        dist.MultivariateNormal(torch.ones(3), torch.eye(3), validate_args=False),
-        fn.mask(ones > 0),
-        fn.mask(False),
-        dist.ExpandedDistribution(fn, (2, 3, 4)),
-        dist.OneHotCategorical(logits=ones, validate_args=False),
-    ]
-    for one in wrapped:
-        assert kind(one) is None, one
-    for one in (wrapped[0], wrapped[6], wrapped[8]):
-        assert kind(one.to_event(1)) is None, one
-
-
-def test_masked_elements_of_an_event_keep_their_mask() -> None:
-    fn = some("normal").mask(torch.tensor([True, False, True, True])).to_event(1)
-    assert kind(fn) is None
-
-
-class Shifted(dist.Normal):
-    """A distribution of a user's own: Pyro's, with one more parameter."""
-
-    def __init__(self, loc: Tensor, scale: Tensor, shift: float = 0.0, **options: Any) -> None:
-        self.shift = shift
-        super().__init__(loc, scale, **options)
-
-    def log_prob(self, value: Tensor) -> Tensor:
-        found: Tensor = super().log_prob(value - self.shift)
-        return found
-
-
-def test_a_subclass_with_more_to_it_is_what_it_is() -> None:
-    zero, one = torch.zeros(3), torch.ones(3)
-    fns = [Shifted(zero, one, shift, validate_args=False) for shift in (0.0, 2.0)]
-    expected = torch.stack([fn.log_prob(zero) for fn in fns])
-    if kind(fns[0]) is not None and kind(fns[0]) == kind(fns[1]):
-        assert torch.equal(stack(fns).log_prob(torch.stack([zero, zero])), expected)
-
-
-def test_a_subclass_made_of_something_else_is_what_it_is() -> None:
-    """Pyro's OrderedLogistic is a Categorical that is made of a predictor and cutpoints."""
-    fns = [
-        dist.OrderedLogistic(
-            normal(4, seed=n), torch.tensor([-1.0, 0.0, 1.0]).double(), validate_args=False
-        )
-        for n in range(2)
-    ]
-    value = torch.tensor([0, 1, 2, 3])
-    expected = torch.stack([fn.log_prob(value) for fn in fns])
-    if kind(fns[0]) is not None and kind(fns[0]) == kind(fns[1]):
-        assert_close(stack(fns).log_prob(torch.stack([value, value])), expected)
+    torch.testing.assert_close(again.log_prob(value), expanded.log_prob(value), atol=1e-6, rtol=1e-6)
 
 
 # What a distribution wraps.

@@ -124,7 +124,8 @@ class TrainingSettings(BaseModel):
     """Of products of float32 matrices, as in ``torch.set_float32_matmul_precision``: "medium" multiplies
     in bfloat16 where the processor can, "high" in TF32 on GPUs; sums and all else stay in float32."""
     threads: _Immaterial[NonNegativeInt] = 0
-    """Of one operation on the CPU; 0: torch's default."""
+    """Of one operation on the CPU; 0: one or all, whichever is faster in a short trial, less one for
+    ``prefetch`` (:mod:`wsram_ppl.training.threads`)."""
     prefetch: _Immaterial[bool] = True
     """Whether a thread prepares the next minibatch while this one trains."""
     validate_sites: bool = Field(default=False, alias="validate")  # that is a method of pydantic's

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from wsram_ppl import collectives
 from wsram_ppl.objectives.particles import Particles, TraceDraw
-from wsram_ppl.objectives.sites import Site, evaluate
+from wsram_ppl.objectives.sites import Site
 from wsram_ppl.primitives.distributions import innermost, rewrapped, unwrapped
 
 __all__ = ["GRID", "Exploration", "Temper", "in_place", "tempered"]
@@ -155,10 +155,11 @@ def _entropy_of(site: Site) -> Tensor:
 def _entropy(trace: Trace, draw: TraceDraw) -> Tensor:
     """Entropy of the latent sites' distributions, summed over sites, particles and data."""
     total = torch.zeros_like(draw.log_prior[0]).sum()
-    latent = [trace.nodes[site.name] for site in draw.latents if site.name in trace.nodes]
-    entropies = evaluate(latent, _entropy_of)
-    for site in latent:
-        entropy = entropies[id(site)]
+    for latent in draw.latents:
+        site = trace.nodes.get(latent.name)
+        if site is None:
+            continue
+        entropy = _entropy_of(site)
         if not entropy.requires_grad:
             continue  # a Normal of fixed width, say: a constant
         if site["mask"] is not None:

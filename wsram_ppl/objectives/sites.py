@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -10,14 +10,11 @@ from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 from torch.distributions import transform_to
 
-from wsram_ppl.primitives.distributions import kind, stack, unwrapped
+from wsram_ppl.primitives.distributions import unwrapped
 from wsram_ppl.primitives.handlers import has_density
 
 Program = Callable[..., Any]
 Site = Mapping[str, Any]
-
-#: Elements of a distribution's parameter up to which its operations take longer to start than to run.
-_SMALL = 2**12
 
 
 def random_sites(trace: Trace) -> dict[str, Site]:
@@ -70,38 +67,3 @@ def _supported(fn: Any, value: Tensor) -> Tensor:
     start = value.new_zeros(transform.inverse_shape(fn.shape()))
     found: Tensor = transform(start)
     return found
-
-
-def evaluate(sites: Iterable[Site], quantity: Callable[[Site], Tensor]) -> dict[int, Tensor]:
-    """A quantity in the batch dimensions of each site, by the ``id`` of the site.
-
-    Small sites of one kind, such as the choices of a recurrent model, are evaluated together, as one
-    site with a further dimension on the left.
-    """
-    alike: dict[Hashable, dict[int, Site]] = {}
-    for site in sites:
-        alike.setdefault(_kind(site) or id(site), {})[id(site)] = site
-    found: dict[int, Tensor] = {}
-    for members in alike.values():
-        if len(members) == 1:
-            found |= {key: quantity(site) for key, site in members.items()}
-            continue
-        joined = {
-            "fn": stack([site["fn"] for site in members.values()]),
-            "value": torch.stack([site["value"] for site in members.values()]),
-            "args": (),
-            "kwargs": {},
-        }
-        found |= dict(zip(members, quantity(joined).unbind(), strict=True))
-    return found
-
-
-def _kind(site: Site) -> Hashable | None:
-    """The same for sites that can be evaluated together; None for one that cannot."""
-    fn, value = site["fn"], site["value"]
-    if site["args"] or site["kwargs"] or not isinstance(value, Tensor):
-        return None
-    if value.shape != fn.shape():
-        return None
-    found = kind(fn, _SMALL)
-    return found and (found, value.dtype)

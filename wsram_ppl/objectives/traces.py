@@ -15,7 +15,7 @@ from torch import Tensor
 from wsram_ppl.objectives.baselines import Baseline
 from wsram_ppl.objectives.particles import Latent, Particles, TraceDraw
 from wsram_ppl.objectives.plates import Term, plates_of
-from wsram_ppl.objectives.sites import Site, evaluate, log_density, random_sites, without_masked
+from wsram_ppl.objectives.sites import Site, log_density, random_sites, without_masked
 from wsram_ppl.primitives.handlers import PARTICLE_PLATE, has_density, is_subsample
 
 __all__ = ["combine", "read_draw"]
@@ -167,7 +167,10 @@ def read_draw(
         for whose, sites in (("model", model), ("guide", guide)):
             _check_order(plates.global_names, whose, sites)
 
-    evaluated = evaluate([*model.values(), *guide.values()], log_density)
+    # A site that both have, where the prior proposes, once.
+    evaluated = {
+        id(s): log_density(s) for s in {id(s): s for s in (*model.values(), *guide.values())}.values()
+    }
     if validate:
         for site in (*model.values(), *guide.values()):
             _check_shape(site, evaluated[id(site)], max_plate_nesting)

@@ -23,7 +23,7 @@ from wsram_ppl.objectives.particles import Particles, TraceDraw
 from wsram_ppl.objectives.plates import Term, plates_of
 from wsram_ppl.objectives.prior import is_prior
 from wsram_ppl.objectives.running import MinibatchMeans, RunningRatio
-from wsram_ppl.objectives.sites import Program, evaluate, log_density, random_sites, values_of
+from wsram_ppl.objectives.sites import Program, log_density, random_sites, values_of
 from wsram_ppl.primitives.handlers import DetachSamples, ParticlePlate, Substitute
 
 __all__ = ["ControlVariate", "WakeSleep", "partial_log_ratios"]
@@ -257,9 +257,8 @@ class WakeSleep(MultiSampleObjective):
             trace = poutine.trace(guide).get_trace(*args, **{**kwargs, "observations": observations})
         sites = random_sites(trace)
         layout = plates_of({}, sites).layout
-        evaluated = evaluate(sites.values(), log_density)
         terms = [
-            Term.of(s, evaluated[id(s)], layout, last_dependency=-1).total.sum() for s in sites.values()
+            Term.of(s, log_density(s), layout, last_dependency=-1).total.sum() for s in sites.values()
         ]
         return torch.stack(terms).sum()
 

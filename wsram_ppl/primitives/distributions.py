@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pyro.distributions as dist
@@ -19,11 +18,9 @@ __all__ = [
     "NoRule",
     "given_parameters",
     "innermost",
-    "kind",
     "parameters",
     "rewrapped",
     "select_rows",
-    "stack",
     "unwrapped",
 ]
 
@@ -171,31 +168,3 @@ def given_parameters(fn: Any) -> dict[str, Tensor]:
     if len(given) > 1 and hasattr(fn, "_param"):  # logits and probabilities: the one it is made of
         given = {name: value for name, value in given.items() if value is fn._param}
     return given
-
-
-def kind(fn: Any, largest: float = math.inf) -> Hashable | None:
-    """The same for distributions that :func:`stack` can join; None for those that it cannot.
-
-    Args:
-        largest: number of elements of a parameter; one with more is joined with no other.
-    """
-    if isinstance(fn, Independent):
-        base = kind(fn.base_dist, largest)
-        return base and (fn.reinterpreted_batch_ndims, base)
-    if type(fn) not in ELEMENTWISE or fn._validate_args:
-        return None
-    given = given_parameters(fn)
-    if max(x.numel() for x in given.values()) > largest:
-        return None
-    return (type(fn), *((name, x.shape, x.dtype, x.device) for name, x in given.items()))
-
-
-def stack(fns: Sequence[Any]) -> Any:
-    """One distribution of batch shape ``[n, *batch]`` for n of one :func:`kind`."""
-    first = fns[0]
-    if isinstance(first, Independent):
-        joined = stack([fn.base_dist for fn in fns])
-        return joined.to_event(first.reinterpreted_batch_ndims)
-    given = [given_parameters(fn) for fn in fns]
-    parameters = {name: torch.stack([each[name] for each in given]) for name in given[0]}
-    return type(first)(**parameters, validate_args=False)

@@ -149,17 +149,14 @@ def build_pyramid(
             f"{images.device}: make them with Levels.of"
         )
     flat = images.reshape(-1, *levels.image_size)
-    buffer = flat.new_empty(len(flat), levels.total)
-    edge = 0
-    for level, span in zip(_averages(flat, levels.scales), levels.spans, strict=True):
-        start, stride, rows, columns = span
-        framed = buffer[:, start : start + rows * stride].view(len(flat), rows, stride)
-        framed[:, :, :columns].copy_(level)
+    # Joined, not written into their places: a compiler makes one copy of that.
+    row: list[Tensor] = []
+    for level in _averages(flat, levels.scales):
+        count, rows, columns = level.shape
         # The frame is what lies before the first row, behind each row and after the last one.
-        framed[:, :, columns].zero_()
-        buffer[:, edge:start].zero_()
-        edge = start + rows * stride
-    buffer[:, edge:].zero_()
+        edge, behind = level.new_zeros(count, columns + 1), level.new_zeros(count, rows, 1)
+        row += [level.new_zeros(count, 1), edge, torch.cat((level, behind), 2).flatten(1), edge]
+    buffer = torch.cat(row, 1)
     return Pyramid(buffer, images.shape[:-2], levels, patch, colour)
 
 

@@ -119,13 +119,7 @@ class CompiledStep(Generic[T]):
             return leaves
 
         randomness = _other_randomness()
-        # A compiler knows no product by oneDNN.
-        enabled, *_ = torch.backends.mkldnn.set_flags(False)
-        try:
-            trace = make_fx(flat, tracing_mode="fake", _allow_non_fake_inputs=True)
-            graph = trace(*arguments)
-        finally:
-            torch.backends.mkldnn.set_flags(enabled)
+        graph = make_fx(flat, tracing_mode="fake", _allow_non_fake_inputs=True)(*arguments)
         if _other_randomness() != randomness:
             raise _Refused("it draws random numbers that are not torch's, which would stay the same")
         graph, held = _lift(graph)

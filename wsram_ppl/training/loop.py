@@ -31,6 +31,7 @@ from wsram_ppl.training.measurements import (
     measure_minibatch,
     measure_variance,
 )
+from wsram_ppl.training.threads import use_threads
 from wsram_ppl.training.trainer import Trainer
 
 #: Called after every update with its number and, when measured, the row of numbers.
@@ -115,6 +116,8 @@ def _train(
                 warnings.warn(f"{reason}; going on from {saved.path}", stacklevel=2)
             trainer.state.load(saved.tensors)
             trainer.step = saved.step
+        before = saved.data.get("threads") if saved is not None else None
+        claimed.enter_context(use_threads(trainer, before))
         names = config.training.loggers if processes.first else ()
         with Trackers(run.path, config, names, after=trainer.step) as trackers:
             return _loop(
@@ -148,8 +151,8 @@ def save(trainer: Trainer, run: RunDirectory, seconds: float = 0.0) -> None:
     bad = [name for name, tensor in tensors.items() if not tensor.isfinite().all()]
     if bad:
         raise RunError(f"update {trainer.step}: {bad[0]} is not finite; lower the learning rate")
-    fingerprint = trainer.config.fingerprint()
-    run.save(tensors, {"step": trainer.step, "seconds": seconds, "fingerprint": fingerprint})
+    data = {"step": trainer.step, "seconds": seconds, "fingerprint": trainer.config.fingerprint()}
+    run.save(tensors, data | {"threads": torch.get_num_threads()})
 
 
 class _Loop:

@@ -115,10 +115,9 @@ class Prefetcher(Generic[T]):
         self._make = make
         self._steps = steps
         self._next: tuple[int, Future[T]] | None = None
-        # OpenMP does not hand the number of its threads on to a new thread.
-        count = torch.get_num_threads()
+        # One thread in all: the other cores are the update's.
         self._thread = (
-            ThreadPoolExecutor(1, "minibatches", torch.set_num_threads, (count,)) if ahead else None
+            ThreadPoolExecutor(1, "minibatches", torch.set_num_threads, (1,)) if ahead else None
         )
 
     def __call__(self, step: int) -> T:
