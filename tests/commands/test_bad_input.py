@@ -451,7 +451,7 @@ TABLES: dict[str, list[Bad]] = {
 _VARYING = {
     r"sees \d+ CUDA": "sees N CUDA",
     r"available: [\w, -]*, or": "available: ..., or",
-    r"(is not a whole checkpoint|not valid TOML|JSONDecodeError|UnicodeDecodeError): [^;]*": r"\1: ...",
+    r"(not an intact checkpoint|not valid TOML|JSONDecodeError|UnicodeDecodeError): [^;]*": r"\1: ...",
     r"(summary\.json): [^;]*": r"\1: ...",
     r"(is damaged) \([^)]*\(\)[^)]*\)": r"\1 (...)",
     r"seen from [^:]*:": "seen from ...:",

@@ -195,8 +195,8 @@ def test_the_vocabulary_is_saved_with_the_run(photos: Path, tmp_path: Path) -> N
     (other / "data.json").write_text(json.dumps(kept))
     for command in (["evaluate", other], ["caption", other, photos / "Images" / DEV[0]]):
         line = complaint(*command)
-        assert f"the data have changed since {other} began (words not as in" in line
-        assert "bring the old data back, or train anew" in line
+        assert f"the data have changed since {other} was started (words not as in" in line
+        assert "restore the old data, or train again" in line
     (other / "data.json").write_text("no JSON")
     assert "cannot read" in complaint("evaluate", other)
 

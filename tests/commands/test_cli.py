@@ -410,7 +410,7 @@ def test_wrong_input_to_evaluate_and_glimpses(run: Path, tmp_path: Path) -> None
     assert "should end in .png" in one_line(call("glimpses", run, "--out", tmp_path / "a.jpg"), 2)
     damaged = shutil.copytree(run, tmp_path / "damaged")
     (damaged / "last.safetensors").write_bytes(b"nonsense")
-    assert "is not a whole checkpoint" in one_line(call("evaluate", damaged), 2)
+    assert "is not an intact checkpoint" in one_line(call("evaluate", damaged), 2)
 
 
 def test_unknown_commands() -> None:

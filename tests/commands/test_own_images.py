@@ -86,7 +86,7 @@ def test_the_same_photos_or_others(here: Path) -> None:
     assert call("evaluate", "run", *SMALL, "--json", "--set", "data.root=moved").stdout == first.stdout
     write(here / "photos" / "dark" / "another.png")
     line = refusal("evaluate", "run", *SMALL)
-    assert line.startswith("the data have changed since run began (training not as in run/data.json)")
+    assert line.startswith("the data have changed since run was started (training not as in run/")
     longer = (
         "train",
         "--resume",
@@ -180,9 +180,7 @@ def test_what_cannot_be_looked_at(here: Path) -> None:
         assert refusal("look", "run", file) == why
     assert not Path("run/look").exists()
     Path("run/data.json").unlink()
-    assert refusal("look", "run", "text.png").startswith(
-        "there is no run/data.json, which says what the c"
-    )
+    assert refusal("look", "run", "text.png").startswith("there is no run/data.json, which names the c")
     assert "run is not a run" in refusal("look", "nowhere", "text.png").replace("nowhere", "run")
 
 

@@ -27,15 +27,15 @@ CPU = torch.device("cpu")
 
 
 def test_only_a_gpu_records() -> None:
-    with pytest.raises(InputError, match="cuda_graph: device 'cpu' records nothing; use device"):
+    with pytest.raises(InputError, match="cuda_graph: device 'cpu' cannot record; use device"):
         Trainer.start(make_config("training.cuda_graph=true"))
 
 
 @pytest.mark.parametrize(
     ("setting", "reason"),
     [
-        ("training.compile=true", "set compile and validate false"),
-        ("training.validate=true", "set compile and validate false"),
+        ("training.compile=true", "set compile and validate = false"),
+        ("training.validate=true", "set compile and validate = false"),
     ],
 )
 def test_what_excludes_recording_is_told(setting: str, reason: str) -> None:

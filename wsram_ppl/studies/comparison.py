@@ -1,11 +1,11 @@
-"""Running a study: what is missing is run, what is finished is left alone, what fails is noted.
+"""Runs a study: missing runs are started, finished ones are left alone, failures are recorded.
 
 The folder of a study holds::
 
     runs/VARIANT/seed-N/            run directories (:mod:`wsram_ppl.runs.directory`)
-    search/VARIANT/CANDIDATE/       those of the search's trials
-    configs/, logs/                 what each run was started from and what it printed, by the same names
-    interrupted/                    runs that were not finished, put aside for those of another config
+search/VARIANT/CANDIDATE/       run directories of the search's trials
+    configs/, logs/                 each run's config and its output, under the same names
+    interrupted/                    unfinished runs, moved away when the config has changed
     calls.json                      when and how the study was worked on
 """
 
@@ -42,11 +42,11 @@ class VariantRun:
     """One run of a study and how it ended.
 
     Attributes:
-        name: also its path under the study's folder: ``runs/VARIANT/seed-N``.
+        name: its path within the study's folder: ``runs/VARIANT/seed-N``.
         config: what to train; None where the search found nothing to train with.
-        failure: why there is no result; None: finished, or not run yet.
+        failure: why there is no result; None if the run is finished, or has not started yet.
         finished: whether there is a result.
-        command: that trained it, or would.
+        command: the one that trained it, or would train it.
     """
 
     variant: Variant
@@ -64,7 +64,7 @@ class Trial(VariantRun):
     Attributes:
         candidate: what it tried.
         value: the search's metric; None where it failed.
-        chosen: whether its variant is run with it.
+        chosen: whether the variant's runs use this candidate.
     """
 
     candidate: Candidate = field(kw_only=True)
@@ -74,14 +74,14 @@ class Trial(VariantRun):
 
 @dataclass(frozen=True)
 class Call:
-    """One time that the study was worked on.
+    """One invocation that worked on the study.
 
     Attributes:
         command: the command line.
         started: in ISO 8601, UTC.
         seconds: wall time.
-        jobs: processes at once.
-        trained: runs that were finished in it.
+        jobs: how many processes run at once.
+        trained: how many runs it finished.
     """
 
     command: str
@@ -93,7 +93,7 @@ class Call:
 
 @dataclass(frozen=True)
 class Comparison:
-    """All runs of a study, as far as they have been run."""
+    """All runs of a study and what is known of them so far."""
 
     study: Study
     folder: Path
@@ -104,7 +104,7 @@ class Comparison:
 
     @property
     def failed(self) -> list[VariantRun]:
-        """The runs that ended with an error, those of the search among them."""
+        """The runs that ended with an error, including those of the search."""
         return [run for run in (*self.trials, *self.runs) if run.failure is not None]
 
     def of(self, variant: Variant) -> list[VariantRun]:
@@ -122,19 +122,19 @@ def compare(
     run_missing: bool = True,
     call: str = "",
 ) -> Comparison:
-    """Runs what a study lacks, and says how every run ended.
+    """Runs what a study lacks, and reports how every run ended.
 
     Args:
-        folder: where everything is, or will be.
-        jobs: processes at once.
-        run_missing: False: only look at what is there.
-        call: the command line, for the record.
+        folder: the study's folder, existing or not.
+        jobs: how many processes run at once.
+        run_missing: if False, start nothing and only read what is there.
+        call: the command line, to be recorded.
 
     Raises:
-        InputError: a finished run of another config is in the way, or something that is no run; data
-            that are not there.
-        Interrupted: by a signal; calling again goes on.
-        RunError: the folder cannot be written, or another process is at work in it.
+        InputError: a finished run of another config, or something that is not a run, is in the way;
+            data are missing.
+        Interrupted: by a signal; calling again continues.
+        RunError: the folder cannot be written, or another process is working in it.
     """
     work = _Work(study, folder, command, watcher, jobs, None)
     if not run_missing:
@@ -142,9 +142,9 @@ def compare(
             raise InputError(f"there is no folder {folder} to report on")
         return work.all()
     make_folder(folder)
-    # The children inherit the lock: should this process be killed, they go on, and nobody may move their
+    # The children inherit the lock: if this process is killed, they continue, and nobody may move their
     # directories.
-    busy = f"another compare, or a run that one has left behind, is at work in {folder}"
+    busy = f"another compare, or a run that one left behind, is working in {folder}"
     with locked(folder / "lock", busy) as lock:
         work.lock = lock
         write_atomically(folder / "study.toml", study.path.read_bytes())
@@ -167,10 +167,10 @@ class _Work:
     command: TrainCommand
     watcher: Watcher
     jobs: int
-    lock: int | None  # None: nothing is run
+    lock: int | None  # None: nothing is started
     notes: list[str] = field(default_factory=list)
-    checked: list[tuple[str, dict[str, Any]]] = field(default_factory=list)  # data that are there
-    started: bool = False  # whether any run was
+    checked: list[tuple[str, dict[str, Any]]] = field(default_factory=list)  # data known to be there
+    started: bool = False  # whether any run was started
     trained: int = 0
 
     def all(self) -> Comparison:
@@ -198,7 +198,7 @@ class _Work:
                 if study.search is None or candidate is not None:
                     run.config = study.config(variant, seed, candidate)
                 elif self.lock is not None:
-                    run.failure = "no candidate of its search could be trained"
+                    run.failure = "none of the candidates of its search could be trained"
                 runs.append(run)
         self.finish(runs)
         return Comparison(study, self.folder, runs, trials, self.notes, _calls(self.folder))
@@ -219,12 +219,12 @@ class _Work:
                 best = score, trial
         mine = [trial for trial in trials if trial.variant is variant]
         if best is None or any(not t.finished and not t.failure for t in mine):
-            return None  # what has not been run yet could win
+            return None  # a trial that has not run yet could win
         best[1].chosen = True
         return best[1].candidate
 
     def finish(self, runs: Sequence[VariantRun]) -> None:
-        """Runs those that are missing; notes on each whether it is finished, or why not."""
+        """Runs those that are missing; records for each whether it is finished, or why not."""
         missing = []
         for run in runs:
             if run.config is None:
@@ -251,7 +251,7 @@ class _Work:
             done = sum((self.folder / run.name / SUMMARY).is_file() for run in runs)
             what = "trials" if runs and isinstance(runs[0], Trial) else "runs"
             raise Interrupted(
-                f"{error}: {done} of {len(runs)} {what} are finished; the same command goes on there",
+                f"{error}: {done} of {len(runs)} {what} are finished; the same command resumes there",
                 error.exit_code - 128,
             ) from error
         finally:
@@ -261,10 +261,10 @@ class _Work:
             run.finished = run.failure is None
 
     def check_data(self, runs: Sequence[VariantRun]) -> None:
-        """Makes sure that the data of runs to come are there: once, not by each run's failure.
+        """Makes sure once that the data of the coming runs are there, before each run fails by itself.
 
         Raises:
-            InputError, RunError: they are not; the message names the first variant that wants them.
+            InputError, RunError: they are not; the message names the first variant that needs them.
         """
         for run in runs:
             assert run.config is not None
@@ -297,7 +297,7 @@ class _Work:
         return self.folder / "logs" / f"{run.name}.log"
 
     def command_of(self, run: VariantRun) -> str:
-        """The command that trained a finished run, which stands above its config, or would train it."""
+        """The command that trained a finished run (the first line of its config), or would train it."""
         file = self.config_file(run)
         if run.finished and file.is_file():
             first = file.read_text(encoding="utf-8").partition("\n")[0]
@@ -308,17 +308,17 @@ class _Work:
     def prepare(self, run: VariantRun, config: ExperimentConfig) -> Job:
         path = self.folder / run.name
         if (path / CONFIG).is_file():
-            # An earlier part of the same run: what trains goes on from its last checkpoint.
+            # An earlier part of the same run: training resumes from its last checkpoint.
             earlier = RunDirectory(path)
             if earlier.config().fingerprint() == config.fingerprint():
                 ended = (path / SUMMARY).exists()
-                why = "has fewer updates than the study now wants" if ended else "was not finished"
-                self.note(f"{run.name} {why}: it goes on from its last checkpoint")
-                earlier.write_config(config)  # its data may lie elsewhere by now
+                why = "has fewer updates than the study now needs" if ended else "was not finished"
+                self.note(f"{run.name} {why}: it resumes from its last checkpoint")
+                earlier.write_config(config)  # its data may have moved
                 (path / SUMMARY).unlink(missing_ok=True)
             else:
                 aside = self.folder / "interrupted" / run.name
-                self.note(f"{run.name} was not finished, of another config: it is now in {aside}")
+                self.note(f"{run.name} was not finished and has another config: it is now in {aside}")
                 _move(path, aside)
         file = self.config_file(run)
         make_folder(file.parent)
@@ -328,7 +328,7 @@ class _Work:
         return Job(run.name, command, path, self.log_file(run), config.training.steps)
 
     def is_finished(self, run: VariantRun, config: ExperimentConfig) -> bool:
-        """Whether its directory holds the result of this very config.
+        """Whether its directory holds the result of exactly this config.
 
         Raises:
             InputError: the result of another config, or something else.
@@ -337,7 +337,7 @@ class _Work:
         if RunDirectory(path).is_empty():
             return False
         if not (path / CONFIG).is_file():
-            raise InputError(f"{path} is in the way: it is no run; move it, or choose another --out")
+            raise InputError(f"{path} is in the way: it is not a run; move it, or choose another --out")
         if not (path / SUMMARY).is_file():
             return False
         done = read_summary(path)["updates"]

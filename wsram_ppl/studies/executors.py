@@ -1,4 +1,4 @@
-"""Training runs as child processes, several at a time; one that dies takes nothing else down."""
+"""Training runs as child processes, several at a time; one that dies does not affect the others."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from wsram_ppl.runs.signals import Signals
 
 __all__ = ["Job", "Watcher", "last_line", "run_jobs"]
 
-#: Seconds between looks at the children, and what they are given to save and end when told to.
+#: Seconds between looks at the children, and seconds that they are given to save and end.
 _POLL, _GRACE = 0.2, 60.0
 #: Bytes at the end of a log that hold its last line.
 _TAIL = 8192
@@ -27,12 +27,12 @@ _TAIL = 8192
 
 @dataclass(frozen=True)
 class Job:
-    """One training run in a process of its own.
+    """One training run in its own process.
 
     Args:
-        name: for the user.
+        name: shown to the user.
         command: the program and its arguments.
-        run: the directory that the command makes.
+        run: the directory that the command creates.
         log: the file for what the process prints.
         steps: updates of the run.
     """
@@ -45,25 +45,25 @@ class Job:
 
 
 class Watcher(Protocol):
-    """Is told how the jobs are getting on."""
+    """Receives the progress of the jobs."""
 
     def noted(self, text: str) -> None:
-        """Something that the user should know."""
+        """Called with something that the user should know."""
 
     def planned(self, jobs: Sequence[Job]) -> None:
-        """These are about to be run."""
+        """Called with the jobs that are about to run."""
 
     def started(self, job: Job) -> None:
-        """A job has begun."""
+        """Called when a job has started."""
 
     def progressed(self, job: Job, step: int, numbers: Mapping[str, float]) -> None:
-        """``numbers``: of the last row of the run's metrics."""
+        """Called with the ``numbers`` in the last row of the run's metrics."""
 
     def ended(self, job: Job, failure: str | None) -> None:
-        """``failure``: why the job failed, in a line; None: it has succeeded."""
+        """Called when a job has ended; ``failure`` is the reason in one line, None if it succeeded."""
 
     def waited(self) -> None:
-        """Some time has passed."""
+        """Called now and then while jobs run."""
 
 
 @dataclass
@@ -79,18 +79,18 @@ def run_jobs(
     """Runs all jobs, at most ``workers`` at once, in order.
 
     A job has succeeded if its process exits with 0 and its run has a summary. With several workers each
-    process computes on one thread. SIGINT (Ctrl-C) and SIGTERM are passed on as SIGTERM, and the
-    children are waited for; a second one kills them.
+    process computes on one thread. SIGINT (Ctrl-C) and SIGTERM are passed on as SIGTERM, and the call
+    waits for the children; a second signal kills them.
 
     Args:
         keep_open: file descriptors that the children inherit.
 
     Returns:
-        The reason of every failure, by the job's name.
+        The reason for every failure, by the job's name.
 
     Raises:
-        Interrupted: by a signal; no child is left.
-        RunError: a process cannot be started, or its log not be written.
+        Interrupted: by a signal; no child is left running.
+        RunError: a process cannot be started, or its log cannot be written.
     """
     environment = dict(os.environ)
     if workers > 1:
@@ -136,7 +136,7 @@ def _start(
                 stderr=subprocess.STDOUT,
                 env=environment,
                 pass_fds=keep_open,
-                # Out of the terminal's reach: Ctrl-C comes to this process, which ends its children.
+                # In its own session: Ctrl-C reaches this process alone, which then ends its children.
                 start_new_session=True,
             )
     except OSError as error:
@@ -162,14 +162,14 @@ def _failure(job: Job, code: int) -> str | None:
         return None if (job.run / SUMMARY).is_file() else f"it ended without a {SUMMARY}"
     if code < 0:
         name = next((s.name for s in signal.Signals if s == -code), str(-code))
-        hint = ", perhaps for want of memory" if name == "SIGKILL" else ""
+        hint = ", perhaps out of memory" if name == "SIGKILL" else ""
         return f"killed by {name}{hint}"
     last = last_line(job.log)
     return last.removeprefix("error: ") if last else f"exit code {code}, and it printed nothing"
 
 
 def last_line(path: Path) -> str:
-    """The last line of a text file that is not empty, "" without one."""
+    """The last non-empty line of a text file; "" if there is none."""
     with suppress(OSError), open(path, "rb") as file:
         file.seek(max(0, os.fstat(file.fileno()).st_size - _TAIL))
         lines = file.read().decode("utf-8", "replace").splitlines()
@@ -178,7 +178,7 @@ def last_line(path: Path) -> str:
 
 
 def _look(child: _Child, watcher: Watcher) -> None:
-    """Tells the watcher if the run's metrics have grown."""
+    """Notifies the watcher if the run's metrics have grown."""
     row = last_row(child.job.run)
     if row is not None and row[0] > child.step:
         child.step, numbers = row

@@ -12,7 +12,7 @@ __all__ = ["table_caption", "table_cells", "table_csv", "table_markdown"]
 
 
 def table_csv(rows: Sequence[Summary]) -> str:
-    """The table for programs: plain numbers, errors as fractions, empty where there is none."""
+    """The table for programs: plain numbers, errors as fractions, empty where there is no value."""
     file = io.StringIO()
     head = ["variant", "label", "finished", "failed", "missing"]
     head += [f"{measure}_{part}" for measure in MEASURES for part in ("mean", "se")]
@@ -35,7 +35,7 @@ def table_csv(rows: Sequence[Summary]) -> str:
 
 
 def table_cells(rows: Sequence[Summary]) -> tuple[list[str], list[list[str]]]:
-    """The table for people: its head and its rows. Columns without any number are left out."""
+    """The table for people: its head and its rows. Empty columns are left out."""
     columns: dict[str, list[str]] = {"variant": [row.label for row in rows]}
     columns["validation error"] = [_percent(row.measures["error"]) for row in rows]
     columns["paper's error"] = ["" if row.paper is None else f"{row.paper:.2%}" for row in rows]
@@ -69,13 +69,13 @@ def table_markdown(rows: Sequence[Summary], caption: str) -> str:
 
 
 def table_caption(window: int, thresholds: Sequence[float] = THRESHOLDS) -> str:
-    """What the numbers of the table are."""
+    """What the numbers in the table mean."""
     named = " or ".join(f"{threshold:.0%}" for threshold in thresholds)
     return (
         "Mean and standard error over seeds at the end of the runs. Validation error, bound (per "
         "example, with M particles; higher is better) and effective sample size (ESS): on validation "
         "data. "
-        "Updates/s: without evaluations, as the machine was then loaded. "
+        "Updates/s: without evaluations, under the machine's load at the time. "
         f"Updates to {named}: the first logged update "
         f"at which the training error, as the mean of the last {window} logged minibatches, is at most "
         "that; given only if every finished seed reached it."
@@ -98,7 +98,7 @@ def _plus_minus(mean: Mean | None, digits: int) -> str:
         return ""
     form = f".{digits}f" if abs(mean.value) < 1e5 else ".3g"
     se = "" if mean.se is None else f" ± {mean.se:{form}}"
-    # No hyphen for a minus sign.
+    # A minus sign, not a hyphen.
     return f"{mean.value:{form}}{se}".replace("-", "−")
 
 
