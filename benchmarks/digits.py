@@ -1,8 +1,8 @@
-"""How fast is training, as ratios measured in one run: ``make bench``.
+"""How fast training is, as ratios measured in one run: ``make bench``.
 
-Each row times its contestants in turn, round after round, and compares medians, so that whatever else
-the machine does falls on all of them alike. One thread, unless ``--threads`` says otherwise; where the
-next minibatch is prepared ahead, that is done by a second one.
+Each row times its candidates in turn, round after round, and compares medians, so that other load on
+the machine affects all of them equally. One thread, unless ``--threads`` says otherwise; a second one
+prepares the next minibatch where that is done ahead.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ Contestants = dict[str, Callable[[], object]]
 
 
 def medians(contestants: Contestants, rounds: int, block: int = 1) -> dict[str, float]:
-    """Median milliseconds of each, measured in turns after a few rounds to warm up.
+    """Median milliseconds of each, measured in turns after a few warm-up rounds.
 
     Args:
-        block: calls in a row that are timed as one.
+        block: consecutive calls that are timed together.
     """
     times: dict[str, list[float]] = {name: [] for name in contestants}
     for turn in range(rounds + 3):
@@ -52,7 +52,7 @@ def medians(contestants: Contestants, rounds: int, block: int = 1) -> dict[str, 
                 torch.cuda.synchronize()
             if turn >= 3:
                 times[name].append(1e3 * (time.perf_counter() - start) / block)
-            time.sleep(0.02)  # what a thread of its still prepares is not the next one's burden
+            time.sleep(0.02)  # its prefetching thread should not slow down the next candidate
     return {name: statistics.median(found) for name, found in times.items()}
 
 
@@ -72,7 +72,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=60, help="measurements of each (default: 60)")
     parser.add_argument("--threads", type=int, default=1, help="threads of torch (default: 1)")
-    parser.add_argument("--device", default="cpu", help="where all contestants compute (default: cpu)")
+    parser.add_argument("--device", default="cpu", help="where all candidates compute (default: cpu)")
     parser.add_argument("--mnist", metavar="DIR", help="place all of MNIST, not the embedded sample")
     parser.add_argument("--counts", type=int, nargs="+", default=[2, 5, 20, 50], metavar="M")
     options = parser.parse_args()
@@ -119,7 +119,7 @@ def _whole_update(rounds: int, device: torch.device, mnist: str | None) -> None:
     }
     for precision in ("highest", "medium"):
         torch.set_float32_matmul_precision(precision)
-        # In blocks, so that each finds the caches as it leaves them.
+        # In blocks, so that each finds the caches as it left them.
         found = medians(contestants, max(rounds // 2, 5), block=10)
         end = "" if precision == "highest" else ", matmul_precision medium on both sides"
         _row(f"one update of `cli.py train`{end}", found["ahead True"], "a plain loop", found["plain"])
@@ -136,7 +136,7 @@ def _whole_update(rounds: int, device: torch.device, mnist: str | None) -> None:
 
 
 def _data_share(trainer: Trainer, updates: int) -> float:
-    """How much of the time of updates goes into making their minibatches, caches as they are then."""
+    """The fraction of an update's time spent on its minibatch, with realistic caches."""
     make, spent = trainer.components.data.training_rows, 0.0
 
     def timed(*args: Any) -> object:
@@ -177,7 +177,7 @@ def _pyro_objectives(rounds: int, device: torch.device) -> None:
     graph, rws = TraceGraph_ELBO(**common), ReweightedWakeSleep(**common)
 
     def full_shape(site: dict[str, Any]) -> dict[str, Any]:
-        """TraceGraph_ELBO wants every baseline in the full shape, the first glimpse included."""
+        """TraceGraph_ELBO needs every baseline in the full shape, including the first glimpse."""
         declared = site["infer"].get("baseline")
         if declared is None:
             return {}

@@ -318,7 +318,7 @@ TABLES: dict[str, list[Bad]] = {
     ],
     "Devices and processes": [
         Bad("no such device", ("training.device=tpu",)),
-        Bad("a GPU that is not there", ("training.device=cuda:63",)),
+        Bad("a GPU that does not exist", ("training.device=cuda:63",)),
         Bad("GPUs that are not there", ("training.device=cuda", "training.devices=64")),
         Bad("a minibatch that cannot be divided", ("training.batch_size=9", "training.devices=2")),
         Bad("no processes", ("training.devices=0",)),
@@ -382,7 +382,7 @@ TABLES: dict[str, list[Bad]] = {
         Bad("half a JSON file", PHOTOS, photos("karpathy", '{"images": [')),
         Bad("JSON of another kind", PHOTOS, photos("karpathy", "[]")),
         Bad("an unknown layout", (*PHOTOS, "data.layout=kagle"), photos()),
-        Bad("a layout that is not there", (*PHOTOS, "data.layout=kaggle"), photos()),
+        Bad("a layout that does not exist", (*PHOTOS, "data.layout=kaggle"), photos()),
         Bad("features that are not computed", (*PHOTOS, *NET), photos()),
         Bad("weights without a net's state", WEIGHTS, weights({"state_dict": {}, "epoch": 3}), FEATURES),
         Bad("weights of several nets", WEIGHTS, weights({"net": STATE, "ema": STATE}), FEATURES),

@@ -238,7 +238,7 @@ def test_photos_that_have_moved_are_named(photos: Path, tmp_path: Path) -> None:
     config.write_text(config.read_text().replace(f'root = "{photos}"', f'root = "{gone}"'))
     mine = moved / "Images" / DEV[0]
     line = complaint("caption", run, mine)
-    assert f"data.root = '{gone}': not there, seen from " in line
+    assert f"data.root = '{gone}': not found, seen from " in line
     assert line.endswith(": if it is elsewhere, --set data.root=PATH")
     said = fine("caption", run, mine, "--set", f"data.root={moved}").splitlines()
     assert said[0].startswith(f"{mine}: ") and said[1:] == [f"  {run / 'captions' / mine.stem}.png"]

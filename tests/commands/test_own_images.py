@@ -48,8 +48,8 @@ def test_a_folder_in_colour(here: Path) -> None:
     assert result.exit_code == 0, result.output
     assert [line for line in result.stderr.splitlines() if line.startswith("note: ")] == [
         "note: 40 pictures of 2 classes: dark, light",
-        "note: pictures are resized to 16 x 16 pixels, with black beside those that are not "
-        "square, in colour",
+        "note: pictures are resized to 16 x 16 pixels, padded with black if they are not square, "
+        "in colour",
         "note: 32 pictures for training, 4 for validation, 4 for test: drawn from each class alike, "
         "with data.split_seed 0",
     ]
@@ -105,7 +105,7 @@ def test_the_same_photos_or_others(here: Path) -> None:
     assert json.loads(found.stdout)["examples"] == 10
     half(here / "others", ("cats", "dogs"))
     line = refusal("evaluate", "run", "--set", "data.root=others")
-    assert line.startswith("the data have changed since run began (classes not as in run/data.json)")
+    assert line.startswith("the data have changed since run was started (classes not as in run/")
 
 
 @pytest.mark.parametrize("shape", [(40, 24, 20), (40, 24, 20, 3), (40, 3, 24, 20)])
@@ -163,7 +163,7 @@ def test_look_at_digits(here: Path) -> None:
     canvas = np.pad(pixels, 6)
     Image.fromarray(canvas).save("canvas.png")
     result = call("look", "run", "one.png", "photo.png", "canvas.png", "--json")
-    assert result.stderr == "note: photo.png: dark on light: turned round\n"
+    assert result.stderr == "note: photo.png: dark on light: inverted\n"
     one, photo, whole = (each["probabilities"] for each in json.loads(result.stdout))
     assert one == pytest.approx(whole) and list(one) == [str(n) for n in range(10)]
     assert one == pytest.approx(photo, abs=0.05)

@@ -51,7 +51,7 @@ def test_a_finished_run_says_so(trained: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.chdir(trained)
     result = call("train", "--resume", "run")
     assert result.exit_code == 0
-    assert result.stderr == ("note: run is finished: to go on, set more than its training.steps = 2\n")
+    assert result.stderr == ("note: run is finished: to resume it, set more than training.steps = 2\n")
     assert result.stdout.startswith("run: 2 updates in")
 
 
@@ -68,7 +68,7 @@ def test_a_finished_run_says_so(trained: Path, monkeypatch: pytest.MonkeyPatch) 
 def test_data_that_have_moved_are_named(command: tuple[str, ...], moved: Path) -> None:
     line = one_line(call(*command), 2)
     assert line.endswith(
-        f"; data.root = 'mnist': not there, seen from {moved}: if it is elsewhere, --set data.root=PATH"
+        f"; data.root = 'mnist': not found, seen from {moved}: if it is elsewhere, --set data.root=PATH"
     )
     assert call(*command, "--set", "data.root=elsewhere").exit_code == 0
     assert RunDirectory("run").config().data.options["root"] == (
@@ -144,7 +144,8 @@ def test_a_run_is_measured_where_it_was_trained(trained: Path, monkeypatch: pyte
         assert result.exit_code == 0
         assert result.stderr.startswith("note: on the CPU, though gpu was trained on 'cuda:63': device")
         assert "note" not in call(*command, "--device", "cpu").stderr
-    assert "device 'cuda:62' is not there" in one_line(call("evaluate", "gpu", "--device", "cuda:62"), 2)
+    line = one_line(call("evaluate", "gpu", "--device", "cuda:62"), 2)
+    assert "device 'cuda:62' does not exist" in line
 
 
 @pytest.mark.filterwarnings("always:not finite")

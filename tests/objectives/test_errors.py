@@ -314,7 +314,7 @@ def test_data_plates_that_change_between_particles() -> None:
             pyro.sample("a", dist.Bernoulli(torch.tensor(0.5)))
 
     message = (
-        "particles drawn one after the other have different data plates [(3,), (5,)]: the plates that "
+        "particles drawn one after another have different data plates [(3,), (5,)]: the plates that "
         "enclose all sample sites must be the same in every run"
     )
     for make in EVERY:

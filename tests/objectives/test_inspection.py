@@ -154,7 +154,7 @@ def test_one_weight_for_all_data(make: Callable[..., Objective], vectorized: boo
     programs = (lambda: outside(False)), (lambda: outside(True))
     if objective.forms_weights:
         told_once(
-            "site 'a' lies outside of a plate that holds others, so that all data", objective, *programs
+            "site 'a' lies outside a plate that contains others, so that all data", objective, *programs
         )
     else:
         silent(objective, *programs)

@@ -22,16 +22,16 @@ from wsram_ppl.errors import RunError
     type=click.IntRange(min=1),
     default=1,
     show_default=True,
-    help="Runs at once, each in a process; with several, each on one thread.",
+    help="Runs at once, each in its own process; with several, each on one thread.",
 )
 @click.option(
     "--set",
     "overrides",
     multiple=True,
     metavar="KEY=VALUE",
-    help="Override a key of the study (steps=2000) or of every run (data.root=DIR); may be given often.",
+    help="Override a key of the study (steps=2000) or of every run (data.root=DIR); may be repeated.",
 )
-@click.option("--report-only", is_flag=True, help="Run nothing: report on what has been run.")
+@click.option("--report-only", is_flag=True, help="Run nothing; report on existing runs.")
 @click.pass_context
 def compare(
     context: click.Context,
@@ -41,11 +41,11 @@ def compare(
     overrides: tuple[str, ...],
     report_only: bool,
 ) -> None:
-    """Run what STUDY compares, a TOML file or the name of a study that is shipped, and report on it.
+    """Run the comparison in STUDY, a TOML file or the name of a shipped study, and report on it.
 
     \b
-    Each variant and seed is an ordinary run, under OUT/runs. Finished runs are not repeated: call again
-    after an interruption, or after adding variants and seeds. A run that failed is tried again.
+    Each variant and seed is an ordinary run, in OUT/runs. Finished runs are not repeated: call again
+    after an interruption, or after adding variants and seeds. A failed run is tried again.
     Writes OUT/report.html, table.csv, table.md and figures; exits with 1 if any run failed.
 
     \b
@@ -56,14 +56,14 @@ def compare(
 
     described = load_study(study, overrides)
 
-    # Slow to import: what is wrong with the study is told before.
+    # Slow to import: errors in the study are reported first.
     from wsram_ppl.studies.comparison import compare as run_study
     from wsram_ppl.studies.progress import StudyBars
     from wsram_ppl.studies.report import write_report
 
     quieten("pyro")
     quieten("matplotlib")
-    # By its path: the children import the very package that this process has, wherever they run.
+    # By its path: the children import the same package as this process, wherever they run.
     program = Path(wsram_ppl.__file__).resolve().with_name("__main__.py")
 
     def train_command(config: Path, run: Path) -> list[str]:

@@ -1,4 +1,4 @@
-"""A linear layer with what follows it in one call, large products by oneDNN."""
+"""A linear layer fused with what follows it, with large products by oneDNN."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ _WORTHWHILE = 2**21
 
 
 class Linear(nn.Linear):
-    """``nn.Linear``, with what usually follows it in the same call; see :func:`affine`.
+    """``nn.Linear`` fused with what usually follows it; see :func:`affine`.
 
     Args:
-        in_features, out_features, bias: as for ``nn.Linear``, and so are the parameters' names.
+        in_features, out_features, bias: as for ``nn.Linear``, with the same parameter names.
         relu: apply a ReLU at the end.
     """
 
@@ -50,11 +50,11 @@ def affine(
     also: tuple[Tensor, Tensor] | None = None,
     relu: bool = False,
 ) -> Tensor:
-    """input @ weight^T + bias + also[0] @ also[1]^T + plus, then a ReLU if wanted.
+    """input @ weight^T + bias + also[0] @ also[1]^T + plus, then an optional ReLU.
 
     On a CPU, ``F.linear`` in single precision calls MKL, which does not use the full vector width of
-    every processor; oneDNN, which is in torch too, does. Large enough products in plain float32 go to
-    it, and their gradients' too; all else (other types, mixed precision, devices, compiled code) is
+    every processor; oneDNN, also part of torch, does. Large enough products in plain float32, and those
+    of their gradients, use oneDNN; all else (other dtypes, mixed precision, devices, compiled code) uses
     ``F.linear``. The result is the same up to rounding.
     ``torch.backends.mkldnn.flags(enabled=False)`` turns it off.
 
@@ -63,7 +63,7 @@ def affine(
         weight: ``[outputs, inputs]``.
         bias: ``[outputs]``.
         plus: broadcastable to the result ``[..., outputs]``, or the other way round.
-        also: a second input and its weight, such as a recurrent layer has.
+        also: a second input and its weight, as in a recurrent layer.
 
     Example::
 
@@ -74,7 +74,7 @@ def affine(
         if also is not None:
             if also[0].shape[:-1] == input.shape[:-1] and _by_onednn(*also, None, None):
                 terms += also
-            else:  # the same for all particles, say
+            else:  # the same for all particles, for example
                 product = F.linear(*also)
                 plus = product if plus is None else plus + product
         found: Tensor = _Affine.apply(relu, bias, plus, *terms)
@@ -112,7 +112,7 @@ def _product(left: Tensor, right: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 class _Affine(torch.autograd.Function):
-    """The same as one node of the graph, for matrices that are worth it."""
+    """The same as one node of the autograd graph, for matrices that are large enough."""
 
     @staticmethod
     def forward(
@@ -128,7 +128,7 @@ class _Affine(torch.autograd.Function):
             larger = torch.broadcast_shapes(found.shape, plus.shape) != found.shape
             found = found + plus if larger else found.add_(plus)
         if relu:
-            found.relu_()  # not oneDNN's own, which hides what is not a number
+            found.relu_()  # not oneDNN's own, which hides NaN
         ctx.save_for_backward(found if relu else None, *terms)
         return found
 
@@ -140,7 +140,7 @@ class _Affine(torch.autograd.Function):
             grad = torch.ops.aten.threshold_backward.default(grad, found, 0)
         own = grad if grad.shape == ctx.product_shape else grad.sum_to_size(ctx.product_shape)
         own = own.reshape(-1, own.shape[-1])
-        # What is asked for to be differentiated once more has to be made of operations that can be.
+        # A gradient that will be differentiated again must consist of differentiable operations.
         differentiable = torch.is_grad_enabled()
         product = torch.matmul if differentiable else lambda a, b: _product(a, b.t())
         turned = own.t() if differentiable or not any(wanted[1::2]) else own.t().contiguous()
