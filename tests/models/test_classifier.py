@@ -619,7 +619,7 @@ def test_gaze_of_sampled_sequences() -> None:
 
 
 def test_a_scale_given_twice_is_refused() -> None:
-    with pytest.raises(InputError, match=r"scales \[2, 4, 2\] contains a scale twice: each is one choice"):
+    with pytest.raises(InputError, match=r"scales \[2, 4, 2\] contains a scale twice: each is one"):
         make_model(scales=(2, 4, 2))
 
 
