@@ -134,16 +134,18 @@ def report(problems: int, particles: int) -> str:
 INTRODUCTION = """\
 # Exact bias and variance of the control variates
 
-Total variance (the sum over the components of the gradient) of `WakeSleep`'s estimates for one datum,
-by enumeration of all tuples of particles: no sampling error. Two-step chains, 3 actions per step, the
-second step's logits depending on the first action; one observation with 10 outcomes whose logits depend
-on both. Logits are normal, with standard deviation 1 for the actions and 2 for the observation. The
-guide is (1 - s) prior + s posterior, s = 0, 1/4, 1/2, 3/4, 1. Means over {problems} problems.
+Total variance (the sum over the components of the gradient) of `WakeSleep`'s estimates for one
+datum, by enumeration of all tuples of particles: no sampling error. Two-step chains, 3 actions per
+step, the second step's logits depending on the first action; one observation with 10 outcomes whose
+logits depend on both. Logits are normal, with standard deviation 1 for the actions and 2 for the
+observation. The guide is (1 - s) prior + s posterior, s = 0, 1/4, 1/2, 3/4, 1. Means over {problems}
+problems.
 
 * "none" to "unnormalized": the options of `control_variate`, unchanged.
 * "adaptive", "learned": at the least-squares coefficients that their running estimates and networks
   converge to when fitted for this one datum. In training they are shared between data.
-* "best": the coefficients that minimise the variance in the table instead, which no estimator knows.
+* "best": the coefficients that minimise the variance in the table instead, which no estimator
+  knows.
 * All but "self-normalized" have the same expectation (its squared bias is the column after it).
 
 `{command}` ({seconds:.0f} s on one core)

@@ -113,9 +113,9 @@ class ExperimentConfig:
         if steps and wanted and steps != wanted:
             scheduled = " and ".join(self.scheduled())
             differing.append(
-                f"training.steps {steps}, not {wanted}, and {scheduled} scheduled over them: with "
-                f"training.schedule_steps={steps} as well they stay at their last values from there "
-                "on, and past updates what they were"
+                f"training.steps {steps}, not {wanted}, with {scheduled} scheduled over them: set "
+                f"training.schedule_steps={steps} too, so that past updates are unchanged and "
+                "schedules then stay at their last values"
             )
         return _joined(differing)
 
