@@ -68,7 +68,7 @@ def test_where_schedules_would_change_the_past_there_is_a_choice_to_make(tmp_pat
     run = RunDirectory(tmp_path / "run")
     train(make_config(), run)
     message = (
-        r"training.steps 8, not 12, and model.location_std and exploration.entropy and "
+        r"training.steps 8, not 12, with model.location_std and exploration.entropy and "
         r"training.learning_rate scheduled over them: set training.schedule_steps=8 too, so that past"
     )
     with pytest.raises(InputError, match=message):
