@@ -440,7 +440,7 @@ def dreaming(observations: Any = None) -> None:
             model,
             guide,
             "insomnia < 1 needs a guide with a keyword argument 'observations' (a dict from observed "
-            "site to the value to infer from), to be shown the model's fantasies",
+            "site to the value to infer from), for training on the model's fantasies",
         ),
         (
             with_bonus,

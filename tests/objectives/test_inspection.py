@@ -170,7 +170,7 @@ def test_an_observed_site_outside() -> None:
             pyro.factor("penalty", torch.tensor(-1.0))
 
     told_once(
-        "site 'penalty' lies outside of a plate",
+        "site 'penalty' lies outside a plate",
         ImportanceBound(3),
         lambda: program(False),
         lambda: program(True),

@@ -3,7 +3,7 @@
 The folder of a study holds::
 
     runs/VARIANT/seed-N/            run directories (:mod:`wsram_ppl.runs.directory`)
-search/VARIANT/CANDIDATE/       run directories of the search's trials
+    search/VARIANT/CANDIDATE/       run directories of the search's trials
     configs/, logs/                 each run's config and its output, under the same names
     interrupted/                    unfinished runs, moved away when the config has changed
     calls.json                      when and how the study was worked on

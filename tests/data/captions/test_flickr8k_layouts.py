@@ -250,7 +250,7 @@ def test_a_second_downloads_name(tmp_path: Path, layout: str) -> None:
     (folder / "2258277193_586949ec62.jpg.1").rename(folder / "2258277193_586949ec62.jpg")
     data = read_flickr8k(tmp_path)
     assert data.notices == (
-        f"{CAPTION_FILES[layout]}: 2 captions are of NAME.jpg.1 and the like: taken as NAME.jpg",
+        f"{CAPTION_FILES[layout]}: 2 captions are of NAME.jpg.1 or similar: taken as NAME.jpg",
     )
     (photo,) = [photo for photo in data.photos if photo.name.startswith("2258")]
     assert photo == Photo(

@@ -361,11 +361,11 @@ def test_cpu_and_gpu_give_the_same_batches() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"scale": (1.6, 0.6)}, "scale must be the least and the greatest factor"),
-        ({"scale": (0.0, 1.0)}, "0 < least <= greatest"),
-        ({"scale": (-1.0, 1.0)}, "0 < least <= greatest"),
-        ({"scale": (1.0, float("inf"))}, "0 < least <= greatest"),
-        ({"scale": (float("nan"), 1.0)}, "0 < least <= greatest"),
+        ({"scale": (1.6, 0.6)}, "scale must be the smallest and the largest factor"),
+        ({"scale": (0.0, 1.0)}, "0 < smallest <= largest"),
+        ({"scale": (-1.0, 1.0)}, "0 < smallest <= largest"),
+        ({"scale": (1.0, float("inf"))}, "0 < smallest <= largest"),
+        ({"scale": (float("nan"), 1.0)}, "0 < smallest <= largest"),
         ({"scale": (1.0,)}, "scale must be two numbers, such as"),
         ({"scale": (1.0, 2.0, 3.0)}, "scale must be two numbers"),
         ({"scale": 1.0}, "scale must be two numbers"),
