@@ -23,7 +23,7 @@ from wsram_ppl.config import ExperimentConfig, build, load_config
 from wsram_ppl.errors import InputError, RunError
 from wsram_ppl.objectives import ImportanceBound, Objective, VariationalBound, WakeSleep
 from wsram_ppl.primitives.distributions import Categorical
-from wsram_ppl.primitives.handlers import pyro_settings
+from wsram_ppl.primitives.handlers import ParticlePlate, pyro_settings
 from wsram_ppl.runs.directory import RunDirectory
 from wsram_ppl.testing import ForceSamples
 from wsram_ppl.training import cuda_graph as recording
@@ -34,6 +34,8 @@ from wsram_ppl.training.trainer import Trainer
 pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"),
     pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype"),
+    # What the compiler imports warns of itself on some versions of Python.
+    pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning"),
 ]
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -202,6 +204,36 @@ def test_a_replayed_captioner_is_bit_equal(location: str, monkeypatch: pytest.Mo
     check_replay(load_config(SCENES, [*overrides, RECORDED]), monkeypatch)
 
 
+COMPILED = "training.compile=true"
+#: Few operations, since each is compiled.
+BRIEFLY = ["model.num_glimpses=1", "model.hidden=16", "training.steps=20"]
+
+
+@pytest.mark.parametrize("name", ["wake-sleep adaptive", "wake-sleep learned", "importance"])
+def test_a_compiled_update_is_the_usual_one_to_rounding(name: str) -> None:
+    """In double precision: the same draws, weights, running means and statistics."""
+    objective, option = OBJECTIVES[name]
+    exact = ["training.precision=64-true", *([option] if option else [])]
+    found = []
+    for more in ([], [COMPILED], [COMPILED, RECORDED]):
+        config = load_config(DIGITS, [*SMALL, *BRIEFLY, *exact, *more], objective=objective)
+        found.append(state_after(Trainer.start(config), 7))
+    usual, *others = found
+    for other in others:
+        assert other.keys() == usual.keys()
+        for key, value in usual.items():
+            torch.testing.assert_close(other[key], value, rtol=1e-6, atol=1e-8, msg=key)
+
+
+@pytest.mark.parametrize("name", ["wake-sleep adaptive", "variational site"])
+def test_a_replayed_compiled_update_is_bit_equal_and_does_not_wait(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    objective, option = OBJECTIVES[name]
+    overrides = [*SMALL, *BRIEFLY, COMPILED, RECORDED, *([option] if option else [])]
+    check_updates(check_replay(load_config(DIGITS, overrides, objective=objective), monkeypatch))
+
+
 def test_each_shape_has_a_recording() -> None:
     """They share memory, and take turns without disturbing each other."""
     weight = torch.ones(3, device="cuda")
@@ -263,9 +295,8 @@ def test_what_cannot_be_recorded_is_refused(model: type, reason: str) -> None:
 
 def draws_of(objective: Objective, parts: Any, batch: tuple[Tensor, ...]) -> dict[str, Tensor]:
     """The values of all latent sites, as the guide draws them for all particles."""
-    with poutine.trace() as tracer:
-        objective._all_particles(parts.guide)(*batch)
-    nodes: Any = tracer.trace.nodes
+    plate = ParticlePlate(objective.num_particles, -int(objective.max_plate_nesting))
+    nodes: Any = poutine.trace(plate(parts.guide)).get_trace(*batch).nodes
     return {
         name: site["value"]
         for name, site in nodes.items()
@@ -321,10 +352,12 @@ def test_choices_are_drawn_with_their_probabilities() -> None:
 # A run there.
 
 
-@pytest.mark.parametrize("recorded", ["false", "true"])
-def test_a_run_can_be_resumed_bit_by_bit(tmp_path: Path, recorded: str) -> None:
+@pytest.mark.parametrize(
+    "how", [[], [RECORDED], [RECORDED, COMPILED, *BRIEFLY]], ids=["usual", "recorded", "compiled"]
+)
+def test_a_run_can_be_resumed_bit_by_bit(tmp_path: Path, how: list[str]) -> None:
     """Also a thread's minibatches, and cuBLAS, give the same numbers each time."""
-    config = load_config(DIGITS, [*SMALL, *BRIEF, f"training.cuda_graph={recorded}"])
+    config = load_config(DIGITS, [*SMALL, *BRIEF, *how])
     whole, run = Trainer.start(config), RunDirectory(tmp_path / "run")
     for _ in range(12):
         whole.update()
@@ -366,9 +399,11 @@ def test_divergence_is_told_and_the_process_lives(tmp_path: Path) -> None:
     assert torch.ones(2, device="cuda").sum().item() == 2.0
 
 
-@pytest.mark.parametrize("recorded", ["false", "true"])
-def test_memory_stays_constant(recorded: str) -> None:
-    trainer = Trainer.start(load_config(DIGITS, [*SMALL, f"training.cuda_graph={recorded}"]))
+@pytest.mark.parametrize(
+    "how", [[], [RECORDED], [RECORDED, COMPILED, *BRIEFLY]], ids=["usual", "recorded", "compiled"]
+)
+def test_memory_stays_constant(how: list[str]) -> None:
+    trainer = Trainer.start(load_config(DIGITS, [*SMALL, *how]))
     gc.collect()  # recordings of other tests
     used = []
     for _ in range(4):

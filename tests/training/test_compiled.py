@@ -211,8 +211,8 @@ def test_the_captioner_has_a_graph_for_each_length(traced: list[Any]) -> None:
         for compiling in ("false", "true")
     )
     check_same(usual, other, tolerance=1e-12, updates=2)
-    assert isinstance(other._recorded, CompiledStep)
-    assert len(other._recorded._compiled) == len(traced)
+    assert isinstance(other._compute, CompiledStep)
+    assert len(other._compute._compiled) == len(traced)
 
 
 # What is in the graph, and what is not.
@@ -353,11 +353,15 @@ def test_what_a_compiler_cannot_do_is_refused(monkeypatch: pytest.MonkeyPatch) -
         make_step(lambda x: 2 * x)(torch.ones(3))
 
 
-def test_what_excludes_compiling_is_told() -> None:
+def test_what_excludes_compiling_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     training = make_config(COMPILED).training
-    check_compilable(training, 1)
+    check_compilable(training, torch.device("cpu"), 1)
     with pytest.raises(InputError, match=r"compile: .*; use devices = 1, or compile = false"):
-        check_compilable(training, 2)
+        check_compilable(training, torch.device("cpu"), 2)
+    monkeypatch.setattr("torch.utils._triton.has_triton_package", lambda: False)
+    check_compilable(training, torch.device("cpu"), 1)
+    with pytest.raises(InputError, match=r"needs Triton, .*; pip install triton, or compile = false"):
+        check_compilable(training, torch.device("cuda"), 1)
     with pytest.raises(InputError, match=r"compile: .*; set validate = false, or compile = false"):
         Trainer.start(make_config(COMPILED, "training.validate=true"))
     with (

@@ -143,25 +143,33 @@ def compile_graph(graph: GraphModule, inputs: list[Any]) -> Callable[..., Any]:
     """The compiled graph, for inputs of the types and shapes of these."""
     from torch import _inductor  # takes a second
 
+    from wsram_ppl.training.merging import MergeSums
+
     # Draws come from torch's generators, as in the graph.
-    options = {"fallback_random": True}
+    options: dict[str, Any] = {"fallback_random": True}
+    if any(isinstance(x, Tensor) and x.is_cuda for x in inputs):
+        # Fewer launches: small operations that are independent share one.
+        options |= {"combo_kernels": True, "post_grad_custom_pre_pass": MergeSums()}
     program: Callable[..., Any] = _inductor.compile(graph, inputs, options=options)
     return program
 
 
-def check_compilable(training: TrainingSettings, processes: int) -> None:
+def check_compilable(training: TrainingSettings, device: torch.device, processes: int) -> None:
     """Checks that an update can be compiled, as far as possible without running it.
 
     Raises:
         InputError: it cannot.
     """
     from torch._inductor.cpp_builder import get_cpp_compiler  # takes a second
+    from torch.utils._triton import has_triton_package
 
     obstacle = ""
     if processes > 1:
         obstacle = "communication between processes cannot be compiled; use devices = 1"
     elif training.validate_sites:
         obstacle = "an update with validation cannot be compiled; set validate = false"
+    elif device.type == "cuda" and not has_triton_package():
+        obstacle = "on a GPU it needs Triton, which is not installed; pip install triton"
     else:
         try:
             get_cpp_compiler()

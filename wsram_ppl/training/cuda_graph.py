@@ -126,8 +126,8 @@ def check_recordable(training: TrainingSettings, device: torch.device, processes
         obstacle = f"device '{device.type}' cannot record; use device = 'cuda'"
     elif processes > 1:
         obstacle = "communication between processes cannot be recorded; use devices = 1"
-    elif training.compile or training.validate_sites:
-        obstacle = "a compiled or validated update cannot be recorded; set compile and validate = false"
+    elif training.validate_sites:
+        obstacle = "an update with validation cannot be recorded; set validate = false"
     if obstacle:
         raise InputError(f"training.cuda_graph: {obstacle}, or cuda_graph = false")
 

@@ -74,10 +74,11 @@ class Clipping:
     ) -> None:
         groups = parameter_groups(model, guide).values()
         followed = {id(p) for group in groups for p in group}
-        self._parts = [
+        parts = (
             [p for p in parameters if id(p) in followed],
             [p for p in parameters if id(p) not in followed],
-        ]
+        )
+        self._parts = [part for part in parts if part]
         self._largest = largest or math.inf
 
     def __call__(self, finite: Tensor) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -64,7 +64,7 @@ class Trainer:
         if training.cuda_graph:
             check_recordable(training, device, self.shard.count)
         if training.compile:
-            check_compilable(training, self.shard.count)
+            check_compilable(training, device, self.shard.count)
         self._take_objective()
         self.optimizer = make_optimizer(training, parts.model, parts.guide, device)
         self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
@@ -77,12 +77,11 @@ class Trainer:
             self.copy_from_first()
         self._finite = torch.ones((), dtype=torch.bool, device=device)
         self.minibatches = Minibatches(parts, self.config.data.name, training, self.shard)
-        self._recorded: CudaGraphStep[_Computed] | CompiledStep[_Computed] | None = None
-        if training.cuda_graph:
-            self._recorded = CudaGraphStep(self._whole_update, self.minibatches.settle)
-        elif training.compile:
-            state = TrainingState(parts)
-            self._recorded = CompiledStep(self._computed, state, self.minibatches.settle)
+        settle = self.minibatches.settle
+        self._compute: Callable[..., _Computed] = self._computed
+        if training.compile:
+            self._compute = CompiledStep(self._computed, TrainingState(parts), settle)
+        self._recorded = CudaGraphStep(self._whole_update, settle) if training.cuda_graph else None
         self._buffers = {
             (part, name): dict(getattr(parts, part).named_buffers())[name]
             for part, name in parts.scheduled
@@ -202,12 +201,12 @@ class Trainer:
         batch, ready = self.minibatches(self.step)
         self.seed(Stream.SAMPLES)
         with self.explained(batch, self.step + 1):
-            if self._recorded is None:
-                self._gradients(ready, signal)
+            if self._recorded is not None:
+                self._take(self._recorded(*batch))
+            elif self.training.compile:
+                self._take(self._compute(*batch))
             else:
-                gradients, self.components.objective.statistics = self._recorded(*batch)
-                for parameter, gradient in zip(self.parameters, gradients, strict=True):
-                    parameter.grad = gradient
+                self._gradients(ready, signal)
         if check:
             self.check(batch)
         if not self.training.cuda_graph:
@@ -230,7 +229,7 @@ class Trainer:
         self._clip(self._finite)
 
     def _computed(self, *batch: Tensor) -> _Computed:
-        """What an update computes before its step, to be compiled."""
+        """What an update computes before its step; may be compiled."""
         with torch.no_grad():
             ready = prepared(self.components.model, batch)
         self._gradients(ready)
@@ -238,9 +237,16 @@ class Trainer:
 
     def _whole_update(self, *batch: Tensor) -> _Computed:
         """All that an update computes on the device, to be recorded; returns what is read later."""
-        found = self._computed(*batch)
+        found = self._compute(*batch)
+        self._take(found)
         self.optimizer.step()
         return found
+
+    def _take(self, computed: _Computed) -> None:
+        """Stores what was computed, perhaps outside Python, where the components look for it."""
+        gradients, self.components.objective.statistics = computed
+        for parameter, gradient in zip(self.parameters, gradients, strict=True):
+            parameter.grad = gradient
 
     # If something is not finite.
 

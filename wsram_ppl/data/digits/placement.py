@@ -46,7 +46,7 @@ def place(images: Tensor, placements: Tensor, canvas: int) -> Tensor:
     the resized image are 0.
 
     Args:
-        images: [B, h, w], uint8 (0..255), or in 0..1 with the dtype of ``placements``.
+        images: [B, n, n], uint8 (0..255), or in 0..1 with the dtype of ``placements``.
         placements: [3, B]: factor, left, top, in canvas pixels; see :func:`draw_placements`.
         canvas: side of the square canvas, in pixels.
 
@@ -56,11 +56,10 @@ def place(images: Tensor, placements: Tensor, canvas: int) -> Tensor:
     with _no_autocast(images.device.type):
         if images.dtype == torch.uint8:
             images = images.to(placements.dtype).mul_(1 / 255)
-        factor, left, top = placements
-        columns = _weights(factor, left, images.shape[-1], canvas)
-        rows = _weights(factor, top, images.shape[-2], canvas)
+        columns, rows = _weights(placements[0], placements[1:], images.shape[-1], canvas)
         # Rounding can push a white pixel above 1.
-        return (rows.mT @ (images @ columns)).clamp_(0.0, 1.0)
+        placed: Tensor = rows.mT @ (images @ columns)
+        return placed.clamp_(0.0, 1.0)
 
 
 def _no_autocast(device_type: str) -> AbstractContextManager[Any]:
@@ -74,20 +73,27 @@ def _no_autocast(device_type: str) -> AbstractContextManager[Any]:
     return torch.autocast(device_type, enabled=False)
 
 
-def _weights(factor: Tensor, start: Tensor, size: int, canvas: int) -> Tensor:
-    """The weight of each of ``size`` pixels in each canvas pixel: [B, size, canvas].
+def _weights(factor: Tensor, starts: Tensor, size: int, canvas: int) -> Tensor:
+    """The weight of each of ``size`` pixels in each canvas pixel.
 
     The weight is the triangle 1 - |u - j| / width at the distance of the canvas pixel's centre u
     from the pixel's centre j, both in image pixels, with width = max(1, 1 / factor).
+
+    Args:
+        factor: [B].
+        starts: [2, B], of columns and rows.
+
+    Returns:
+        [2, B, size, canvas].
     """
-    factor, start = factor[:, None], start[:, None]
+    factor, starts = factor[:, None], starts[..., None]
     width = (1 / factor).clamp(min=1.0)
     centre = torch.arange(canvas, device=factor.device, dtype=factor.dtype) + 0.5
     pixel = torch.arange(size, device=factor.device, dtype=factor.dtype) + 0.5
-    u = (centre - start) / factor
-    distance = (u / width)[:, None, :] - (pixel / width)[:, :, None]
+    u = (centre - starts) / factor
+    distance = (u / width)[..., None, :] - (pixel / width)[..., None]
     triangle = distance.abs_().neg_().add_(1.0).clamp_(min=0.0)
     # A centre inside the image is within one width of a pixel's centre, so its sum is not 0.
     total = triangle.sum(-2).clamp_(min=torch.finfo(factor.dtype).tiny)
     inside = (u > 0) & (u < size)
-    return triangle.mul_((inside / total)[:, None, :])
+    return triangle.mul_((inside / total)[..., None, :])
