@@ -34,8 +34,6 @@ from wsram_ppl.training.trainer import Trainer
 pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"),
     pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype"),
-    # What the compiler imports warns of itself on some versions of Python.
-    pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning"),
 ]
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -28,6 +28,7 @@ MODULES = {
     "pillow": "PIL",
     "tomli-w": "tomli_w",
     "lightning-fabric": "lightning_fabric",
+    "mlflow-skinny": "mlflow",
 }
 
 

@@ -58,7 +58,7 @@ class WorkerExit(RunError):
         self.exit_code = exit_code
 
 
-def exit_code(error: Exception) -> int:
+def exit_code(error: BaseException) -> int:
     """The exit code of the command line."""
     if isinstance(error, (Interrupted, WorkerExit)):
         return error.exit_code

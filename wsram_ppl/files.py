@@ -10,10 +10,10 @@ import os
 import sys
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from wsram_ppl.errors import InputError, RunError, one_line
 
@@ -116,6 +116,30 @@ def write_atomically(path: Path, content: bytes) -> None:
         raise RunError(f"cannot write {path}: {error.strerror}") from error
 
 
+def lock(file: IO[bytes], *, wait: bool = False) -> bool | None:
+    """Locks an open file for this process and every child that inherits it, until all have closed it.
+
+    Args:
+        wait: whether to wait for another process that holds the lock.
+
+    Returns:
+        Whether it is locked now; None on Windows, and in a file system without locks.
+    """
+    if sys.platform == "win32":
+        return None
+    import fcntl
+
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno in (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK):
+            return None
+        raise
+    return True
+
+
 @contextmanager
 def locked(path: Path, busy: str) -> Iterator[int]:
     """Keeps other processes out until this one and every child that inherits the lock have ended.
@@ -133,25 +157,43 @@ def locked(path: Path, busy: str) -> Iterator[int]:
     Raises:
         RunError: another process holds the lock, or the file cannot be written.
     """
-    if sys.platform == "win32":
-        yield -1
-        return
-    import fcntl
+    with _opened(path) as file:
+        free = _lock(file, path)
+        if free is False:
+            raise RunError(busy)
+        if free is None and sys.platform != "win32":
+            warnings.warn(
+                f"the file system of {path.parent} has no locks: make sure that no other process "
+                "works there",
+                stacklevel=3,
+            )
+        yield file.fileno() if free else -1
 
-    with ExitStack() as stack:
-        try:
-            file = stack.enter_context(open(path, "ab"))
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise RunError(busy) from None
-        except OSError as error:
-            if error.errno in (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK):
-                warnings.warn(
-                    f"the file system of {path.parent} has no locks: make sure that no other process "
-                    "works there",
-                    stacklevel=3,
-                )
-                yield -1
-                return
-            raise RunError(f"cannot write to {path.parent}: {error.strerror}") from error
-        yield file.fileno()
+
+@contextmanager
+def turn(path: Path) -> Iterator[None]:
+    """Waits until no other process has its turn, as far as the file system has locks.
+
+    Args:
+        path: the lock's file, created if necessary.
+
+    Raises:
+        RunError: the file cannot be written.
+    """
+    with _opened(path) as file:
+        _lock(file, path, wait=True)
+        yield
+
+
+def _opened(path: Path) -> IO[bytes]:
+    try:
+        return open(path, "ab")
+    except OSError as error:
+        raise RunError(f"cannot write to {path.parent}: {error.strerror}") from error
+
+
+def _lock(file: IO[bytes], path: Path, wait: bool = False) -> bool | None:
+    try:
+        return lock(file, wait=wait)
+    except OSError as error:
+        raise RunError(f"cannot write to {path.parent}: {error.strerror}") from error

@@ -291,6 +291,8 @@ TABLES: dict[str, list[Bad]] = {
         Bad("a schedule without an end", ("training.learning_rate={start=1.0}",)),
         Bad("an empty list", ("model.scales=[]",)),
         Bad("a choice given twice", ("model.scales=[1,1]",)),
+        Bad("a tracker that there is not", ('training.loggers=["tensorbord"]',)),
+        Bad("a tracker twice", ('training.loggers=["wandb", "wandb"]',)),
         Bad("half a list", ("model.scales=[1",)),
         Bad("an override without a key", ("steps",)),
         Bad("an option that does not exist", more=("--bogus",)),

@@ -6,6 +6,8 @@ import json
 import re
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,8 +16,8 @@ from PIL import Image
 from tests.commands.test_cli import TINY, call
 from tests.data.images.pictures import half, write
 from tests.training.test_extension import assert_same_weights
-from wsram_ppl.commands import pictures
 from wsram_ppl.runs.directory import RunDirectory
+from wsram_ppl.training.reading import some_of_each_class
 
 SMALL = ("--examples", "4", "--particles", "2", "--samples", "2")
 TRAIN = ("train", "tiny.toml", "--set", "training.steps=6", "--set", "training.checkpoint_every=1")
@@ -194,8 +196,11 @@ def test_glimpses_of_each_class_alike_and_of_sampled_sequences(here: Path) -> No
         with Image.open("some.png") as some:
             assert some.width < four.width and some.height > 3 * four.height
     _, parts, _ = RunDirectory("run").load()
-    (batch,) = parts.data.evaluation_batches(12)
     for count in (2, 4, 6):
-        labels = pictures._of_each_class(batch, count)[1]
+        _, labels = some_of_each_class(parts.data, "folder", count)
         assert labels.bincount().tolist() == [count // 2, count // 2]
-    assert pictures._of_each_class((batch[0],), 3)[0].equal(batch[0][:3])
+    (batch,) = parts.data.evaluation_batches(12)
+
+    unlabelled: Any = SimpleNamespace(evaluation_batches=lambda size, limit: iter([(batch[0],)]))
+    (images,) = some_of_each_class(unlabelled, "own", 3)
+    assert images.equal(batch[0][:3])

@@ -348,9 +348,10 @@ def test_the_written_config_has_every_option() -> None:
 @pytest.mark.parametrize(
     "same",
     ["training.device=cuda", "training.devices=2", "training.num_nodes=2",
-     "training.threads=3", "training.log_every=1", "training.eval_every=0",
-     "training.eval_examples=5", "training.eval_samples=9", "training.checkpoint_every=7",
-     "model.hidden=8", "model.width=1", "model.location_std={start=0.25,end=0.25}"],
+     "training.threads=3", "training.loggers=['mlflow']", "training.log_every=1",
+     "training.eval_every=0", "training.eval_examples=5", "training.eval_samples=9",
+     "training.checkpoint_every=7", "model.hidden=8", "model.width=1",
+     "model.location_std={start=0.25,end=0.25}"],
 )  # fmt: skip
 def test_fingerprint_stays(same: str) -> None:
     assert config(same).fingerprint() == config().fingerprint()

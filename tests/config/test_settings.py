@@ -33,6 +33,6 @@ def test_devices(device: str) -> None:
 def test_what_does_not_change_the_weights() -> None:
     assert IMMATERIAL == (
         "steps", "schedule_steps", "log_every", "eval_every", "eval_examples", "eval_samples",
-        "checkpoint_every", "probe_every", "probe_repeats", "device", "devices", "num_nodes", "threads",
-        "prefetch",
+        "checkpoint_every", "probe_every", "probe_repeats", "loggers", "device", "devices", "num_nodes",
+        "threads", "prefetch",
     )  # fmt: skip

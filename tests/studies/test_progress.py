@@ -8,7 +8,7 @@ import pytest
 
 from tests.training.test_progress import Clock, clock, told
 from wsram_ppl.runs.metrics import METRICS
-from wsram_ppl.studies.executors import Job
+from wsram_ppl.studies.executors.jobs import Job
 from wsram_ppl.studies.progress import StudyBars
 
 __all__ = ["clock"]
@@ -70,4 +70,16 @@ def test_a_line_every_tenth(clock: Clock, tmp_path: Path, capsys: pytest.Capture
     ]
     assert [line.partition(" finished")[0] for line in out.splitlines()] == [
         "[1/3] a", "[2/3] b failed: it is broken", "[3/3] c",
+    ]  # fmt: skip
+
+
+def test_what_has_ended_elsewhere(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of another process at work on the study, this one sees only the end."""
+    jobs = [make_job(tmp_path, "a"), make_job(tmp_path, "b")]
+    with StudyBars() as bars:
+        bars.planned(jobs)
+        bars.ended(jobs[0], None)
+        bars.ended(jobs[1], "it is broken")
+    assert capsys.readouterr().out.splitlines() == [
+        "[1/2] a finished elsewhere", "[2/2] b failed: it is broken",
     ]  # fmt: skip

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from subprocess import CompletedProcess
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from click.testing import CliRunner
@@ -26,8 +26,20 @@ from cli import main
 from tests.studies.tiny_study import BASE, ROOT, cli, finished_study, write_study
 from wsram_ppl.errors import InputError, Interrupted, RunError
 from wsram_ppl.studies.comparison import Comparison, compare
-from wsram_ppl.studies.definition import Study, _inline, _merged, load_study
-from wsram_ppl.studies.executors import Job
+from wsram_ppl.studies.definition import (
+    Candidate,
+    Figure,
+    Metric,
+    Search,
+    Study,
+    Variant,
+    _File,
+    _inline,
+    _merged,
+    load_study,
+)
+from wsram_ppl.studies.executors.jobs import Job
+from wsram_ppl.studies.executors.local import LocalExecutor
 
 
 def study(folder: Path, text: str, overrides: Sequence[str] = (), base: str = BASE) -> Study:
@@ -139,7 +151,15 @@ def test_the_studies_keys_can_be_set(tmp_path: Path) -> None:
         (TWO.replace("= 5", "= 0"), r"steps = 0: should be greater than 0"),
         (TWO.replace("= 5", "= true"), r"steps = true"),
         ("figures = ['eror']\n" + TWO, r"figures\[0\] = 'eror': .*; did you mean 'error'\?"),
-        (TWO + "paper = 1.62", r"variant 'b'.paper = 1.62: should be a fraction in \[0, 1\], such as"),
+        ("reference = 'c'\n" + TWO, r"reference = 'c': no such variant; there are a, b"),
+        (
+            "reference = 'q_prior'\n" + TWO.replace('"b"', '"q-prior"'),
+            r"reference = 'q_prior': no such variant; did you mean 'q-prior'\? there are a, q-prior",
+        ),
+        (
+            TWO + "paper = 1.62",
+            r"variant 'b'.paper = 1.62: should be a fraction in \[0, 1\], such as 0.0162",
+        ),
         (TWO + "training.seed = 3", r"variant 'b'.training.seed: the study's own 'seeds' set it"),
         (TWO + "[set.training]\nsteps = 3", r"set.training.steps: the study's own 'steps' sets it"),
         (TWO + '[set.objective]\nname = "wake-slep"', r"variant 'a': .*did you mean 'wake-sleep'\?"),
@@ -192,6 +212,7 @@ def test_a_wrong_study_is_refused_in_one_line(tmp_path: Path, text: str, message
         ("model.hiden=3", "variant 'a': unknown key model.hiden; did you mean 'hidden'"),
         ("figues=[]", "unknown key figues; did you mean 'figures'"),
         ("steps=many", "steps = 'many'"),
+        ("reference=c", "reference = 'c': no such variant; there are a, b"),
     ],
 )
 def test_a_wrong_override_is_refused_in_one_line(tmp_path: Path, override: str, message: str) -> None:
@@ -201,6 +222,20 @@ def test_a_wrong_override_is_refused_in_one_line(tmp_path: Path, override: str, 
 def test_a_wrong_base_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"base 'base.toml': unknown key training.stps; did you mean"):
         study(tmp_path, TWO, base=BASE + "stps = 3")
+
+
+def test_every_key_of_a_study_is_documented() -> None:
+    text = (ROOT / "docs" / "studies.md").read_text()
+    written = set(re.findall(r"`([a-z_]+)`", text))
+    for table in (_File, Variant, Search, Candidate):
+        assert set(table.model_fields) <= written, table
+    assert set(get_args(Figure)) <= written
+    assert all(f'`"{metric}"`' in text for metric in get_args(Metric))
+    # With their defaults.
+    for name, field in (_File.model_fields | Search.model_fields).items():
+        if isinstance(field.default, int | str | tuple) and (field.default or name == "seed"):
+            shown = json.dumps(field.default)
+            assert f"| `{shown}` |" in text, name
 
 
 @pytest.mark.parametrize("name", ["table1", "seeds", "figure2", "figure3", "beyond"])
@@ -299,6 +334,10 @@ if hidden == 5:
     time.sleep(600)
 if hidden == 6:
     time.sleep(1)
+if hidden == 9:
+    while not trace.with_name("go").exists():
+        time.sleep(0.05)
+    sys.exit("error: it is too slow")
 threads = os.environ.get("OMP_NUM_THREADS")
 summary = {"error": abs(rate - 0.004) * 100, "bound": rate, "ess": 2.0, "particles": 3}
 if hidden == 7:
@@ -314,12 +353,14 @@ class Recorder:
 
     def __init__(self) -> None:
         self.notes: list[str] = []
+        self.forecasts: list[str] = []
         self.events: list[tuple[str, str]] = []
         self.numbers: dict[str, tuple[int, Mapping[str, float]]] = {}
         self.most = 0
 
     def noted(self, text: str) -> None:
-        self.notes.append(text)
+        plan = re.match(r"\d+ (run|trial)s? of |timing ", text)
+        (self.forecasts if plan else self.notes).append(text)
 
     def planned(self, jobs: Sequence[Job]) -> None:
         self.events.append(("planned", str(len(jobs))))
@@ -363,7 +404,13 @@ class Bench:
         loaded = study(self.folder, text, overrides)
         self.watcher = Recorder()
         return compare(
-            loaded, self.out, self.command, self.watcher, jobs=jobs, run_missing=run_missing, call="here"
+            loaded,
+            self.out,
+            self.command,
+            self.watcher,
+            executor=LocalExecutor(jobs),
+            run_missing=run_missing,
+            call="here",
         )
 
     def trained(self) -> list[str]:
@@ -492,7 +539,7 @@ def test_more_steps_extend_what_is_finished(bench: Bench) -> None:
 def test_how_often_was_measured_is_no_other_config(bench: Bench) -> None:
     bench.run(TWO)
     bench.trained()
-    bench.run(TWO, ["training.probe_every=2", "training.threads=1"])
+    bench.run(TWO, ["training.probe_every=2", "training.threads=1", "training.loggers=[]"])
     assert bench.trained() == []
     assert "runs/a/seed-0 is kept, though it was run with training.probe_every 0, not 2" in (
         bench.watcher.notes
@@ -688,34 +735,6 @@ def processes_of(out: Path) -> Iterator[int]:
                 yield int(entry.parent.name)
         except OSError:
             continue
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="the folder is not locked on Windows")
-def test_two_cannot_work_in_one_folder(bench: Bench) -> None:
-    import fcntl
-
-    bench.out.mkdir()
-    with open(bench.out / "lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        with pytest.raises(RunError, match="another compare, or a run that one left behind, is working"):
-            bench.run(TWO)
-        bench.run(TWO, run_missing=False)  # to look is allowed
-    bench.run(TWO)
-
-
-def test_the_children_hold_the_lock(bench: Bench) -> None:
-    """Should the parent be killed, its children go on: nobody may move what they write."""
-    (bench.folder / "trainer.py").write_text(
-        TRAINER + "\nimport fcntl\nlock = open(run.parents[2] / 'lock')\n"
-        "try:\n    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)\n    sys.exit('error: not locked')\n"
-        "except OSError:\n    pass\n"
-        "inodes = {os.fstat(int(fd)).st_ino for fd in os.listdir('/proc/self/fd') "
-        "if int(fd) != lock.fileno() and os.path.exists(f'/proc/self/fd/{fd}')}\n"
-        "if os.fstat(lock.fileno()).st_ino not in inodes:\n    sys.exit('error: not inherited')\n"
-    )
-    if not Path("/proc/self/fd").exists():
-        pytest.skip("needs /proc to look at open files")
-    assert [run.failure for run in bench.run(TWO).runs] == [None] * 4
 
 
 def test_a_folder_that_cannot_be_made(bench: Bench) -> None:

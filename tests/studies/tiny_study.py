@@ -32,7 +32,8 @@ base = "base.toml"
 seeds = [0, 3]
 steps = 12
 smoothing = 3
-figures = ["error", "test_error", "bound", "ess", "variance", "scales"]
+figures = ["error", "test_error", "final_error", "bound", "ess", "variance", "scales"]
+reference = "VAR+c"
 
 [set]
 training = { probe_every = 4, probe_repeats = 3 }

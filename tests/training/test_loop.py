@@ -27,6 +27,7 @@ from wsram_ppl.objectives import Exploration, ImportanceBound
 from wsram_ppl.primitives.handlers import pyro_settings
 from wsram_ppl.runs.checkpoints import load_checkpoint
 from wsram_ppl.runs.directory import RunDirectory
+from wsram_ppl.runs.environment import environment
 from wsram_ppl.runs.metrics import MetricsLog
 from wsram_ppl.training.evaluation import evaluate
 from wsram_ppl.training.loop import train
@@ -144,6 +145,7 @@ def test_the_summary(finished: Finished) -> None:
     assert (summary["updates"], summary["examples"], summary["samples"]) == (STEPS, 20, 5)
     assert (summary["particles"], summary["device"], summary["threads"]) == (3, "cpu", 1)
     assert summary["torch"] == torch.__version__
+    assert summary["environment"] == environment(torch.device("cpu"))
     assert summary["updates_per_second"] > 1
     last = rows(run)[-1]
     for name in ("error", "bound", "ess", "distance"):

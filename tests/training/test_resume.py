@@ -266,6 +266,7 @@ def no_file_beyond(size: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, limit)
 
 
+@pytest.mark.filterwarnings("ignore:tensorboard gets nothing more from here on")
 @pytest.mark.parametrize("size", [0, 100, 500, 1500, 4000, 20_000])
 def test_a_full_disk_stops_the_run_and_costs_nothing(
     whole: tuple[ExperimentConfig, RunDirectory],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -13,10 +13,7 @@ from wsram_ppl.commands.shared import opened, print_notes, quieten, run_device
 from wsram_ppl.errors import InputError, RunError
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
-
-#: Held-out images from which those to draw are chosen.
-_CANDIDATES: Final = 128
+    from torch import nn
 
 
 @click.command()
@@ -56,12 +53,10 @@ def glimpses(
     with opened(run, device, seed, overrides) as (config, parts, _):
         from wsram_ppl.drawing.glimpses import draw_gaze
         from wsram_ppl.interfaces import check_batch
-        from wsram_ppl.training.reading import held_out
+        from wsram_ppl.training.reading import some_of_each_class
 
         model = _gazing(parts.model, config.model.name, samples)
-        candidates = max(count, _CANDIDATES)
-        some = next(held_out(parts.data, config.data.name, candidates, candidates))
-        batch = _of_each_class(some, count)
+        batch = some_of_each_class(parts.data, config.data.name, count)
         check_batch(parts.model, batch, "the held-out batch")
         gaze = model.gaze(*batch) if samples is None else model.gaze(*batch, samples=samples)
     try:
@@ -84,17 +79,6 @@ def _gazing(model: nn.Module, name: str, samples: int | None) -> Any:
     if samples is not None and "samples" not in inspect.signature(model.gaze).parameters:
         raise InputError(f"model '{name}' cannot sample sequences: its 'gaze' has no keyword 'samples'")
     return model
-
-
-def _of_each_class(batch: tuple[Tensor, ...], count: int) -> tuple[Tensor, ...]:
-    """``count`` data, taken from each class in turn if the second part of the batch is labels."""
-    labels = batch[1] if len(batch) > 1 else batch[0]
-    if labels.dim() != 1 or labels.is_floating_point():
-        return tuple(part[:count] for part in batch)
-    # The rank of each within its class.
-    before = (labels[:, None] == labels).tril(-1).sum(1)
-    chosen = before.argsort(stable=True)[:count].sort().values
-    return tuple(part[chosen] for part in batch)
 
 
 @click.command()

@@ -89,7 +89,7 @@ def print_measures(measures: Mapping[str, Any]) -> None:
     lines["bound"] = f"{measures['bound']:.4f} nats per example ({measures['particles']} particles)"
     lines["ess"] = f"{measures['ess']:.2f} of {measures['particles']}"
     shown = {*lines, "samples", "particles", "examples", "updates", "seconds", "updates_per_second"}
-    shown |= {"split", "torch", "device", "threads", "processes"}
+    shown |= {"split", "torch", "device", "threads", "processes", "environment"}
     lines |= {name: f"{value:.4g}" for name, value in measures.items() if name not in shown}
     for name, text in lines.items():
         click.echo(f"  {name:<12} {text}")

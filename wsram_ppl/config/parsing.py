@@ -61,6 +61,10 @@ class ExperimentConfig:
             tables[section] = {key: value for key, value in values.items() if value is not None}
         return tables
 
+    def keys(self) -> dict[str, Any]:
+        """Every option by its dotted key, as in ``training.learning_rate.start``."""
+        return _flat(self.tables())
+
     def to_toml(self) -> str:
         """The text of a TOML file with every option; reading it gives an equal config."""
         return tomli_w.dumps(self.tables())

@@ -45,6 +45,16 @@ def check_device(value: str) -> str:
     return value
 
 
+#: The name of a tracker.
+Tracker = Literal["tensorboard", "mlflow", "wandb"]
+
+
+def _distinct(names: tuple[str, ...]) -> tuple[str, ...]:
+    if len(set(names)) < len(names):
+        raise ValueError("should name each tracker once")
+    return names
+
+
 class ExplorationSettings(BaseModel):
     """Heuristics that keep the proposal from collapsing (paper, section 4.5); all off by default."""
 
@@ -99,6 +109,9 @@ class TrainingSettings(BaseModel):
     """Updates between measurements of the gradient's variance on a fixed minibatch; 0: never."""
     probe_repeats: _Immaterial[Annotated[int, Field(ge=2)]] = 20
     """Gradients drawn in each measurement of their variance."""
+    loggers: _Immaterial[Annotated[tuple[Tracker, ...], AfterValidator(_distinct)]] = ("tensorboard",)
+    """Where the rows of the metrics, the config and pictures at evaluations are shown as well
+    (:mod:`wsram_ppl.runs.trackers`); ``metrics.csv`` is always written."""
     device: _Immaterial[Annotated[str, AfterValidator(check_device)]] = "cpu"
     """auto, cpu, cuda, cuda:N or mps."""
     devices: _Immaterial[PositiveInt] = 1

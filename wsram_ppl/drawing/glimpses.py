@@ -14,7 +14,7 @@ from torch import Tensor
 from wsram_ppl.drawing.pages import COLOURS, INK, PAPER, grid
 from wsram_ppl.interfaces import Gaze
 
-__all__ = ["draw_gaze", "draw_look", "seen_share"]
+__all__ = ["draw_gaze", "draw_look", "gaze_page", "seen_share"]
 
 _GOOD, _BAD = "#1a7f37", "#cf222e"
 _GAP = 10
@@ -39,11 +39,8 @@ def draw_gaze(gaze: Gaze, path: Path, columns: int = 4, zoom: int | None = None)
     Returns:
         The two files written.
     """
-    glimpses = gaze.windows.shape[1]
-    zoom = zoom or max(1, _WIDTH // gaze.images.shape[-1])
-    still = _page(gaze, glimpses, columns, zoom)
-    still.save(path)
-    frames = [_page(gaze, shown, columns, zoom) for shown in range(glimpses + 1)]
+    gaze_page(gaze, columns, zoom).save(path)
+    frames = [gaze_page(gaze, columns, zoom, shown) for shown in range(gaze.windows.shape[1] + 1)]
     moving = path.with_suffix(".gif")
     frames[0].save(
         moving,
@@ -112,8 +109,17 @@ def _glow(share: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.stack([np.interp(share, at, stops[:, channel]) for channel in range(3)], -1)
 
 
-def _page(gaze: Gaze, shown: int, columns: int, zoom: int) -> Image.Image:
-    """All images with their first ``shown`` glimpses, in a grid."""
+def gaze_page(
+    gaze: Gaze, columns: int = 4, zoom: int | None = None, shown: int | None = None
+) -> Image.Image:
+    """All images with their first ``shown`` glimpses, in a grid.
+
+    Args:
+        columns, zoom: as in :func:`draw_gaze`.
+        shown: None: all of them.
+    """
+    zoom = zoom or max(1, _WIDTH // gaze.images.shape[-1])
+    shown = gaze.windows.shape[1] if shown is None else shown
     cells = [_cell(gaze, index, shown, zoom) for index in range(len(gaze.captions))]
     return grid(cells, columns, _GAP)
 

@@ -1,17 +1,22 @@
-"""Scalars as TensorBoard reads them."""
+"""Numbers and pictures as TensorBoard reads them."""
 
 from __future__ import annotations
 
+import io
 import os
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 _PREFIX: Final = "events.out.tfevents."
 
@@ -34,25 +39,49 @@ class EventLog:
         folder.mkdir(parents=True, exist_ok=True)
         # TensorBoard reads the files of a folder in order of their names. The clock may have been
         # set back since the last one.
-        number = max([time.time_ns(), *(_number(file.name) + 1 for file in folder.iterdir())])
+        earlier = [number for file in folder.iterdir() if (number := _number(file.name))]
+        number = max([time.time_ns(), *(each + 1 for each in earlier)])
         name = f"{_PREFIX}{number:020d}.{socket.gethostname()}.{os.getpid()}"
+        self._after = after if earlier else 0
         self._file = open(folder / name, "wb")  # noqa: SIM115
         self._records = RecordWriter(self._file)
         self._write(Event(wall_time=time.time(), file_version="brain.Event:2"))
-        if after:
+        if earlier:
             start = SessionLog(status=SessionLog.START)
             self._write(Event(wall_time=time.time(), step=after + 1, session_log=start))
 
-    def add(self, step: int, scalars: Mapping[str, float]) -> None:
-        """Writes the scalars of an update, by name."""
-        values = [Summary.Value(tag=name, simple_value=value) for name, value in scalars.items()]
+    def known(self, name: str) -> int:
+        """Up to which update the earlier files hold."""
+        return self._after
+
+    def add(self, step: int, numbers: Mapping[str, float]) -> None:
+        """Writes the numbers of an update, by name."""
+        self._summarize(
+            step, [Summary.Value(tag=name, simple_value=value) for name, value in numbers.items()]
+        )
+
+    def show(self, step: int, name: str, picture: Image.Image) -> None:
+        """Writes a picture."""
+        png = io.BytesIO()
+        picture.save(png, "PNG")
+        image = Summary.Image(
+            width=picture.width, height=picture.height, colorspace=3, encoded_image_string=png.getvalue()
+        )
+        self._summarize(step, [Summary.Value(tag=name, image=image)])
+
+    def _summarize(self, step: int, values: Sequence[Summary.Value]) -> None:
         self._write(Event(wall_time=time.time(), step=step, summary=Summary(value=values)))
 
     def _write(self, event: Event) -> None:
-        self._records.write(event.SerializeToString())
-        self._file.flush()
+        try:
+            self._records.write(event.SerializeToString())
+            self._file.flush()
+        except OSError:
+            with suppress(OSError):  # what is left to be written does not fit either
+                self._file.close()
+            raise
 
-    def close(self) -> None:
+    def close(self, code: int = 0) -> None:
         """Closes the file; nothing can be added any more."""
         self._file.close()
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import math
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from numpy.typing import NDArray
 from wsram_ppl.errors import InputError, one_line
 from wsram_ppl.files import write_atomically
 
-__all__ = ["METRICS", "MetricsLog", "Numbers", "Rows", "last_row", "read_rows"]
+__all__ = ["METRICS", "MetricsLog", "Numbers", "Rows", "last_row", "read_rows", "rows_until"]
 
 #: The name of the file, in a run's directory.
 METRICS: Final = "metrics.csv"
@@ -30,7 +29,7 @@ _TAIL: Final = 8192
 
 
 class MetricsLog:
-    """Rows of ``metrics.csv``, and the same numbers as TensorBoard events.
+    """Rows of ``metrics.csv``.
 
     One row per measurement: ``step``, ``split`` (``train`` on the current minibatch, ``eval`` on
     held-out data), then the columns given.
@@ -47,8 +46,6 @@ class MetricsLog:
     """
 
     def __init__(self, run: Path, columns: Iterable[str], after: int = 0) -> None:
-        from wsram_ppl.runs.events import EventLog  # needs tensorboard; reading a run does not
-
         path = run / METRICS
         header, rows = _rows_until(path, after) if after else ([], [])
         self.measured = {row["split"] for row in rows if int(row["step"]) == after}
@@ -60,20 +57,16 @@ class MetricsLog:
         write_atomically(path, text.getvalue().encode())
         self._file = open(path, "a", newline="", encoding="utf-8")  # noqa: SIM115
         self._rows = csv.DictWriter(self._file, self.columns)
-        self._events = EventLog(run / "tensorboard", after)
 
     def write(self, step: int, split: str, values: Mapping[str, float]) -> None:
         """Adds a row; numbers are written with six significant digits."""
         row = {name: f"{value:.6g}" for name, value in values.items() if name in self.columns}
         self._rows.writerow({"step": step, "split": split, **row})
         self._file.flush()
-        finite = {name: value for name, value in values.items() if math.isfinite(value)}
-        self._events.add(step, {f"{split}/{name}": value for name, value in finite.items()})
 
     def close(self) -> None:
-        """Closes the files; nothing can be added any more."""
+        """Closes the file; nothing can be added any more."""
         self._file.close()
-        self._events.close()
 
 
 @dataclass(frozen=True)
@@ -117,6 +110,16 @@ def read_rows(run: Path, split: str) -> Rows:
     return Rows(steps, columns)
 
 
+def rows_until(run: Path, step: int) -> list[tuple[int, str, dict[str, float]]]:
+    """The update, the split and the numbers of every row up to an update, in order.
+
+    Raises:
+        InputError: the file is damaged.
+    """
+    rows = _rows_until(run / METRICS, step)[1]
+    return [(int(row["step"]), row["split"], _numbers(row)) for row in rows]
+
+
 def last_row(run: Path) -> tuple[int, dict[str, float]] | None:
     """The update and the numbers of the last row of a run in progress; None if there is none to read.
 
@@ -131,10 +134,13 @@ def last_row(run: Path) -> tuple[int, dict[str, float]] | None:
         (row,) = csv.DictReader(io.StringIO(b"\n".join([header.rstrip(), *last]).decode()))
         if None in row or None in row.values():
             return None
-        numbers = {name: float(v) for name, v in row.items() if name not in ("step", "split") and v}
-        return int(row["step"]), numbers
+        return int(row["step"]), _numbers(row)
     except (OSError, ValueError, KeyError, csv.Error):
         return None
+
+
+def _numbers(row: Mapping[str, str]) -> dict[str, float]:
+    return {name: float(text) for name, text in row.items() if name not in ("step", "split") and text}
 
 
 def _rows_until(path: Path, step: int) -> tuple[list[str], list[dict[str, str]]]:

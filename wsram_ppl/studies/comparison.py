@@ -6,7 +6,11 @@ The folder of a study holds::
     search/VARIANT/CANDIDATE/       run directories of the search's trials
     configs/, logs/                 each run's config and its output, under the same names
     interrupted/                    unfinished runs, moved away when the config has changed
+    claims/                         who is at work on which run
     calls.json                      when and how the study was worked on
+
+Several processes may work in one folder at once: each run is claimed by one of them
+(:mod:`wsram_ppl.studies.executors.claims`).
 """
 
 from __future__ import annotations
@@ -16,18 +20,23 @@ import math
 import shlex
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from wsram_ppl.config import ExperimentConfig, build_data
-from wsram_ppl.errors import InputError, Interrupted, RunError
-from wsram_ppl.files import locked, make_folder, write_atomically
+from wsram_ppl.errors import InputError, Interrupted, RunError, nearest
+from wsram_ppl.files import make_folder, turn, write_atomically
 from wsram_ppl.runs.directory import CONFIG, SUMMARY, RunDirectory
+from wsram_ppl.studies import forecast
 from wsram_ppl.studies.definition import Candidate, Search, Study, Variant
-from wsram_ppl.studies.executors import Job, Watcher, last_line, run_jobs
+from wsram_ppl.studies.executors.claims import Claims
+from wsram_ppl.studies.executors.jobs import Executor, Job, Watcher, last_line
+from wsram_ppl.studies.executors.local import LocalExecutor
+from wsram_ppl.studies.executors.loop import run_jobs
 from wsram_ppl.studies.results import read_summary
 from wsram_ppl.training.reading import held_out, reading
 
@@ -43,6 +52,7 @@ class VariantRun:
 
     Attributes:
         name: its path within the study's folder: ``runs/VARIANT/seed-N``.
+        seed: of all that is random in it.
         config: what to train; None where the search found nothing to train with.
         failure: why there is no result; None if the run is finished, or has not started yet.
         finished: whether there is a result.
@@ -52,6 +62,7 @@ class VariantRun:
     variant: Variant
     name: str
     config: ExperimentConfig | None
+    seed: int = field(kw_only=True)
     failure: str | None = None
     finished: bool = False
     command: str = ""
@@ -80,7 +91,7 @@ class Call:
         command: the command line.
         started: in ISO 8601, UTC.
         seconds: wall time.
-        jobs: how many processes run at once.
+        jobs: runs at once.
         trained: how many runs it finished.
     """
 
@@ -118,7 +129,8 @@ def compare(
     command: TrainCommand,
     watcher: Watcher,
     *,
-    jobs: int = 1,
+    executor: Executor | None = None,
+    only: Sequence[str] = (),
     run_missing: bool = True,
     call: str = "",
 ) -> Comparison:
@@ -126,38 +138,62 @@ def compare(
 
     Args:
         folder: the study's folder, existing or not.
-        jobs: how many processes run at once.
+        executor: where runs are trained; None: here, one after the other.
+        only: the runs to train, as ``VARIANT/SEED``, with the search of their variants; none: all.
         run_missing: if False, start nothing and only read what is there.
         call: the command line, to be recorded.
 
     Raises:
-        InputError: a finished run of another config, or something that is not a run, is in the way;
-            data are missing.
-        Interrupted: by a signal; calling again continues.
-        RunError: the folder cannot be written, or another process is working in it.
+        InputError: a finished run of another config is in the way, or something that is no run; data
+            that are not there; ``only`` names no run of the study.
+        Interrupted: by a signal; calling again goes on.
+        RunError: the folder cannot be written.
     """
-    work = _Work(study, folder, command, watcher, jobs, None)
+    executor = executor or LocalExecutor()
+    wanted = _selected(study, only)
     if not run_missing:
         if not folder.is_dir():
             raise InputError(f"there is no folder {folder} to report on")
-        return work.all()
+        return _Work(study, folder, command, watcher, executor, wanted, None).all()
     make_folder(folder)
-    # The children inherit the lock: if this process is killed, they continue, and nobody may move their
-    # directories.
-    busy = f"another compare, or a run that one left behind, is working in {folder}"
-    with locked(folder / "lock", busy) as lock:
-        work.lock = lock
+    with at_turn(folder):
         write_atomically(folder / "study.toml", study.path.read_bytes())
-        started, clock = datetime.now(UTC).isoformat(timespec="seconds"), time.monotonic()
+    started, clock = datetime.now(UTC).isoformat(timespec="seconds"), time.monotonic()
+    with Claims(folder) as claims:
+        work = _Work(study, folder, command, watcher, executor, wanted, claims)
         try:
             comparison = work.all()
         finally:
-            if work.trained or work.started:
+            if work.mine:
                 seconds = round(time.monotonic() - clock, 1)
-                calls = [*_calls(folder), Call(call, started, seconds, jobs, work.trained)]
-                text = json.dumps([asdict(each) for each in calls], indent=2)
-                write_atomically(folder / "calls.json", text.encode())
-        return replace(comparison, calls=_calls(folder))
+                trained = sum((job.run / SUMMARY).is_file() for job in work.mine)
+                record = Call(call, started, seconds, executor.slots, trained)
+                with at_turn(folder):
+                    text = json.dumps([asdict(each) for each in [*_calls(folder), record]], indent=2)
+                    write_atomically(folder / "calls.json", text.encode())
+    return replace(comparison, calls=_calls(folder))
+
+
+@contextmanager
+def at_turn(folder: Path) -> Iterator[None]:
+    """Entered to write what all processes in a study's folder write.
+
+    Raises:
+        RunError: the folder cannot be written.
+    """
+    with turn(folder / "lock"):
+        yield
+
+
+def _selected(study: Study, only: Sequence[str]) -> frozenset[tuple[str, int]]:
+    """Variants and seeds of the runs to train."""
+    names = {f"{v.name}/{seed}": (v.name, seed) for v in study.variants for seed in study.seeds}
+    for text in only:
+        if text not in names:
+            some = ", ".join(list(names)[:6])
+            hint = nearest(text, names) or f" its runs are {some}{', ...' if len(names) > 6 else ''}"
+            raise InputError(f"--only {text}: the study has no such run;{hint}")
+    return frozenset(names[text] for text in only or names)
 
 
 @dataclass
@@ -166,12 +202,13 @@ class _Work:
     folder: Path
     command: TrainCommand
     watcher: Watcher
-    jobs: int
-    lock: int | None  # None: nothing is started
+    executor: Executor
+    wanted: frozenset[tuple[str, int]]
+    claims: Claims | None  # None: nothing is started
     notes: list[str] = field(default_factory=list)
     checked: list[tuple[str, dict[str, Any]]] = field(default_factory=list)  # data known to be there
-    started: bool = False  # whether any run was started
-    trained: int = 0
+    mine: list[Job] = field(default_factory=list)  # jobs that this process has started
+    paces: dict[str, float] = field(default_factory=dict)  # of runs that have been, by variant
 
     def all(self) -> Comparison:
         study = self.study
@@ -183,24 +220,28 @@ class _Work:
                     variant,
                     f"search/{variant.name}/{candidate.name}",
                     study.trial(variant, candidate),
+                    seed=study.search.seed,
                     candidate=candidate,
                 )
                 for variant in study.variants
                 for candidate in study.candidates
             ]
-            self.finish(trials)
+            names = {name for name, _ in self.wanted}
+            self.finish(trials, [trial for trial in trials if trial.variant.name in names])
             chosen = {v.name: self.best(study.search, v, trials) for v in study.variants}
-        runs = []
+        runs, wanted = [], []
         for variant in study.variants:
             candidate = chosen[variant.name]
             for seed in study.seeds:
-                run = VariantRun(variant, f"runs/{variant.name}/seed-{seed}", None)
+                run = VariantRun(variant, f"runs/{variant.name}/seed-{seed}", None, seed=seed)
                 if study.search is None or candidate is not None:
                     run.config = study.config(variant, seed, candidate)
-                elif self.lock is not None:
+                elif self.claims is not None and (variant.name, seed) in self.wanted:
                     run.failure = "none of the candidates of its search could be trained"
                 runs.append(run)
-        self.finish(runs)
+                if (variant.name, seed) in self.wanted:
+                    wanted.append(run)
+        self.finish(runs, wanted)
         return Comparison(study, self.folder, runs, trials, self.notes, _calls(self.folder))
 
     def best(self, search: Search, variant: Variant, trials: Sequence[Trial]) -> Candidate | None:
@@ -223,9 +264,8 @@ class _Work:
         best[1].chosen = True
         return best[1].candidate
 
-    def finish(self, runs: Sequence[VariantRun]) -> None:
-        """Runs those that are missing; records for each whether it is finished, or why not."""
-        missing = []
+    def finish(self, runs: Sequence[VariantRun], wanted: Sequence[VariantRun]) -> None:
+        """Runs those that are wanted and missing; notes on each whether it is finished, or why not."""
         for run in runs:
             if run.config is None:
                 continue
@@ -233,20 +273,24 @@ class _Work:
                 self.note(f"{run.variant.name}: {note}")
             run.finished = self.is_finished(run, run.config)
             run.command = self.command_of(run)
-            if not run.finished:
-                missing.append(run)
-        if self.lock is None:
-            for run in missing:
-                last = last_line(self.log_file(run))
+        if self.claims is None:
+            for run in runs:
+                last = "" if run.finished or run.config is None else last_line(self.log_file(run))
                 run.failure = last.removeprefix("error: ") if last.startswith("error: ") else None
             return
+        self.learn_paces(runs)
+        missing = {run.name: run for run in wanted if run.config is not None and not run.finished}
         if not missing:
             return
-        self.check_data(missing)
-        jobs = [self.prepare(run, run.config) for run in missing if run.config is not None]
-        self.started = True
+        self.check_data(list(missing.values()))
+        jobs = [self.job(run, run.config) for run in missing.values() if run.config is not None]
+
+        def ready(job: Job) -> bool:
+            return self.prepare(missing[job.name], job)
+
         try:
-            failures = run_jobs(jobs, self.jobs, self.watcher, [self.lock] if self.lock >= 0 else [])
+            self.foretell(list(missing.values()), jobs)
+            failures = run_jobs(jobs, self.executor, self.watcher, self.claims, ready, self.note)
         except Interrupted as error:
             done = sum((self.folder / run.name / SUMMARY).is_file() for run in runs)
             what = "trials" if runs and isinstance(runs[0], Trial) else "runs"
@@ -254,11 +298,45 @@ class _Work:
                 f"{error}: {done} of {len(runs)} {what} are finished; the same command resumes there",
                 error.exit_code - 128,
             ) from error
-        finally:
-            self.trained += sum((job.run / SUMMARY).is_file() for job in jobs)
-        for run in missing:
+        for run in missing.values():
             run.failure = failures.get(run.name)
             run.finished = run.failure is None
+        self.learn_paces(list(missing.values()))
+
+    def learn_paces(self, runs: Sequence[VariantRun]) -> None:
+        for run in runs:
+            if run.finished:
+                self.paces[run.variant.name] = forecast.finished_pace(self.folder / run.name)
+
+    def foretell(self, runs: Sequence[VariantRun], jobs: Sequence[Job]) -> None:
+        """Tells how long the jobs of these runs will take on this machine."""
+        if not isinstance(self.executor, LocalExecutor):
+            return
+        known, slots = self.paces, self.executor.slots
+        paces = {run.name: known[run.variant.name] for run in runs if run.variant.name in known}
+        why = ""
+        if not paces and forecast.is_long(jobs):
+            self.watcher.noted(f"timing {forecast.TIMED} updates, for a forecast")
+            configs = {run.name: run.config for run in runs if run.config is not None}
+            try:
+                paces = forecast.time_updates(
+                    configs,
+                    slots,
+                    self.folder,
+                    self.command,
+                    self.timed,
+                )
+            except Interrupted:
+                raise
+            except RunError as error:
+                why = f" (no forecast: {error})"
+        what = "trials" if isinstance(runs[0], Trial) else "runs"
+        self.watcher.noted(forecast.forecast(jobs, slots, paces, what) + why)
+
+    def timed(self, jobs: Sequence[Job], watcher: Watcher) -> dict[str, str]:
+        """Runs jobs that nobody else knows of."""
+        with Claims(jobs[0].run.parent) as claims:
+            return run_jobs(jobs, self.executor, watcher, claims, lambda job: True, self.note)
 
     def check_data(self, runs: Sequence[VariantRun]) -> None:
         """Makes sure once that the data of the coming runs are there, before each run fails by itself.
@@ -305,11 +383,33 @@ class _Work:
                 return first.removeprefix("# ")
         return shlex.join(self.command(file, self.folder / run.name))
 
-    def prepare(self, run: VariantRun, config: ExperimentConfig) -> Job:
-        path = self.folder / run.name
+    def job(self, run: VariantRun, config: ExperimentConfig) -> Job:
+        path, training = self.folder / run.name, config.training
+        return Job(
+            run.name,
+            self.command(self.config_file(run), path),
+            path,
+            self.log_file(run),
+            training.steps,
+            training.device,
+            training.devices * training.num_nodes,
+        )
+
+    def prepare(self, run: VariantRun, job: Job) -> bool:
+        """Makes the files of a run that is claimed ready; False: another process has finished it.
+
+        Raises:
+            InputError: what is there is another run's, or damaged.
+            RunError: a process trains it that has no claim; a file cannot be written.
+        """
+        config, path = run.config, job.run
+        assert config is not None
+        if self.is_finished(run, config):
+            return False
         if (path / CONFIG).is_file():
             # An earlier part of the same run: training resumes from its last checkpoint.
             earlier = RunDirectory(path)
+            earlier.check_free()
             if earlier.config().fingerprint() == config.fingerprint():
                 ended = (path / SUMMARY).exists()
                 why = "has fewer updates than the study now needs" if ended else "was not finished"
@@ -324,8 +424,8 @@ class _Work:
         make_folder(file.parent)
         # A TOML file is UTF-8, which a path in the command need not be.
         write_atomically(file, f"# {run.command}\n\n{config.to_toml()}".encode(errors="replace"))
-        command = self.command(file, path)
-        return Job(run.name, command, path, self.log_file(run), config.training.steps)
+        self.mine.append(job)
+        return True
 
     def is_finished(self, run: VariantRun, config: ExperimentConfig) -> bool:
         """Whether its directory holds the result of exactly this config.
@@ -354,7 +454,7 @@ class _Work:
                 f"{path} has {done} updates, more than the study's steps = {config.training.steps}: "
                 "choose another --out, or remove it"
             )
-        others = found.deviation(config, ignored=("device", "threads"))
+        others = found.deviation(config, ignored=("device", "threads", "loggers"))
         if others:
             self.note(f"{run.name} is kept, though it was run with {others}")
         return True

@@ -6,6 +6,7 @@
     seeds = [0, 1, 2]
     steps = 20000                   # updates of every run
     figures = ["error", "ess"]
+    reference = "VAR"               # the variant that the others are compared with
 
     [set]                           # for all runs
     data.source = "mnist"
@@ -47,14 +48,15 @@ from wsram_ppl.config import (
     read_toml,
     read_value,
 )
-from wsram_ppl.errors import InputError
+from wsram_ppl.errors import InputError, nearest
 
 __all__ = ["Candidate", "Figure", "Search", "Study", "Variant", "load_study"]
 
 #: The figures that a study may ask for (:mod:`wsram_ppl.studies.figures`).
 Figure = Literal[
-    "error", "validation_error", "test_error", "nll_per_word", "bound", "ess", "variance", "scales"
-]
+    "error", "validation_error", "test_error", "final_error", "nll_per_word", "bound", "ess", "variance",
+    "scales",
+]  # fmt: skip
 
 #: The measure, on validation data, by which a search chooses its best value.
 Metric = Literal["bound", "error"]
@@ -160,10 +162,16 @@ class _Settings(_Table):
     """One run per variant and seed."""
     steps: PositiveInt
     """Updates of every run."""
-    figures: Annotated[tuple[Figure, ...], AfterValidator(_distinct)] = ("error", "ess")
+    figures: Annotated[tuple[Figure, ...], AfterValidator(_distinct)] = (
+        "error",
+        "validation_error",
+        "ess",
+    )
     """What is drawn."""
     smoothing: PositiveInt = 10
     """How many rows of a run's metrics a smoothed value averages."""
+    reference: str = ""
+    """The name of the variant that the others are compared with, seed by seed; by default none is."""
 
 
 class _File(_Settings):
@@ -265,6 +273,12 @@ def load_study(path: str | PathLike[str], overrides: Sequence[str] = ()) -> Stud
         where = f"variant {table['name']!r}" if "name" in table else f"variant[{index}]"
         variants.append(_layer(Variant, where, table))
     _check_distinct("variant", variants)
+    names = [variant.name for variant in variants]
+    if file.reference and file.reference not in names:
+        raise InputError(
+            f"reference = {file.reference!r}: no such variant;{nearest(file.reference, names)} there are"
+            f" {', '.join(names)}"
+        )
     search = None if file.search is None else check_table(Search, "search", file.search)
     settings = file.model_dump(include=set(_Settings.model_fields))
     study = Study(

@@ -10,7 +10,7 @@ from typing import Any
 from tqdm import tqdm
 
 from wsram_ppl.runs.metrics import last_row
-from wsram_ppl.studies.executors import Job, Watcher
+from wsram_ppl.studies.executors.jobs import Job, Watcher
 from wsram_ppl.training.progress import Lines
 
 __all__ = ["StudyBars"]
@@ -67,13 +67,19 @@ class StudyBars(Watcher):
             bar.set_postfix_str(f"error {numbers['error']:.0%}")
 
     def ended(self, job: Job, failure: str | None) -> None:
-        self._bars.pop(job.name).close()
+        begun = self._begun.pop(job.name, None)
+        if begun is not None:
+            self._bars.pop(job.name).close()
         if failure is not None and self._lines is not None:
             self._lines.skip(job.steps - self._steps[job.name])
         self._advance(job, job.steps)
         self._count += 1
-        seconds = time.monotonic() - self._begun.pop(job.name)
-        end = f"finished in {seconds:.0f} s" if failure is None else f"failed: {failure}"
+        if failure is not None:
+            end = f"failed: {failure}"
+        elif begun is None:
+            end = "finished elsewhere"
+        else:
+            end = f"finished in {time.monotonic() - begun:.0f} s"
         tqdm.write(f"[{self._count}/{self._total}] {job.name} {end}")
 
     def waited(self) -> None:

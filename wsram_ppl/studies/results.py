@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -13,18 +13,23 @@ import numpy as np
 from wsram_ppl.errors import InputError
 from wsram_ppl.runs.directory import SUMMARY, RunDirectory
 from wsram_ppl.runs.metrics import Numbers, Rows, read_rows
+from wsram_ppl.studies.statistics import Mean
 
 __all__ = [
     "MEASURES",
+    "TEST",
     "THRESHOLDS",
-    "Mean",
     "Reached",
     "Summary",
     "read_summary",
+    "read_test",
     "smoothed",
     "summarize",
     "updates_to_reach",
 ]
+
+#: In a run's directory: what it scored on test data, put there once the study is done.
+TEST: Final = "test.json"
 
 #: Training errors for which the number of updates to reach them is reported.
 THRESHOLDS: Final = (0.5, 0.2)
@@ -40,6 +45,31 @@ def read_summary(run: Path) -> dict[str, Any]:
     if found is None:
         raise InputError(f"{run} has no {SUMMARY}: it is not finished")
     return found
+
+
+def read_test(run: Path, updates: int) -> dict[str, float]:
+    """The ``test_error`` of a run, if its directory holds what ``evaluate --split test --json`` printed.
+
+    Args:
+        updates: of the run.
+
+    Raises:
+        InputError: the file holds something else.
+    """
+    path = run / TEST
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(found, dict) or found.get("split") != "test":
+            raise ValueError("it is not of the test split")
+        if found.get("updates") != updates:
+            raise ValueError(f"it is of {found.get('updates')} updates, not {updates}")
+        return {"test_error": float(found["error"])} if "error" in found else {}
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        raise InputError(
+            f"cannot read {path}: {error}; wsram evaluate {run} --split test --json > {path} makes it"
+        ) from error
 
 
 def smoothed(values: Numbers, window: int) -> Numbers:
@@ -65,31 +95,6 @@ def updates_to_reach(rows: Rows, threshold: float, window: int) -> float | None:
 
 
 @dataclass(frozen=True)
-class Mean:
-    """A mean over seeds.
-
-    Attributes:
-        se: standard error (the sample's standard deviation over sqrt(count)); None for one seed.
-    """
-
-    value: float
-    se: float | None
-    count: int
-
-    @classmethod
-    def of(cls, values: Sequence[float]) -> Mean | None:
-        """None without values."""
-        if not values:
-            return None
-        count = len(values)
-        value = math.fsum(values) / count
-        if count == 1:
-            return cls(value, None, 1)
-        variance = math.fsum((v - value) ** 2 for v in values) / (count - 1)
-        return cls(value, math.sqrt(variance / count), count)
-
-
-@dataclass(frozen=True)
 class Reached:
     """How many updates it took to reach a training error.
 
@@ -103,14 +108,19 @@ class Reached:
     count: int
 
 
+#: What a table shows of each variant, as far as it was measured.
+MEASURES: Final = ("error", "test_error", "bound", "ess", "updates_per_second", "seconds")
+
+
 @dataclass(frozen=True)
 class Summary:
     """One row of the table: a variant's finished runs.
 
     Attributes:
+        seed: the only one; None for a row of all seeds.
         failed, missing: runs that failed, and runs that have not started.
-        measures: ``error`` (None for models without), ``bound``, ``ess``,
-            ``updates_per_second``.
+        values: of each of :data:`MEASURES`, by seed; empty where not measured (models without labels
+            have no error).
         particles: of the bound and the effective sample size, if all runs use the same number.
         reached: for each threshold.
     """
@@ -118,50 +128,55 @@ class Summary:
     name: str
     label: str
     paper: float | None
+    seed: int | None
     finished: int
     failed: int
     missing: int
-    measures: Mapping[str, Mean | None]
+    values: Mapping[str, Mapping[int, float]]
     particles: int | None
     reached: Mapping[float, Reached]
 
-
-#: What a table shows of each variant, as far as it was measured.
-MEASURES: Final = ("error", "bound", "ess", "updates_per_second")
+    def mean(self, measure: str) -> Mean | None:
+        """Over seeds; None where not measured."""
+        return Mean.of(self.values[measure].values())
 
 
 def summarize(
     name: str,
     label: str,
     paper: float | None,
-    runs: Sequence[Path],
+    runs: Mapping[int, Path],
     failed: int,
     missing: int,
     window: int,
+    seed: int | None = None,
 ) -> Summary:
-    """The row of a variant.
+    """The row of a variant, or of one seed of it.
 
     Args:
-        runs: directories of the finished runs.
+        runs: directories of the finished runs, by seed.
         window: length of the smoothing window, in rows.
     """
-    summaries = [read_summary(run) for run in runs]
+    summaries = {each: read_summary(run) for each, run in runs.items()}
+    for each, run in runs.items():
+        summaries[each] |= read_test(run, summaries[each]["updates"])
     reached = {}
-    training = [read_rows(run, "train") for run in runs]
+    training = [read_rows(run, "train") for run in runs.values()]
     for threshold in THRESHOLDS:
         updates = [updates_to_reach(rows, threshold, window) for rows in training]
         known = [value for value in updates if value is not None]
         mean = Mean.of(known) if len(known) == len(updates) else None
         reached[threshold] = Reached(mean, len(known), len(updates))
-    particles = {summary.get("particles") for summary in summaries}
+    particles = {summary.get("particles") for summary in summaries.values()}
     return Summary(
         name=name,
         label=label,
         paper=paper,
+        seed=seed,
         finished=len(runs),
         failed=failed,
         missing=missing,
-        measures={m: Mean.of([float(s[m]) for s in summaries if m in s]) for m in MEASURES},
+        values={m: {e: float(s[m]) for e, s in summaries.items() if m in s} for m in MEASURES},
         particles=particles.pop() if len(particles) == 1 else None,
         reached=reached,
     )

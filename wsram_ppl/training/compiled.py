@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import random
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -150,7 +151,9 @@ def compile_graph(graph: GraphModule, inputs: list[Any]) -> Callable[..., Any]:
     if any(isinstance(x, Tensor) and x.is_cuda for x in inputs):
         # Fewer launches: small operations that are independent share one.
         options |= {"combo_kernels": True, "post_grad_custom_pre_pass": MergeSums()}
-    program: Callable[..., Any] = _inductor.compile(graph, inputs, options=options)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the compiler's, about its own choices
+        program: Callable[..., Any] = _inductor.compile(graph, inputs, options=options)
     return program
 
 

@@ -16,13 +16,17 @@ from torch import Tensor
 from wsram_ppl.config import ExperimentConfig
 from wsram_ppl.distributed.processes import Processes
 from wsram_ppl.errors import Diverged, InputError, Interrupted, RunError, SourceError
+from wsram_ppl.interfaces import Gazes
 from wsram_ppl.primitives.handlers import pyro_settings
 from wsram_ppl.runs.checkpoints import Checkpoint, save_checkpoint
 from wsram_ppl.runs.directory import RunDirectory
+from wsram_ppl.runs.environment import environment
 from wsram_ppl.runs.metrics import METRICS, MetricsLog
 from wsram_ppl.runs.signals import Signals
+from wsram_ppl.runs.trackers import Trackers, check_loggers
 from wsram_ppl.training.measurements import (
     check_held_out,
+    draw_glimpses,
     measure_held_out,
     measure_minibatch,
     measure_variance,
@@ -46,8 +50,8 @@ def train(
     for each, unless ``torchrun`` has started them, and each calls this function. The first one writes.
 
     Returns:
-        The summary: the last evaluation, updates, seconds and updates per second. For a finished run,
-        its summary as it stands.
+        The summary: the last evaluation, updates, seconds and updates per second, and what it was made
+        with. That of a finished run as it is.
 
     Raises:
         InputError: the config cannot be built here, the directory belongs to another run, or none of its
@@ -78,10 +82,11 @@ def train(
 
 
 def _look(config: ExperimentConfig, run: RunDirectory) -> dict[str, Any] | None:
-    """The summary of a finished run. Fails early if another process is training the run."""
+    """The summary of a finished run; what would stop it at once is told before much is built."""
     summary = run.finished(config)
     if summary is None:
         run.check_free()
+        check_loggers(config)
     return summary
 
 
@@ -110,7 +115,11 @@ def _train(
                 warnings.warn(f"{reason}; resuming from {saved.path}", stacklevel=2)
             trainer.state.load(saved.tensors)
             trainer.step = saved.step
-        return _loop(trainer, run, signals, progress or (lambda step, numbers: None), saved)
+        names = config.training.loggers if processes.first else ()
+        with Trackers(run.path, config, names, after=trainer.step) as trackers:
+            return _loop(
+                trainer, run, signals, progress or (lambda step, numbers: None), saved, trackers
+            )
 
 
 @contextmanager
@@ -148,10 +157,13 @@ class _Loop:
 
     Args:
         saved: the checkpoint that it resumes from, if any.
+        trackers: get what is written too.
     """
 
-    def __init__(self, trainer: Trainer, run: RunDirectory, saved: Checkpoint | None) -> None:
-        self.trainer, self.run = trainer, run
+    def __init__(
+        self, trainer: Trainer, run: RunDirectory, saved: Checkpoint | None, trackers: Trackers
+    ) -> None:
+        self.trainer, self.run, self.trackers = trainer, run, trackers
         self.begun = self.kept = trainer.step  # kept: the updates done at the last checkpoint
         self.started = time.perf_counter() - (saved.data["seconds"] if saved else 0.0)
         training = trainer.training
@@ -181,6 +193,10 @@ class _Loop:
         if self.log is not None:
             with _writing(self.run):
                 self.log.write(self.trainer.step, split, values)
+        if split == "eval" and isinstance(self.trainer.components.model, Gazes):
+            draw = partial(draw_glimpses, self.trainer)
+            self.trackers.show(self.trainer.step, f"{split}/glimpses", draw)
+        self.trackers.add(self.trainer.step, split, values)
 
     def keep(self) -> None:
         save(self.trainer, self.run, time.perf_counter() - self.started)
@@ -222,11 +238,17 @@ class _Loop:
 
 
 def _loop(
-    trainer: Trainer, run: RunDirectory, signals: Signals, progress: Progress, saved: Checkpoint | None
+    trainer: Trainer,
+    run: RunDirectory,
+    signals: Signals,
+    progress: Progress,
+    saved: Checkpoint | None,
+    trackers: Trackers,
 ) -> dict[str, Any]:
     training, first = trainer.training, trainer.processes.first
     alone = trainer.shard.count == 1
-    loop = _Loop(trainer, run, saved)
+    loop = _Loop(trainer, run, saved, trackers)
+    made_with = environment(trainer.fabric.device)  # now: files may change while the run is at work
     busy = 0.0  # seconds spent updating, without evaluations and checkpoints
     try:
         if loop.opened and trainer.step < training.steps:
@@ -284,6 +306,7 @@ def _loop(
         "device": str(trainer.fabric.device),
         "threads": torch.get_num_threads(),
         "processes": trainer.shard.count,
+        "environment": made_with,
     }
     if first:
         run.write_summary(summary)

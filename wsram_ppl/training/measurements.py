@@ -6,26 +6,40 @@ import math
 import time
 from collections.abc import Iterable, Iterator
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 from wsram_ppl import collectives
 from wsram_ppl.distributed.devices import Stream
 from wsram_ppl.interfaces import Measure, batch_metrics, check_batch
 from wsram_ppl.objectives.diagnostics import gradient_moments, parameter_groups
+from wsram_ppl.primitives.handlers import evaluating
 from wsram_ppl.training.evaluation import evaluate
 from wsram_ppl.training.minibatches import cast
-from wsram_ppl.training.reading import held_out
+from wsram_ppl.training.reading import held_out, some_of_each_class
 from wsram_ppl.training.trainer import Trainer
 
-__all__ = ["check_held_out", "measure_held_out", "measure_minibatch", "measure_variance"]
+if TYPE_CHECKING:
+    from PIL import Image
+
+__all__ = [
+    "check_held_out",
+    "draw_glimpses",
+    "measure_held_out",
+    "measure_minibatch",
+    "measure_variance",
+]
 
 #: The probe's minibatch is that of a step beyond the end of any training.
 _PROBE_STEP = 2**40
 
 #: Seconds that the check of held-out data before the first update may take.
 LOOK = 10.0
+
+#: Held-out images in a picture of glimpses.
+_DRAWN = 8
 
 
 def measure_minibatch(trainer: Trainer, batch: tuple[Tensor, ...]) -> dict[str, float]:
@@ -94,6 +108,19 @@ def _measure(trainer: Trainer, batches: Iterable[tuple[Tensor, ...]]) -> dict[st
         particles=components.objective.num_particles,
         shard=trainer.shard,
     )
+
+
+def draw_glimpses(trainer: Trainer) -> Image.Image:
+    """Where the model looks in some held-out images, of each class alike, which are always the same.
+
+    The model is one that :class:`~wsram_ppl.interfaces.Gazes`.
+    """
+    from wsram_ppl.drawing.glimpses import gaze_page
+
+    model: Any = trainer.components.model
+    some = some_of_each_class(trainer.components.data, trainer.config.data.name, _DRAWN)
+    with torch.no_grad(), evaluating(model):
+        return gaze_page(model.gaze(*cast(some, trainer.training.precision)))
 
 
 def measure_variance(trainer: Trainer) -> dict[str, float]:

@@ -5,13 +5,17 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Final
 
 from torch import Tensor
 
 from wsram_ppl.errors import InputError, RunError, SourceError, one_line
 from wsram_ppl.interfaces import DataSource, HeldOut
 
-__all__ = ["has_splits", "held_out", "reading"]
+__all__ = ["has_splits", "held_out", "reading", "some_of_each_class"]
+
+#: Held-out data of which some are chosen to be looked at.
+_CANDIDATES: Final = 128
 
 
 @contextmanager
@@ -68,3 +72,20 @@ def held_out(
             yield batch
     if empty:
         raise InputError(f"data {source!r} has no held-out data: its evaluation_batches yields nothing")
+
+
+def some_of_each_class(data: DataSource, source: str, count: int) -> tuple[Tensor, ...]:
+    """The first held-out data of each class in turn, ``count`` in all, where the second part is labels.
+
+    Raises:
+        InputError, SourceError: as :func:`held_out`.
+    """
+    candidates = max(count, _CANDIDATES)
+    batch = next(held_out(data, source, candidates, candidates))
+    labels = batch[1] if len(batch) > 1 else batch[0]
+    if labels.dim() != 1 or labels.is_floating_point():
+        return tuple(part[:count] for part in batch)
+    # Which of its class each one is.
+    before = (labels[:, None] == labels).tril(-1).sum(1)
+    chosen = before.argsort(stable=True)[:count].sort().values
+    return tuple(part[chosen] for part in batch)
