@@ -511,7 +511,7 @@ def test_a_finished_run_of_another_config_is_in_the_way(bench: Bench) -> None:
         bench.run(TWO.replace("16", "32").replace("steps = 5", "steps = 6"))
     message = str(caught.value)
     assert (
-        "runs/a/seed-0 is a finished run of another config (training.steps 5, not 6, and training.learn"
+        "runs/a/seed-0 is a finished run of another config (training.steps 5, not 6, with training.learn"
         in message
     )
     with pytest.raises(InputError, match=r"runs/b/seed-0 is .* \(model.hidden 16, not 32\)"):
