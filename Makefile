@@ -1,4 +1,4 @@
-# make demo    own environment, install, draw with trained weights, then train, evaluate, draw
+# make demo    install into .venv, draw with trained weights, then train, evaluate and draw
 # make demo-captions the same for captions, on generated scenes
 # make test    own environment, install with test extras, the whole test suite
 # make check   lint, types, import contracts, what is built and installed (after make test's install)
@@ -10,7 +10,7 @@
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
-# Updates of the demo, on digits of 60 x 60 pixels: some two minutes on two cores.
+# Updates of the demo, on canvases of 60 x 60 pixels: about two minutes on two cores.
 STEPS  := 3000
 NOW    := $(shell date +%Y%m%d-%H%M%S)
 RUN    := runs/demo-$(NOW)
@@ -21,7 +21,7 @@ SCENES := runs/demo-captions-$(NOW)
 demo: $(VENV)/.installed-cli
 	@mkdir -p $(dir $(RUN))
 	$(BIN)/python cli.py glimpses pretrained/digits --count 16 --out $(RUN)-pretrained.png
-	@echo "where trained weights look: $(RUN)-pretrained.png (and .gif); now training from nothing, on smaller images"
+	@echo "where trained weights look: $(RUN)-pretrained.png (and .gif); now training from scratch, on smaller images"
 	$(BIN)/python cli.py train experiments/digits.toml --set data.canvas=60 --set training.steps=$(STEPS) --out $(RUN)
 	$(BIN)/python cli.py glimpses $(RUN) --count 16
 	@echo "test digits, 20 glimpse sequences each:"

@@ -1,4 +1,4 @@
-"""Where an update's time goes, and how far it is from its matrix products' own: ``make profile``.
+"""Where the time of an update goes, compared with that of its matrix products: ``make profile``.
 
 The products of an update are noted with their shapes and timed once more by themselves, on operands that
 are at hand: a bound that no way of calling them can beat on this machine. ``--compiled`` is the same for
@@ -35,7 +35,7 @@ Shapes = tuple[str, tuple[tuple[int, ...], ...]]
 
 
 def median_ms(work: object, repeats: int) -> float:
-    """Median milliseconds of a call, after a few to warm up."""
+    """Median milliseconds of a call, after a few warm-up calls."""
     assert callable(work)
     times = []
     for turn in range(repeats + 10):
@@ -47,7 +47,7 @@ def median_ms(work: object, repeats: int) -> float:
 
 
 def products_alone(products: Counter[Shapes]) -> tuple[float, float]:
-    """Milliseconds of all these products by themselves, and how many billion operations they are."""
+    """Milliseconds of all these products by themselves, and their billions of operations."""
     total, operations = 0.0, 0.0
     for (name, shapes), count in products.items():
         matrices = shapes[1:] if name == "aten::addmm" else shapes
@@ -108,7 +108,7 @@ def main() -> None:
         if event.key in PRODUCTS and len(shapes) > 1:
             products[event.key, shapes] += event.count / options.updates
     kinds["Python: Pyro, the library, the loop"] = watched - sum(kinds.values())
-    print(f"one update: {whole:.1f} ms; {watched:.1f} ms while watched:\n")
+    print(f"one update: {whole:.1f} ms; {watched:.1f} ms while profiled:\n")
     print("| what | ms | share |\n| --- | --- | --- |")
     for kind, milliseconds in kinds.most_common():
         print(f"| {kind} | {milliseconds:.1f} | {milliseconds / watched:.0%} |")

@@ -1,4 +1,4 @@
-"""How fast is training, as ratios measured in one run: ``make bench``.
+"""How fast training is, as ratios measured in one run: ``make bench``.
 
 Groups of contestants, each a process of its own, take turns in blocks of updates; whole updates, their
 minibatches included. A ratio is the median over rounds, with a 95% interval by bootstrap. (One step of

@@ -1,6 +1,6 @@
 """Exact bias and variance of WakeSleep's control variates on small problems; prints markdown.
 
-Two-step chains with 3 actions each and one observation, logits drawn at random, the guide on the line
+Two-step chains with 3 actions each and one observation, random logits, and the guide on the line
 from prior to posterior. No sampling: all (3 * 3)^M tuples of particles are enumerated.
 
     python -m benchmarks.exact_variance --problems 25 --particles 2 5 > docs/results/exact_variance.md
@@ -95,7 +95,7 @@ def mean(values: Sequence[float]) -> str:
 
 
 def shortfalls(found: dict[str, list[dict[str, float]]]) -> list[list[str]]:
-    """How often, and by how much, an order fails; over all problems, per position of the guide."""
+    """How often, and by how much, an order is violated; over all problems, per position of the guide."""
     rows = []
     for claim, (first, second) in ORDERS.items():
         cells = []
@@ -126,7 +126,7 @@ def report(problems: int, particles: int) -> str:
     parts.append("### wake-q: gradient for the guide's logits")
     rows = [[place, *(mean([p[name] for p in eta[place]]) for name in ETA)] for place in SHARES]
     parts.append(table(["q", *ETA], rows))
-    parts.append("### Orders: how often they fail (and the worst ratio of variances)")
+    parts.append("### Orders: how often they are violated (and the worst ratio of variances)")
     parts.append(table(["wake-p", *SHARES], shortfalls(theta)))
     return "\n\n".join(parts)
 
@@ -134,16 +134,18 @@ def report(problems: int, particles: int) -> str:
 INTRODUCTION = """\
 # Exact bias and variance of the control variates
 
-Total variance (the sum over the components of the gradient) of `WakeSleep`'s estimates for one datum,
-by enumeration of all tuples of particles: no sampling error. Two-step chains, 3 actions per step, the
-second step's logits depending on the first action; one observation of 10 outcomes whose logits depend
-on both. Logits are normal, with standard deviation 1 for the actions and 2 for the observation. The
-guide is (1 - s) prior + s posterior, s = 0, 1/4, 1/2, 3/4, 1. Means over {problems} problems.
+Total variance (the sum over the components of the gradient) of `WakeSleep`'s estimates for one
+datum, by enumeration of all tuples of particles: no sampling error. Two-step chains, 3 actions per
+step, the second step's logits depending on the first action; one observation with 10 outcomes whose
+logits depend on both. Logits are normal, with standard deviation 1 for the actions and 2 for the
+observation. The guide is (1 - s) prior + s posterior, s = 0, 1/4, 1/2, 3/4, 1. Means over {problems}
+problems.
 
-* "none" to "unnormalized": the options of `control_variate` as they are.
+* "none" to "unnormalized": the options of `control_variate`, unchanged.
 * "adaptive", "learned": at the least-squares coefficients that their running estimates and networks
   converge to when fitted for this one datum. In training they are shared between data.
-* "best": the coefficients that minimise the variance in the table instead, which no estimator knows.
+* "best": the coefficients that minimise the variance in the table instead, which no estimator
+  knows.
 * All but "self-normalized" have the same expectation (its squared bias is the column after it).
 
 `{command}` ({seconds:.0f} s on one core)

@@ -1,8 +1,8 @@
-"""WS-RAM+q+c as one would write it by hand: plain PyTorch, no Pyro, no library of ours.
+"""WS-RAM+q+c as one would write it by hand: plain PyTorch, without Pyro or this library.
 
-Two pieces. :class:`PlainLoop` is a whole training loop in the idiom of the field: digits placed and
-glimpses read by ``affine_grid`` / ``grid_sample``. :func:`by_hand` is the mathematics of one step
-alone, on the networks of ``models/``, for a comparison of the objective with nothing else changed.
+There are two parts. :class:`PlainLoop` is a whole training loop in the usual style: digits placed and
+glimpses read by ``affine_grid`` / ``grid_sample``. :func:`by_hand` is only the mathematics of one
+step, on the networks of ``models/``, for a comparison of the objective with nothing else changed.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""What several processes cost: bytes sent per update, time of each exchange, updates per second.
+"""The cost of several processes: bytes sent per update, time of each exchange, updates per second.
 
-Runs itself again for every further process (Lightning Fabric does), all on this machine.
+Lightning Fabric runs this script again for every additional process, all on this machine.
 
     python benchmarks/processes.py --devices 2
 """
@@ -28,7 +28,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def milliseconds(work: Callable[[], object], repeats: int) -> float:
-    """The median of so many calls, after one to warm up."""
+    """The median of ``count`` calls, after one warm-up call."""
     work()
     times = []
     for _ in range(repeats):
@@ -43,7 +43,7 @@ def main() -> None:
     parser.add_argument("--experiment", default=str(ROOT / "experiments" / "digits.toml"))
     parser.add_argument("--devices", type=int, default=2)
     parser.add_argument("--updates", type=int, default=30)
-    parser.add_argument("--set", action="append", default=[], help="as of cli.py train")
+    parser.add_argument("--set", action="append", default=[], help="as for cli.py train")
     options = parser.parse_args()
     overrides = ["training.threads=1", f"training.devices={options.devices}", *options.set]
     config = load_config(options.components, overrides)
@@ -76,7 +76,7 @@ def main() -> None:
 
 
 def draws(trainer: Trainer) -> None:
-    """What it costs a process to draw for all data and keep its own, by the number of processes."""
+    """The cost of drawing for all data and keeping one's own, by the number of processes."""
     parts, size = trainer.components, trainer.training.batch_size
     batch = parts.data.training_batch(0, size, 0)
     for count in (1, 2, 8, 64, 256):

@@ -1,7 +1,7 @@
-"""The programs in ``examples/`` by this package's objectives and by Pyro's, at equal updates; markdown.
+"""Compares this package's objectives with Pyro's on ``examples/``, at equal updates; markdown.
 
-Every program is trained from the same seeds with the same optimiser, minibatches and five particles, and
-judged by the same held-out bound, L_200 (``held_out`` of the example).
+Every program is trained with the same seeds, optimiser, minibatches and five particles, and
+compared by the same held-out bound, L_200 (``held_out`` of the example).
 
     python -m benchmarks.programs > docs/results/programs.md
 """
@@ -34,10 +34,10 @@ STEPS = {"discrete_vae": 1000, "sigmoid_belief_network": 1000, "hmm": 500, "lda"
 
 
 class TraceGraphOfCopies(TraceGraph_ELBO):
-    """TraceGraph_ELBO with five copies of every datum in place of five particles.
+    """TraceGraph_ELBO with five copies of every datum instead of five particles.
 
-    The estimator is the same, times five. Pyro takes no network as a baseline with vectorised particles,
-    and with one particle after the other it would take five times as long.
+    The estimator is the same, times five. Pyro does not support a network as baseline with vectorised
+    particles, and sequential particles would take five times as long.
     """
 
     def loss_and_grads(self, model: Any, guide: Any, data: Tensor) -> float:
@@ -46,7 +46,7 @@ class TraceGraphOfCopies(TraceGraph_ELBO):
 
 
 def objectives(program: Any) -> dict[str, Callable[[], ELBO]]:
-    """By name, each made anew for every run."""
+    """The objectives by name, each newly created for every run."""
     subsampled = program.__name__ == "lda"
     common: dict[str, Any] = {
         "num_particles": PARTICLES,
@@ -54,7 +54,7 @@ def objectives(program: Any) -> dict[str, Callable[[], ELBO]]:
         "max_plate_nesting": 2 if subsampled else 1,
     }
     ours = common | ({"pathwise": program.PATHWISE} if hasattr(program, "PATHWISE") else {})
-    # Wake-q is a score function, so that local latents are pathwise only in its other form.
+    # Wake-q uses scores, so that local latents are pathwise only in its other form.
     others: dict[str, dict[str, Any]] = {
         "lda": {"pathwise": ["weights", "topics"]},
         "air": {"doubly_reparameterized": True},
@@ -71,12 +71,12 @@ def objectives(program: Any) -> dict[str, Callable[[], ELBO]]:
 
 
 def measure(program: Any, objective: ELBO, steps: int, seed: int) -> dict[str, float]:
-    """What a run comes to, by name; nan where its parameters ended as nan."""
+    """The results of a run, by name; nan if its parameters became nan."""
     start = time.perf_counter()
     try:
         model, guide = program.train(objective, steps, seed)
         found = {"L_200": program.held_out(model, guide)}
-    except ValueError as error:  # a distribution refuses its parameters
+    except ValueError as error:  # a distribution rejects its parameters
         if "nan" not in str(error):
             raise
         return {"L_200": math.nan}
@@ -87,7 +87,7 @@ def measure(program: Any, objective: ELBO, steps: int, seed: int) -> dict[str, f
 
 
 def cell(values: list[float]) -> str:
-    """The mean, and in brackets the runs."""
+    """The mean, and the runs in brackets."""
     return f"**{statistics.mean(values):.2f}** ({', '.join(f'{value:.2f}' for value in values)})"
 
 
@@ -111,13 +111,13 @@ def report(programs: list[str], seeds: int, steps: int | None) -> str:
 INTRODUCTION = """\
 # Real programs, by objective
 
-The programs in `examples/`, each trained from the same seeds with the same optimiser and minibatches
-and with {particles} particles. L_200 is in nats per held-out datum (higher is better); for LDA it is
-given the posterior means of the topics. "miscounted" is in percent of held-out pictures. The mean over
-{seeds} seeds, and each of them. `TraceGraph_ELBO` has the baselines that the guides declare (none in
+The programs in `examples/`, each trained with the same seeds, optimiser and minibatches and with
+{particles} particles. L_200 is in nats per held-out datum (higher is better); for LDA it is given the
+posterior means of the topics. "miscounted" is a percentage of held-out pictures. Shown are the mean
+over {seeds} seeds and each seed. `TraceGraph_ELBO` has the baselines that the guides declare (none in
 LDA), `VariationalBound` the leave-one-out one, `WakeSleep` the adaptive control variate. Where latents
-can carry pathwise gradients (LDA, AIR), `Trace_ELBO` and `TraceGraph_ELBO` take them, and this
-package's objectives are told to (`pathwise=`): `WakeSleep` for the global ones of LDA, and in AIR with
+can carry pathwise gradients (LDA, AIR), `Trace_ELBO` and `TraceGraph_ELBO` use them, and this
+package's objectives do so too (`pathwise=`): `WakeSleep` for the global ones of LDA, and in AIR with
 `doubly_reparameterized=True`.
 
 `{command}` ({minutes:.0f} min on one core)
@@ -128,7 +128,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--programs", nargs="+", choices=list(STEPS), default=list(STEPS))
     parser.add_argument("--seeds", type=int, default=3, help="runs of each (default: 3)")
-    parser.add_argument("--steps", type=int, help="updates of every program, for a trial")
+    parser.add_argument("--steps", type=int, help="updates of every program, for a trial run")
     options = parser.parse_args()
     torch.set_num_threads(1)
     logging.getLogger("pyro").setLevel(logging.WARNING)

@@ -1,4 +1,4 @@
-"""The site: Sphinx with MyST, built by ``make docs``. It needs no network to be built or read."""
+"""The site: Sphinx with MyST, built by ``make docs``. Building and reading it need no network."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ extensions = [
     "site_extension",
 ]
 nitpicky = True
-# Names of other packages, whose pages are elsewhere; and annotations that are more than a name.
+# Names from other packages, whose pages are elsewhere; and annotations that are more than a name.
 nitpick_ignore_regex = [(r"py:.*", r"(?!wsram_ppl\.).*|.*\[.*")]
-smartquotes_action = "D"  # dashes alone
+smartquotes_action = "D"  # only dashes
 default_role = "code"
 
 # Markdown, as GitHub shows it.
@@ -40,7 +40,7 @@ myst_dmath_allow_digits = False
 # An attribute of several classes has several targets.
 suppress_warnings = ["ref.python"]
 
-# Equations: one file of a package, in place of a server's.
+# Equations: one file from a package instead of a server.
 _mathjax = distribution("sphinx-mathjax-offline").locate_file(
     "sphinx-mathjax-offline/static/mathjax/tex-svg.js"
 )
@@ -59,7 +59,7 @@ napoleon_numpy_docstring = False
 napoleon_use_ivar = True
 napoleon_use_rtype = False
 
-# Where links to files outside docs/ lead; without an address their text stands alone.
+# The target of links to files outside docs/; without an address only their text is shown.
 site_repository = os.environ.get("WSRAM_REPOSITORY", "")
 
 html_theme = "furo"

@@ -1,4 +1,4 @@
-"""What the site needs beside Sphinx: links that leave ``docs/``, languages of code, public names."""
+"""What the site needs besides Sphinx: links that leave ``docs/``, languages of code, public names."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _log = logging.getLogger(__name__)
 
 
 def read_source(app: Sphinx, page: str, source: list[str]) -> None:
-    """Takes a page's text from elsewhere, and rewrites its links to files of the project."""
+    """Takes a page's text from another file, and rewrites its links to files of the project."""
     folder = (HERE / page).parent
     if page in PAGES:
         source[0] = PAGES[page].read_text()
@@ -46,12 +46,12 @@ def read_source(app: Sphinx, page: str, source: list[str]) -> None:
 
 
 def rewrite_links(text: str, folder: Path, page: Path, repository: str) -> str:
-    """Makes links relative to the page, and those that leave ``docs/`` lead to the repository, if any.
+    """Makes links relative to the page; those that leave ``docs/`` lead to the repository, if any.
 
     Args:
-        folder: what the links are relative to.
+        folder: the folder that the links are relative to.
         page: the folder of the page.
-        repository: its address; "": the links' text stands alone.
+        repository: its address; "" shows only the text of links.
     """
 
     def rewrite(link: re.Match[str]) -> str:
@@ -73,7 +73,7 @@ def rewrite_links(text: str, folder: Path, page: Path, repository: str) -> str:
 
 
 def name_languages(app: Sphinx, doctree: nodes.document) -> None:
-    """Of blocks that name none, by how they begin; those of docstrings are Python."""
+    """The language of blocks that name none, by their start; blocks in docstrings are Python."""
     for block in doctree.findall(nodes.literal_block):
         if block.get("language", "none") in ("none", "default"):
             first = block.astext().lstrip().partition("\n")[0]
@@ -91,7 +91,7 @@ def is_code(value: object) -> bool:
 
 
 def public_names(module: ModuleType) -> dict[str, object]:
-    """Those of ``__all__``; where there is none, the classes and functions that the module defines."""
+    """The names in ``__all__``; without it, the classes and functions that the module defines."""
     names = getattr(module, "__all__", None)
     if names is not None:
         return {name: getattr(module, name) for name in names}
@@ -111,7 +111,7 @@ def modules_of(name: str) -> Iterator[ModuleType]:
 
 
 def reference(name: str) -> list[str]:
-    """Directives for all that a module and those below it define, each under its shortest path."""
+    """Directives for all names that a module and those below it define, under their shortest paths."""
     lines: list[str] = []
     seen: set[int] = set()
     for module in modules_of(name):
@@ -129,7 +129,7 @@ def reference(name: str) -> list[str]:
         ]
         package, _, leaf = module.__name__.rpartition(".")
         if not isinstance(getattr(sys.modules[package], leaf), ModuleType):
-            lines.append("   :no-index:")  # a function of that name stands in its way
+            lines.append("   :no-index:")  # a function of the same name shadows it
         documented = ModuleAnalyzer.for_module(module.__name__).find_attr_docs()
         for key, value in names.items():
             if is_code(value):
@@ -160,7 +160,7 @@ class PublicNames(SphinxDirective):
 def keep_as_text(
     app: Sphinx, env: BuildEnvironment, node: pending_xref, words: nodes.TextElement
 ) -> nodes.TextElement | None:
-    """A name that exists but has no entry, such as a type variable, stays text; others are mistakes."""
+    """A name that exists but has no entry, such as a type variable, stays text; others are errors."""
     try:
         pkgutil.resolve_name(node["reftarget"])
     except (ImportError, AttributeError, ValueError):
@@ -171,10 +171,10 @@ def keep_as_text(
 def tidy_source_page(
     app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: nodes.document | None
 ) -> None:
-    """Takes links off pages of source code that lead nowhere.
+    """Removes dead links from pages of source code.
 
-    Those back to the reference name an object where it is defined, which is not where it is
-    documented; and the list of modules has Python's own among them.
+    Links back to the reference name an object where it is defined, not where it is documented; and
+    the list of modules includes Python's own.
     """
     if page.startswith("_modules/"):
         back = r'<a class="viewcode-back"[^>]*>.*?</a>|<li><a href="builtins.html">.*?</li>'

@@ -1,11 +1,11 @@
 """Attend, infer, repeat: how many digits are in the picture, where, and what do they look like?
 
     count ~ Categorical(0, 1, 2)
-    where_i ~ Normal(0, 1.5), what_i ~ Normal(0, 1)      for each of them
+    where_i ~ Normal(0, 1.5), what_i ~ Normal(0, 1)      for each digit
     x ~ Normal(what_i, decoded and drawn at where_i, 0.3), 24 x 24 pixels
 
-Nothing but pictures is given. The count is discrete; positions and appearances are reparameterised and
-carry gradients (``pathwise``). Objects that a picture does not have are masked, in model and guide.
+Only pictures are given. The count is discrete; positions and appearances are reparameterised and
+carry gradients (``pathwise``). Absent objects are masked, in model and guide.
 
     python examples/air.py --steps 2000
 """
@@ -37,9 +37,9 @@ def normal(loc: Tensor, scale: Tensor) -> dist.TorchDistribution:
 
 
 def axes(where: Tensor) -> tuple[Tensor, Tensor]:
-    """Which rows and columns of the canvas a digit's rows and columns fall on: [..., 24, 10] each.
+    """Maps a digit's rows and columns to those of the canvas: [..., 24, 10] each.
 
-    Between two pixels a row is shared by both, so that it moves smoothly with ``where``.
+    A row between two pixels is shared by both, so that it moves smoothly with ``where``.
     """
     offset = torch.arange(CANVAS).unsqueeze(-1) - torch.arange(SIDE)
     start = (CANVAS - SIDE) * where.sigmoid()[..., None, None]
@@ -48,7 +48,7 @@ def axes(where: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def draw(picture: Tensor, where: Tensor) -> Tensor:
-    """[..., 10, 10] on an empty canvas, [..., 24, 24]."""
+    """A digit [..., 10, 10] on an empty canvas, [..., 24, 24]."""
     rows, columns = axes(where)
     return rows @ picture @ columns.mT
 
@@ -81,13 +81,13 @@ class Scene(PyroModule):
 
 
 class Attention(PyroModule):
-    """The guide: counts, then looks at one place after the other; what it has seen is erased."""
+    """The guide: counts, then looks at one place after another, and erases what it has seen."""
 
     def __init__(self) -> None:
         super().__init__("guide")
         self.see = nn.Sequential(nn.Linear(CANVAS**2, HIDDEN), nn.ReLU())
         self.count = nn.Linear(HIDDEN, OBJECTS + 1)
-        self.count.bias.data[-1] += 3.0  # at first look everywhere
+        self.count.bias.data[-1] += 3.0  # look everywhere at first
         self.where = nn.Linear(HIDDEN, 4)
         self.what = nn.Sequential(nn.Linear(SIDE**2, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, 2 * WHAT))
         self.baselines = nn.Sequential(
@@ -111,7 +111,7 @@ class Attention(PyroModule):
 
 
 def pictures(digits: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Pictures of none to two digits at random places, and how many there are."""
+    """Pictures of zero to two digits at random positions, and their numbers of digits."""
     digits = digits[:, 2:-2, 2:-2]  # without their frame
     number = torch.randint(OBJECTS + 1, (count,))
     canvas = torch.zeros(count, CANVAS, CANVAS)
@@ -142,7 +142,7 @@ def held_out(model: Scene, guide: Attention, count: int = 500) -> float:
 
 @torch.no_grad()
 def miscounted(guide: Attention, count: int = 1000) -> float:
-    """The share of pictures of test digits for which the guide's likeliest count is wrong."""
+    """The fraction of pictures of test digits for which the guide's likeliest count is wrong."""
     pyro.set_rng_seed(1000)
     x, number = pictures(small_digits()[1], count)
     return (guide.count(guide.see(x.flatten(-2))).argmax(-1) != number).float().mean().item()

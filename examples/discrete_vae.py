@@ -1,9 +1,9 @@
-"""A discrete variational autoencoder: a digit is told by 20 choices of one in 10.
+"""A discrete variational autoencoder: a digit is encoded by 20 choices of one out of 10.
 
     z_i ~ Categorical(10), i = 1 ... 20        x ~ Bernoulli(decoder(z)), 14 x 14 pixels
 
-There is no gradient through a choice, and 10^20 codes are too many to sum over: the encoder learns from
-which of its own samples explain the digit.
+There is no gradient through a choice, and 10^20 codes are too many to sum over: the encoder learns
+which of its samples explain the digit.
 
     python examples/discrete_vae.py --steps 2000
 """
@@ -42,7 +42,7 @@ class Decoder(PyroModule):
 
 
 class Encoder(PyroModule):
-    """The guide: log q(z | x). The baseline is for the objectives that subtract one."""
+    """The guide: log q(z | x). The baseline is for objectives that subtract one."""
 
     def __init__(self) -> None:
         super().__init__("guide")

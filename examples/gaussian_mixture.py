@@ -33,7 +33,7 @@ class Mixture(PyroModule):
 
     def __init__(self) -> None:
         super().__init__("model")
-        self.logits = nn.Parameter(torch.linspace(1.0, -1.0, CLUSTERS))  # slanting the wrong way
+        self.logits = nn.Parameter(torch.linspace(1.0, -1.0, CLUSTERS))  # the wrong slope
 
     def forward(self, x: Tensor) -> None:
         with pyro.plate("data", len(x)):
@@ -63,7 +63,7 @@ def log_likelihood(log_probs: Tensor, x: Tensor) -> float:
 
 
 def train(objective: ELBO, steps: int, batch: int) -> tuple[float, float]:
-    """Held-out log-likelihood per datum after training, and the seconds it took."""
+    """Held-out log-likelihood per datum after training, and the training time in seconds."""
     pyro.clear_param_store()
     pyro.set_rng_seed(0)
     model, guide, held_out = Mixture(), Recognition(), draw(10_000)

@@ -1,8 +1,8 @@
-"""A hidden Markov model, with a network that reads a sequence from its end to propose the states.
+"""A hidden Markov model, with a network that reads a sequence backwards to propose the states.
 
     z_t ~ Categorical(transition[z_(t-1)])        y_t ~ Categorical(emission[z_t]), t = 1 ... 8
 
-Every sequence has its own importance weights. The sum over all paths is known here, so that the bound
+Every sequence has its own importance weights. The sum over all paths is known, so that the bound
 can be compared with the log-likelihood itself.
 
     python examples/hmm.py --steps 1000
@@ -50,7 +50,7 @@ class Chain(PyroModule):
 
 
 class Smoother(PyroModule):
-    """The guide: q(z_t | z_(t-1), y_t, y_(t+1), ...). The baseline is for those who subtract one."""
+    """The guide: q(z_t | z_(t-1), y_t, y_(t+1), ...), with a baseline for objectives that use one."""
 
     def __init__(self) -> None:
         super().__init__("guide")
@@ -71,8 +71,8 @@ class Smoother(PyroModule):
 
 
 def sequences(count: int) -> Tensor:
-    """[count, 8] from a chain that stays where it is with probability 0.8, in which each state
-    writes mostly two symbols of its own."""
+    """[count, 8] from a chain that keeps its state with probability 0.8, where each state mostly emits
+    two symbols of its own."""
     states = torch.eye(STATES)
     stay = 0.8 * states + 0.2 * (1 - states) / (STATES - 1)
     write = 0.9 * states.repeat_interleave(2, 1) / 2 + 0.1 / SYMBOLS

@@ -5,7 +5,7 @@
     choice_dn ~ Categorical(mixture_d),  word_dn ~ Categorical(topic)   for each word of it
 
 Weights, topics and mixtures are reparameterised and carry gradients (``pathwise``); the choices cannot.
-Every update sees a few documents, and the plate scales what they say to the whole collection.
+Every update sees a few documents, and the plate scales their log-density to the whole collection.
 
     python examples/lda.py --steps 500
 """
@@ -49,12 +49,12 @@ class LDA(PyroModule):
 
 
 def positive(x: Tensor) -> Tensor:
-    """A concentration, not so small that a sample may round to 0."""
+    """A concentration that is not so small that a sample may round to 0."""
     return 0.2 + x.exp()
 
 
 class Posterior(PyroModule):
-    """The guide. A table says which topics each word speaks for."""
+    """The guide. A table says which topics each word suggests."""
 
     def __init__(self) -> None:
         super().__init__("guide")
@@ -78,13 +78,13 @@ class Posterior(PyroModule):
                 pyro.sample("choice", dist.OneHotCategorical(logits=logits))
 
     def means(self) -> tuple[Tensor, Tensor]:
-        """Of the topics' weights and words."""
+        """The parameters of the topics' weights and words."""
         (shape, rate), topics = positive(self.weights), positive(self.topics)
         return shape / rate, topics / topics.sum(-1, keepdim=True)
 
 
 def collection(held_out: int = 200) -> tuple[Tensor, Tensor]:
-    """Documents of six topics that share few words, for training and held out."""
+    """Documents about six topics that share few words, for training and held out."""
     topics = dist.Dirichlet(torch.full((VOCABULARY,), 0.1)).sample((TOPICS,))
     mixtures = dist.Dirichlet(torch.full((TOPICS,), 0.3)).sample((DOCUMENTS + held_out,))
     words = dist.Categorical(mixtures @ topics).sample((LENGTH,)).T

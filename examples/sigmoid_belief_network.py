@@ -2,8 +2,8 @@
 
     h2 ~ Bernoulli(...), 50     h1 ~ Bernoulli(linear(h2)), 100     x ~ Bernoulli(linear(h1)), 14 x 14
 
-The recognition network runs the other way, from x to h1 to h2. Helmholtz machines of this kind are
-what wake-sleep was invented for.
+The recognition network runs the other way, from x to h1 to h2. Wake-sleep was invented for Helmholtz
+machines of this kind.
 
     python examples/sigmoid_belief_network.py --steps 2000
 """
@@ -45,7 +45,7 @@ class Network(PyroModule):
 
 
 class Recognition(PyroModule):
-    """The guide, from pixels to causes. The baselines are for the objectives that subtract one."""
+    """The guide, from pixels to causes. The baselines are for objectives that subtract one."""
 
     def __init__(self) -> None:
         super().__init__("guide")

@@ -7,5 +7,5 @@ from wsram_ppl.objectives.prior import Prior
 __all__ = ["CaptionInferenceNetwork", "InferenceNetwork", "Prior"]
 
 if __name__ == "guides":
-    # Another name for the same objects. Its modules are not to be loaded a second time, as other ones.
+    # Another name for the same objects. Its modules must not be loaded a second time as different ones.
     __path__ = []

@@ -1,4 +1,4 @@
-"""The inference network of the captioner: look where it pays, knowing the sentence."""
+"""The inference network of the captioner: looks where it helps, knowing the sentence."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ class CaptionInferenceNetwork(PyroModule):
     """Proposes where to look for each word, from the captioner's state and the sentence (WS-RAM+q).
 
     q(a_t | a_<t, y, I): a layer on [r2_t, one_hot(word)] and a policy of the captioner's form. The
-    recurrence is the captioner's own, cut off from this network's gradient.
+    recurrence is the captioner's own, without gradients from this network.
 
     Args:
-        model: the :class:`~wsram_ppl.models.captioner.GlimpseCaptioner` to propose for. It is not made a
-            submodule: its parameters stay its own.
-        word: which word it is shown before step t: the one that precedes it (as the paper has it), or
-            the one that is to be predicted.
+        model: the :class:`~wsram_ppl.models.captioner.GlimpseCaptioner` to propose for. It does not
+            become a submodule.
+        word: which word the guide sees before step t: the preceding one (as in the paper), or the one
+            to be predicted.
     """
 
-    #: The recurrent state, and with it all that was sampled before, is a constant to it.
+    #: The recurrent state, and with it everything sampled before, is a constant for the guide.
     constant_samples = True
 
     def __init__(
@@ -40,10 +40,10 @@ class CaptionInferenceNetwork(PyroModule):
         if not isinstance(model, GlimpseCaptioner):
             raise InputError(
                 f"guide 'caption-inference' proposes for 'glimpse-captioner', not for "
-                f"{type(model).__name__}: use guide 'prior', or name a guide of your own"
+                f"{type(model).__name__}: use guide 'prior', or name your own guide"
             )
         network, hidden = model.network, model.network.hidden
-        self._model = (model,)  # in a tuple, lest nn.Module registers it
+        self._model = (model,)  # in a tuple, so that nn.Module does not register it
         self.shift = 1 if word == "preceding" else 0
         policy = network.make_policy()
         self.network = ProposalNetwork(hidden, hidden, model.vocabulary, policy)
@@ -82,5 +82,5 @@ class CaptionInferenceNetwork(PyroModule):
                     choice = proposal(state, labels[t - self.shift], view.cells)
                     infer = baselines.declare(range(SITES), state, to_come[t])
                     layer, location = model.sample_look(t, choice, view.cells, infer)
-                if t < last:  # what follows the last look chooses nothing
+                if t < last:  # nothing is chosen after the last look
                     r1 = network.look(view, layer, location, heard[t - 1], r1)

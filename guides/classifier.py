@@ -1,4 +1,4 @@
-"""The inference network of the glimpse classifier: look where it pays, knowing the label."""
+"""The inference network of the glimpse classifier: looks where it helps, knowing the label."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ class InferenceNetwork(PyroModule):
     """Proposes glimpses from the classifier's recurrent state and the true label (WS-RAM+q).
 
     q(a_n | a_<n, y, I): a layer on [r2_{n-1}, one_hot(y)] and a policy of the classifier's form. The
-    recurrence is the classifier's own, cut off from this network's gradient.
+    recurrence is the classifier's own, without gradients from this network.
 
     Args:
-        model: the :class:`~wsram_ppl.models.GlimpseClassifier` to propose for. It is not made a
-            submodule: its parameters stay its own.
-        hidden: units of the layer; by default as many as the classifier's.
+        model: the :class:`~wsram_ppl.models.GlimpseClassifier` to propose for. It does not become a
+            submodule.
+        hidden: units of the layer; by default the classifier's number.
     """
 
-    #: The recurrent state, and with it all that was sampled before, is a constant to it.
+    #: The recurrent state, and with it everything sampled before, is a constant for the guide.
     constant_samples = True
 
     def __init__(self, model: GlimpseClassifier, *, hidden: PositiveInt | None = None) -> None:
@@ -40,11 +40,11 @@ class InferenceNetwork(PyroModule):
         if not isinstance(model, GlimpseClassifier):
             raise InputError(
                 f"guide 'inference' proposes for 'glimpse-classifier', not for {type(model).__name__}: "
-                "use guide 'prior', or name a guide of your own"
+                "use guide 'prior', or name your own guide"
             )
         network = model.network
         hidden = hidden or network.hidden
-        self._model = (model,)  # in a tuple, lest nn.Module registers it
+        self._model = (model,)  # in a tuple, so that nn.Module does not register it
         policy = Policy(hidden, len(model.scales))
         self.network = ProposalNetwork(network.hidden, hidden, model.classes, policy)
         self.baselines = SiteBaselines(network.hidden, model.classes, 2 * model.num_glimpses)
@@ -77,6 +77,6 @@ class InferenceNetwork(PyroModule):
             for n in range(model.num_glimpses):
                 infer = model.declare_baseline(baselines, n, r2.detach(), label_of_baselines)
                 location, scale = model.sample_glimpse(n, proposal(r2.detach(), label), infer)
-                if n + 1 < model.num_glimpses:  # what follows the last glimpse chooses nothing
+                if n + 1 < model.num_glimpses:  # nothing is chosen after the last glimpse
                     r1 = network.look(pyramid, location, scale, r1)
                     r2 = network.decide(r1, r2)

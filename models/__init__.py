@@ -6,5 +6,5 @@ from wsram_ppl.models.classifier import GlimpseClassifier
 __all__ = ["GlimpseCaptioner", "GlimpseClassifier"]
 
 if __name__ == "models":
-    # Another name for the same objects. Its modules are not to be loaded a second time, as other ones.
+    # Another name for the same objects. Its modules must not be loaded a second time as different ones.
     __path__ = []

@@ -37,11 +37,11 @@ SITES = 2
 
 
 class Script(NamedTuple):
-    """What one run of the captioner did for the words 1..T, each ``[..., B, T]`` (and ``2``).
+    """The choices of one run of the captioner for the words 1..T, each ``[..., B, T]`` (and ``2``).
 
     Attributes:
-        words: said or given.
-        layers: looked at.
+        words: sampled or given.
+        layers: the layers looked at.
         locations: cells, or (x, y).
     """
 
@@ -70,7 +70,7 @@ class GlimpseCaptioner(PyroModule):
         vocabulary: number of words; by default the data's.
         channels: of each layer of the conv net; by default the data's.
         hidden: units of every layer.
-        location: how a place is chosen.
+        location: how a location is chosen.
         location_std: standard deviation of a Gaussian location; a scalar buffer, so that it can be
             scheduled.
         dropout: of words, what is seen, and the state that words are predicted from.
@@ -95,7 +95,7 @@ class GlimpseCaptioner(PyroModule):
         if vocabulary is None or not channels:
             raise InputError(
                 "the captioner needs the number of words (vocabulary) and the channels of each layer, "
-                "which a source of captions tells: choose one as [data], or set both"
+                "which a source of captions provides: choose one as [data], or set both"
             )
         self.vocabulary, self.location = vocabulary, location
         self.network = CaptionNetwork(hidden, vocabulary, tuple(channels), location == "grid", dropout)
@@ -126,7 +126,7 @@ class GlimpseCaptioner(PyroModule):
                     r1 = network.look(view, layer, location, drive, r1)
                     logits = network.say(r1).to(self.location_std)
                     word = pyro.sample(f"word_{t}", Categorical(logits), obs=given[t])
-                # A word that was sampled, not given, is heard as it was said.
+                # A sampled word is the next step's input, like a given one.
                 drive = heard[t] if word is given[t] else network.hear(view, word)
                 said.append(word)
                 layers.append(layer)
@@ -140,7 +140,7 @@ class GlimpseCaptioner(PyroModule):
     def sample_look(
         self, t: int, choice: Choice, cells: Cells, infer: Sequence[InferDict] = ({}, {})
     ) -> tuple[Tensor, Tensor]:
-        """Samples sites ``layer_t`` and ``location_t``, for the guide as for the model."""
+        """Samples sites ``layer_t`` and ``location_t``, for both guide and model."""
         layers, place = (parameter.to(self.location_std) for parameter in choice)
         layer = pyro.sample(f"layer_{t}", Categorical(layers), infer=infer[0])
         where: dist.TorchDistribution
@@ -151,10 +151,10 @@ class GlimpseCaptioner(PyroModule):
             where = dist.Normal(place, self.location_std).to_event(1)
         return layer, pyro.sample(f"location_{t}", where, infer=infer[1])
 
-    # What training, evaluation and decoding ask of a model.
+    # Hooks for training, evaluation and decoding.
 
     def speaker(self, paths: int | None = None) -> GlimpseSpeaker:
-        """Says sentences a word at a time, on ``paths`` sampled paths of looks; None: the modes'."""
+        """Produces sentences word by word, on ``paths`` sampled paths of looks; None: the modes."""
         return GlimpseSpeaker(self, paths)
 
     @torch.no_grad()
@@ -162,7 +162,7 @@ class GlimpseCaptioner(PyroModule):
         """Measures of a batch ``(words, mask, *maps, samples)``, from sampled paths of looks.
 
         * ``nll_per_word``: -log of the mean probability of the sentence over paths, per word;
-        * ``words``: number of words predicted per sentence, the end mark included;
+        * ``words``: number of words predicted per sentence, including the end mark;
         * ``entropy``: of the choices of layer and location, in nats per word;
         * ``layer_l``: the fraction of looks at layer l.
         """
@@ -195,7 +195,7 @@ class GlimpseCaptioner(PyroModule):
 
 
 def counting(mask: Tensor) -> AbstractContextManager[Any]:
-    """Sites count only where the mask ``[B]`` is true (Pyro's type asks for less than it takes)."""
+    """Sites count only where the mask ``[B]`` is true (Pyro's annotation is too narrow)."""
     return MaskMessenger(mask)  # type: ignore[arg-type]
 
 
@@ -203,11 +203,11 @@ class Telling(NamedTuple):
     """S paths of looks for each of K hypotheses about B pictures: ``[S, K, B, ...]``.
 
     Attributes:
-        view: of the pictures, shared by all.
+        view: the pictures, shared by all.
         first, second: the recurrent state.
-        layers, locations: the looks so far, one more than words: ``[S, K, B, t]`` (and 2).
+        layers, locations: the looks so far, one more than there are words: ``[S, K, B, t]`` (and 2).
         path: log-probability of the words so far on each path, ``[S, K, B]``.
-        coming: of the next word, ``[S, K, B, vocabulary]``; None before the first.
+        coming: log-probabilities of the next word, ``[S, K, B, vocabulary]``; None before the first.
     """
 
     view: View
@@ -220,10 +220,10 @@ class Telling(NamedTuple):
 
 
 class GlimpseSpeaker:
-    """Says what the captioner says, its looks sampled from the prior or at the prior's modes.
+    """Decodes the captioner, with looks sampled from the prior or at the prior's modes.
 
-    With S sampled paths per hypothesis the probability of a sentence is its mean over the paths, so the
-    next word is predicted by all of them, each weighted by how well it predicted the words before.
+    With S sampled paths per hypothesis the probability of a sentence is its mean over the paths, so all
+    paths predict the next word, each weighted by how well it predicted the previous words.
 
     Args:
         model: the captioner.
@@ -234,7 +234,7 @@ class GlimpseSpeaker:
         self.model, self.paths = model, paths
 
     def begin(self, *maps: Tensor) -> Telling:
-        """Before the first word, with one sentence per picture."""
+        """The state before the first word, with one sentence per picture."""
         view = self.model.network.start(*maps)
         shape = (self.paths or 1, 1, len(maps[0]))
         states = [State(*(x.expand(*shape, -1) for x in s)) for s in (view.first, view.second)]
@@ -245,7 +245,7 @@ class GlimpseSpeaker:
         return Telling(view, states[0], states[1], layers, nowhere, path, None)
 
     def step(self, state: Telling, parents: Tensor, words: Tensor) -> tuple[Telling, Tensor]:
-        """Goes on with the sentences ``parents``, each followed by a word of ``words``."""
+        """Extends the sentences ``parents``, each by a word of ``words``."""
         network, view = self.model.network, state.view
         path = follow(state.path, parents, dim=1)
         if state.coming is not None:
@@ -273,7 +273,7 @@ class GlimpseSpeaker:
         return telling, mixed
 
     def looks(self, state: Telling, chosen: Tensor) -> Looks:
-        """What was looked at for each word of the ``chosen`` sentence of each picture."""
+        """The looks for each word of the ``chosen`` sentence of each picture."""
         pick = chosen.unsqueeze(0)
         layers = follow(state.layers, pick, dim=1)[:, 0]
         locations = follow(state.locations, pick, dim=1)[:, 0]

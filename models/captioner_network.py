@@ -1,8 +1,8 @@
-"""The plain ``torch.nn`` part of the captioner: cells of feature maps, recurrence, where to look, words.
+"""The plain ``torch.nn`` part of the captioner: cells of feature maps, recurrence, policies, words.
 
-``[..., B]`` stands for any number of particle dimensions left of the batch. What does not depend on
-where the model looked is computed once, per picture or per word, and never per particle. Features are
-data and so are never projected ahead: what is read of them is, which spares a gradient of all maps at
+``[..., B]`` stands for any number of particle dimensions left of the batch. Anything that does not
+depend on where the model looked is computed once, per picture or per word, never per particle. Features
+are not projected before reading, only what is read of them, which avoids a gradient of all maps at
 every word.
 """
 
@@ -19,12 +19,12 @@ from wsram_ppl.models.classifier_network import Policy, SiteBaselines
 from wsram_ppl.primitives.handlers import memoize
 from wsram_ppl.primitives.layers import Linear
 
-#: Channels that every cell has beside its features: x, y and a constant.
+#: Channels of every cell besides its features: x, y and a constant.
 _PLACE = 3
 
 
 class State(NamedTuple):
-    """Of an LSTM layer: output and memory, ``[..., B, hidden]``."""
+    """The state of an LSTM layer: output and memory, ``[..., B, hidden]``."""
 
     output: Tensor
     memory: Tensor
@@ -72,7 +72,7 @@ class Cells(NamedTuple):
 
 
 class View(NamedTuple):
-    """All that is known of B pictures before the first word."""
+    """Everything known of B pictures before the first word."""
 
     cells: Cells
     drive: Tensor
@@ -81,12 +81,12 @@ class View(NamedTuple):
 
 
 def wide(x: Tensor) -> Tensor:
-    """``x`` in float32 at least: products may be in bfloat16, memory and log-densities not."""
+    """``x`` in at least float32: products may be in bfloat16, memory and log-densities may not."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def make_cells(maps: tuple[Tensor, ...]) -> Cells:
-    """Maps ``[B, channels, height, width]`` as cells, scaled, with their places as further channels."""
+    """Maps ``[B, channels, height, width]`` as cells, scaled, with positions as additional channels."""
     laid_out, sizes, centres, layers = [], [], [], []
     for layer, features in enumerate(maps):
         height, width = features.shape[-2:]
@@ -123,9 +123,9 @@ def read_cell(cells: Cells, layer: Tensor, cell: Tensor) -> Tensor:
 
 
 def read_place(cells: Cells, layer: Tensor, location: Tensor) -> Tensor:
-    """The chosen layer's features at a place, by bilinear interpolation; see :func:`read_cell`.
+    """The chosen layer's features at a location, by bilinear interpolation; see :func:`read_cell`.
 
-    Beyond the centres of the outermost cells the map goes on as there.
+    Beyond the centres of the outermost cells the map is constant.
 
     Args:
         layer: ``[..., B]``.
@@ -137,7 +137,7 @@ def read_place(cells: Cells, layer: Tensor, location: Tensor) -> Tensor:
         pictures, count, channels = features.shape
         column = (((x + 1) * width - 1) / 2).clamp(0, width - 1)
         row = (((y + 1) * height - 1) / 2).clamp(0, height - 1)
-        # The upper left of four neighbours; a layer of a single row or column is its own neighbour.
+        # The upper left of four neighbours; a layer with a single row or column is its own neighbour.
         left = column.floor().clamp_max(max(width - 2, 0))
         top = row.floor().clamp_max(max(height - 2, 0))
         across, down = min(width - 1, 1), min(height - 1, 1) * width
@@ -156,9 +156,9 @@ def read_place(cells: Cells, layer: Tensor, location: Tensor) -> Tensor:
 class GridPolicy(nn.Module):
     """Scores every cell of every layer by its content: a query from the state, times its features.
 
-    A layer's logit is the log of the mean exponential score of its cells, so choosing a layer and then
-    a cell of it is to choose among all cells, were all layers of one size. The constant channel of a
-    layer is its own bias.
+    A layer's logit is the log of the mean exponential score of its cells. So if all layers had the same
+    size, choosing a layer and then one of its cells would be choosing among all cells. The constant
+    channel of a layer is its bias.
     """
 
     def __init__(self, hidden: int, channels: tuple[int, ...]) -> None:
@@ -178,7 +178,7 @@ class GridPolicy(nn.Module):
 
 
 class PlacePolicy(Policy):
-    """Reads off the state alone a mean (x, y) and layer logits."""
+    """Predicts a mean (x, y) and layer logits from the state alone."""
 
     def forward(self, state: Tensor, cells: Cells) -> Choice:  # type: ignore[override]
         """``[..., B, hidden] -> Choice``, a mean for ``place``."""
@@ -187,9 +187,9 @@ class PlacePolicy(Policy):
 
 
 class LSTMLayer(nn.Module):
-    """An LSTM whose gates get a further, given contribution; the forget gate starts open.
+    """An LSTM whose gates receive an additional contribution; the forget gate starts open.
 
-    What the contribution is made of is computed elsewhere, since it is the same for all particles.
+    The contribution is computed elsewhere, since it is the same for all particles.
     """
 
     def __init__(self, inputs: int, hidden: int) -> None:
@@ -214,16 +214,16 @@ class LSTMLayer(nn.Module):
 class CaptionNetwork(nn.Module):
     """The recurrent attention network of Ba et al. (2015) for sentences (section 5.2).
 
-    For each word: the second layer, which knows the whole picture's mean features, the word before and
-    the first layer, decides where to look; what is seen there and the word before go into the first
-    layer, and from that alone the word is predicted. So the picture reaches the words only through
-    where it makes the network look.
+    For each word, the second layer, which knows the whole picture's mean features, the previous word and
+    the first layer, decides where to look. What is seen there and the previous word go into the first
+    layer, from which alone the word is predicted. So the picture reaches the words only through the
+    choice of where to look.
 
     Args:
         hidden: units of both layers, of words and of what is seen.
-        words: of the vocabulary.
+        words: size of the vocabulary.
         channels: of each layer of the conv net.
-        by_cell: whether places are cells.
+        by_cell: whether locations are cells.
         dropout: of words, what is seen, and the state that words are predicted from.
     """
 
@@ -245,17 +245,17 @@ class CaptionNetwork(nn.Module):
         self.readout = Linear(hidden, words)
 
     def make_policy(self) -> GridPolicy | PlacePolicy:
-        """A policy of the form in use; the inference network has one of its own."""
+        """A policy of the chosen form; the inference network has its own."""
         if self.by_cell:
             return GridPolicy(self.hidden, self.channels)
         return PlacePolicy(self.hidden, len(self.channels))
 
     @memoize
     def start(self, *maps: Tensor) -> View:
-        """``maps [B, channels, height, width]`` -> what the words are told from.
+        """``maps [B, channels, height, width]`` -> the view that captions are predicted from.
 
         Raises:
-            InputError: the maps are not those that the network was made for.
+            InputError: the maps do not fit the network.
         """
         found = tuple(features.shape[1] for features in maps)
         if found != self.channels:
@@ -273,19 +273,19 @@ class CaptionNetwork(nn.Module):
         return View(cells, self.picture(whole), state, state)
 
     def hear(self, view: View, words: Tensor) -> Drive:
-        """What ``words [..., B]`` (and the pictures) contribute to the step that follows them."""
+        """What ``words [..., B]`` (and the pictures) contribute to the next step."""
         first, second = self.drive(self.dropout(self.word(words))).chunk(2, -1)
         return Drive(first, second + view.drive)
 
     @memoize
     def hear_all(self, view: View, words: Tensor) -> list[Drive]:
-        """``words [..., B, T]`` -> :meth:`hear` of each of the T, at once."""
+        """``words [..., B, T]`` -> :meth:`hear` of each of the T, all at once."""
         both = self.hear(view, words.movedim(-1, 0))
         return [Drive(*step) for step in zip(both.first.unbind(0), both.second.unbind(0), strict=True)]
 
     @memoize
     def decide(self, drive: Drive, first: State, second: State) -> State:
-        """The second layer before a word, from which is chosen where to look for it."""
+        """The second layer before a word, which chooses where to look for it."""
         new: State = self.layer2(first.output, drive.second, second)
         return new
 
@@ -308,7 +308,7 @@ class SentenceBaselines(SiteBaselines):
 
     def __init__(self, hidden: int, words: int, num_sites: int) -> None:
         super().__init__(hidden, words, num_sites)
-        nn.init.normal_(self.label.weight, std=0.1)  # many are added up
+        nn.init.normal_(self.label.weight, std=0.1)  # many are summed
 
     def to_come(self, words: Tensor, mask: Tensor) -> tuple[Tensor, ...]:
         """``[B, T + 1]`` -> for each t the sum over words t..T, embedded, ``[B, hidden]``."""

@@ -27,7 +27,7 @@ from wsram_ppl.primitives.handlers import Mode
 
 
 class GlimpseSequence(NamedTuple):
-    """What one run of the classifier did: ``[..., B, classes]``, ``[..., B, N, 2]``, ``[..., B, N]``."""
+    """The result of one run of the model: ``[..., B, classes]``, ``[..., B, N, 2]``, ``[..., B, N]``."""
 
     logits: Tensor
     locations: Tensor
@@ -54,10 +54,10 @@ class GlimpseClassifier(PyroModule):
         scales: pixels of the image per pixel of the glimpse, one per scale to choose from.
         location_std: standard deviation of a location; a scalar buffer, so that it can be scheduled.
         classes: number of labels; by default the data's, or 10.
-        context: what chooses the first glimpse sees of the whole image: "pooled", two layers on 12 x 12
-            numbers (as by default), or "conv", three convolutions on 32 x 32.
+        context: the view of the whole image that chooses the first glimpse: "pooled", two layers on
+            12 x 12 pixels (the default), or "conv", three convolutions on 32 x 32.
         image_channels: 1 for grey, 3 for colour; by default the data's, or 1.
-        class_names: what the labels stand for, in pictures; by default the data's, or their numbers.
+        class_names: the names of the labels, for pictures; by default the data's, or their numbers.
     """
 
     #: Batch dimensions used by plates, for objectives.
@@ -83,7 +83,7 @@ class GlimpseClassifier(PyroModule):
         if class_names is not None and len(class_names) != classes:
             raise InputError(f"{len(class_names)} class_names are given for classes = {classes}")
         if len(set(scales)) < len(scales):
-            raise InputError(f"scales {list(scales)} holds a scale twice: each is one choice")
+            raise InputError(f"scales {list(scales)} contains a scale twice: each is one choice")
         self.num_glimpses, self.classes, self.scales = num_glimpses, classes, tuple(scales)
         self.class_names = class_names or tuple(map(str, range(classes)))
         self.network = GlimpseNetwork(
@@ -117,7 +117,7 @@ class GlimpseClassifier(PyroModule):
     def sample_glimpse(
         self, n: int, policy: tuple[Tensor, Tensor], infer: list[InferDict]
     ) -> tuple[Tensor, Tensor]:
-        """Samples sites ``location_{n+1}`` and ``scale_{n+1}``, for the guide as for the model."""
+        """Samples sites ``location_{n+1}`` and ``scale_{n+1}``, for both guide and model."""
         mean, logits = (parameter.to(self.location_std) for parameter in policy)
         where = dist.Normal(mean, self.location_std).to_event(1)
         location = pyro.sample(f"location_{n + 1}", where, infer=infer[0])
@@ -132,30 +132,30 @@ class GlimpseClassifier(PyroModule):
             return [{}, {}]
         return baselines.declare((2 * n, 2 * n + 1), r2, label)
 
-    # What training, evaluation and pictures ask of a model.
+    # Hooks for training, evaluation and pictures.
 
     def check_batch(self, images: Tensor, labels: Tensor) -> None:
-        """Makes sure that images and labels are what this model is for.
+        """Makes sure that images and labels suit this model.
 
         Raises:
-            InputError: a type, a shape or a value is another.
+            InputError: a dtype, shape or value does not.
         """
         check_images(images, self.network.channels)
         low, high = float(images.min()), float(images.max())
         if low < 0 or high > 1:
-            remedy = "divide them by 255" if low >= 0 and 1 < high <= 255 else "bring them to [0, 1]"
+            remedy = "divide them by 255" if low >= 0 and 1 < high <= 255 else "scale them to [0, 1]"
             raise InputError(f"the images go from {low:g} to {high:g}: {remedy}")
         check_labels(labels, len(images), self.classes)
 
     def prepare(self, images: Tensor, labels: Tensor) -> tuple[ImageFeatures, Tensor]:
-        """A batch as :meth:`forward` and the guides take it too, after all that needs no parameters."""
+        """Preprocessing without parameters; :meth:`forward` and the guides also take the result."""
         return self.network.see(images), labels
 
     @torch.no_grad()
     def look(self, images: Tensor, samples: int | None = None) -> GlimpseSequence:
-        """Runs on images without labels: ``samples`` sampled glimpse sequences, or the mode's if None.
+        """Runs on images without labels: ``samples`` sampled glimpse sequences, or the modes if None.
 
-        Leading dimension of the result: ``samples`` (1 for the mode).
+        Leading dimension of the result: ``samples`` (1 for the modes).
         """
         if samples is None:
             with Mode():
@@ -168,7 +168,7 @@ class GlimpseClassifier(PyroModule):
 
     @torch.no_grad()
     def probabilities(self, images: Tensor, samples: int | None = None) -> Tensor:
-        """Of each class, ``[B, classes]``: the mean of sampled sequences, or by the policy's modes."""
+        """Class probabilities, ``[B, classes]``: the mean over samples, or by the policy's modes."""
         return torch.softmax(self.look(images, samples).logits, -1).mean(0)
 
     @torch.no_grad()
@@ -176,8 +176,8 @@ class GlimpseClassifier(PyroModule):
         """Where the policy's modes look in each image, for a picture.
 
         Args:
-            labels: to compare the answers with.
-            samples: sequences to be drawn instead, each a row of its own; those of an image in a row.
+            labels: the labels to compare the answers with.
+            samples: how many sequences to draw instead, each a row; an image's rows are adjacent.
         """
         looks = self.look(images, samples)
         pyramid = self.network.see(images).pyramid
@@ -217,7 +217,7 @@ class GlimpseClassifier(PyroModule):
     def metrics(self, images: Tensor, labels: Tensor, samples: int) -> dict[str, Tensor]:
         """Per-image measures ``[B]`` of prediction and attention, from sampled glimpse sequences.
 
-        * ``error``: 1 where the most probable label, by mean probability over sequences, is wrong;
+        * ``error``: 1 if the most probable label, by mean probability over sequences, is wrong;
         * ``mode_error``: the same for the sequence of the policy's modes;
         * ``distance``: of the glimpses from the image's centre of brightness, in pixels;
         * ``scale_s``: the fraction of glimpses at scale s.

@@ -1,4 +1,4 @@
-"""Plain ``torch.nn`` pieces of the attention models, without Pyro's effects: they can be compiled."""
+"""Plain ``torch.nn`` parts of the attention models, without Pyro's effects, so they can be compiled."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from wsram_ppl.primitives.layers import Linear
 
 
 class RecurrentLayer(nn.Module):
-    """relu(W [input, state]), the recurrent part of W starting as ``memory`` times the identity.
+    """relu(W [input, state]); the recurrent part of W starts as ``memory`` times the identity.
 
-    The two parts are two products, not one on joined inputs: the state before the first glimpse is
+    The two parts are two products, not one on concatenated inputs: the state before the first glimpse is
     shared by all particles, and so is its product.
     """
 
@@ -38,7 +38,7 @@ class RecurrentLayer(nn.Module):
 
 
 class Policy(nn.Module):
-    """Reads off a state where to look: location mean in (-1, 1)^2 and scale logits."""
+    """Predicts where to look from a state: location mean in (-1, 1)^2 and scale logits."""
 
     def __init__(self, hidden: int, num_scales: int) -> None:
         super().__init__()
@@ -60,7 +60,7 @@ class ProposalNetwork(nn.Module):
         self.policy = policy
 
     def forward(self, r2: Tensor, label: Tensor, *context: Any) -> Any:
-        """What the policy says for ``r2 [..., B, inputs]``, an embedded label ``[..., B, hidden]``."""
+        """The policy's output for ``r2 [..., B, inputs]``, an embedded label ``[..., B, hidden]``."""
         return self.policy(self.state(r2, plus=label), *context)
 
 
@@ -76,13 +76,13 @@ class SiteBaselines(nn.Module):
         nn.init.zeros_(self.out.bias)
 
     def forward(self, state: Tensor, label: Tensor) -> Tensor:
-        """What predictions are read from, given an embedded label: ``[..., hidden]``, thrice."""
+        """Three inputs of predictions, given an embedded label: each ``[..., hidden]``."""
         features: Tensor = self.state(state, plus=label)
         return features
 
     def declare(self, sites: Iterable[int], state: Tensor, label: Tensor) -> list[InferDict]:
         """``infer`` of the sites of these indices, all chosen from one state, in Pyro's schema."""
-        features: list[Tensor] = []  # of all, once one asks: not every objective does
+        features: list[Tensor] = []  # computed for all on first use: some objectives need none
 
         def predict(site: int, state: Tensor) -> Tensor:
             if not features:
@@ -90,7 +90,7 @@ class SiteBaselines(nn.Module):
             predicted: Tensor = features[0] @ self.out.weight[site] + self.out.bias[site]
             return predicted.float()
 
-        # Pyro's own key, which its type of ``infer`` leaves out.
+        # Pyro's own key, missing from its type of ``infer``.
         return [
             cast(
                 InferDict,
@@ -101,7 +101,7 @@ class SiteBaselines(nn.Module):
 
 
 class GlimpseEncoder(nn.Module):
-    """What was seen, times where and at which scale it was seen; then one more layer."""
+    """What was seen, multiplied by where and at which scale it was seen; then another layer."""
 
     def __init__(self, pixels: int, num_scales: int, hidden: int) -> None:
         super().__init__()
@@ -127,7 +127,7 @@ class PooledContext(nn.Sequential):
         super().__init__(Linear(pixels, hidden, relu=True), Linear(hidden, hidden, relu=True))
 
     def reduce(self, images: Tensor) -> Tensor:
-        """``[B, channels, height, width]`` as :meth:`forward` takes them, without any parameter."""
+        """``[B, channels, height, width]`` preprocessed for :meth:`forward`, without parameters."""
         return F.adaptive_avg_pool2d(images, self.side).flatten(1)
 
 
@@ -149,18 +149,18 @@ class ConvContext(nn.Sequential):
         )
 
     def reduce(self, images: Tensor) -> Tensor:
-        """``[B, channels, height, width]`` as :meth:`forward` takes them, without any parameter."""
+        """``[B, channels, height, width]`` preprocessed for :meth:`forward`, without parameters."""
         return F.adaptive_avg_pool2d(images, self.side)
 
 
 class ImageFeatures:
-    """Images as the network sees them, before any parameter.
+    """Preprocessed images, before any parameter is used.
 
-    No dataclass: Lightning Fabric would copy one, tensor by tensor, at every call.
+    Not a dataclass: Lightning Fabric would copy it, tensor by tensor, at every call.
 
     Args:
-        pyramid: what glimpses are read from.
-        context: the images at low resolution, as the context's layers take them.
+        pyramid: the pyramid that glimpses are read from.
+        context: the images at low resolution, the input of the context's layers.
     """
 
     def __init__(self, pyramid: Pyramid, context: Tensor) -> None:
@@ -171,15 +171,15 @@ class GlimpseNetwork(nn.Module):
     """The recurrent attention network of Ba et al. (2015), section 3.
 
     A glimpse updates r1, r1 updates r2, and r2 chooses the next glimpse; both are ``[..., B, hidden]``,
-    and r1 is zero before the first. The low-resolution context
-    starts r2 alone, so it reaches the label only through where it makes the network look.
+    and r1 is zero before the first. The low-resolution context initialises only r2, so it reaches the
+    label only through the choice of where to look.
 
     Args:
         hidden: H, units of every layer.
         patch: k; a glimpse is k x k pixels.
         scales: pixels of the image per pixel of the glimpse, for each scale that can be chosen.
-        classes: labels to tell apart.
-        channels: of an image: 1, or 3 in colour.
+        classes: number of labels.
+        channels: of an image: 1 for grey, 3 for colour.
         conv: whether the context is :class:`ConvContext`, not :class:`PooledContext`.
     """
 
@@ -203,10 +203,10 @@ class GlimpseNetwork(nn.Module):
         self._levels: Levels | None = None  # of the last images
 
     def see(self, images: Tensor) -> ImageFeatures:
-        """``images [B, height, width]``, or ``[B, channels, height, width]``, as the network sees them.
+        """Preprocesses ``images [B, height, width]``, or ``[B, channels, height, width]``.
 
         Raises:
-            InputError: they are others than this network is for.
+            InputError: they do not suit this network.
         """
         check_images(images, self.channels)
         colour = self.channels > 1
@@ -219,7 +219,7 @@ class GlimpseNetwork(nn.Module):
 
     @memoize
     def start(self, images: Tensor | ImageFeatures) -> tuple[Pyramid, Tensor, Tensor]:
-        """Images, or what was seen of them -> what glimpses are read from, and r1, r2 before any."""
+        """Images, raw or preprocessed -> the pyramid for glimpses, and r1, r2 before the first."""
         sight = self.see(images) if isinstance(images, Tensor) else images
         r2 = self.context_layers(sight.context)
         return sight.pyramid, torch.zeros_like(r2), r2
@@ -233,7 +233,7 @@ class GlimpseNetwork(nn.Module):
 
     @memoize
     def decide(self, r1: Tensor, r2: Tensor) -> Tensor:
-        """r2 after r1, from which the next glimpse is chosen."""
+        """r2 after r1; it chooses the next glimpse."""
         new: Tensor = self.layer2(r1, r2)
         return new
 
@@ -255,13 +255,13 @@ def check_labels(labels: Tensor, count: int, classes: int) -> None:
         raise InputError(f"a label is {low}: labels are whole numbers from 0")
     if high >= classes:
         raise InputError(
-            f"a label is {high}, but the model tells {classes} classes apart, 0 to {classes - 1}: set "
+            f"a label is {high}, but the model has {classes} classes, 0 to {classes - 1}: set "
             f"model.classes = {high + 1} or more"
         )
 
 
 def check_images(images: Tensor, channels: int) -> None:
-    """InputError unless images are of a type and a shape that a network of so many channels takes."""
+    """InputError unless images have a dtype and a shape that a network with ``channels`` accepts."""
     shape = tuple(images.shape)
     if not images.is_floating_point():
         remedy = "make them floating point, in [0, 1]"

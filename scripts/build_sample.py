@@ -4,9 +4,9 @@
     python scripts/build_sample.py ROOT
 
 ROOT is a folder that holds MNIST/raw/train-images-idx3-ubyte.gz and its three companions, as
-torchvision.datasets.MNIST lays them out; where files are missing, torchvision downloads them.
+torchvision.datasets.MNIST lays them out; torchvision downloads missing files.
 
-The digits are taken by a fixed seed, 1,000 (200) of each class from the official training (test)
+The digits are drawn with a fixed seed, 1,000 (200) of each class from the official training (test)
 set, never mixed, and stored unchanged (28 x 28 bytes each). With the same numpy and zlib, the same
 input gives the same file, byte for byte.
 
@@ -49,14 +49,14 @@ def build(root: str, target: Path) -> None:
         positions = choose(digits, per_class, np.random.default_rng((SEED, stream)))
         arrays[f"{split}_images"] = digits.images.numpy()[positions]
         arrays[f"{split}_labels"] = digits.labels.numpy()[positions].astype(np.uint8)
-        # Where each digit stands in the official set, so that anyone can check.
+        # The position of each digit in the official set, so that anyone can check.
         arrays[f"{split}_positions"] = positions.astype(np.uint16)
     np.savez_compressed(target, **arrays)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="Build the sample of MNIST inside wsram_ppl.")
-    parser.add_argument("root", help="folder of MNIST, as torchvision.datasets.MNIST wants it")
+    parser.add_argument("root", help="folder of MNIST, as torchvision.datasets.MNIST expects it")
     parser.add_argument("--out", type=Path, default=TARGET, help="default: %(default)s")
     arguments = parser.parse_args()
     try:

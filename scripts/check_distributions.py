@@ -1,7 +1,7 @@
-"""Builds sdist and wheel, checks what they hold, and tries the installed wheel far from the checkout.
+"""Builds sdist and wheel, checks their contents, and tries the installed wheel outside the checkout.
 
-Two environments are made for it, as after ``pip install wsram_ppl`` and ``'wsram_ppl[cli]'``. Each
-holds the wheel and links to the packages of this interpreter that the wheel declares, no others.
+It makes two environments, as after ``pip install wsram_ppl`` and ``'wsram_ppl[cli]'``. Each contains
+the wheel and links to those packages of this interpreter that the wheel declares, no others.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pathlib import Path
 from packaging.requirements import Requirement
 
 ROOT = Path(__file__).resolve().parent.parent
-# The project; anything else beside them (environments, runs, data) stays behind.
+# The project; anything else (environments, runs, data) is not copied.
 FOLDERS = (
     ".ci",
     ".github",
@@ -98,11 +98,11 @@ TINY = (
 
 
 class Failed(Exception):
-    """Something is not as it should be; the text says what."""
+    """A check failed; the text says which."""
 
 
 def run(command: Iterable[str | Path], folder: Path, code: int = 0) -> subprocess.CompletedProcess[str]:
-    """Runs a command that must end with ``code``, without this shell's settings for Python."""
+    """Runs a command that must exit with ``code``, without this shell's settings for Python."""
     words = [str(word) for word in command]
     clean = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
     done = subprocess.run(words, cwd=folder, env=clean, capture_output=True, text=True)
@@ -113,7 +113,7 @@ def run(command: Iterable[str | Path], folder: Path, code: int = 0) -> subproces
 
 
 def files_below(folder: Path) -> Iterator[Path]:
-    """Every file, those behind links to folders too; relative to ``folder``."""
+    """Every file, including those behind links to folders, relative to ``folder``."""
     for parent, _, names in os.walk(folder, followlinks=True):
         yield from (Path(parent, name).relative_to(folder) for name in names)
 
@@ -122,19 +122,19 @@ def build(folder: Path) -> tuple[Path, Path, Path]:
     """A copy of the project, the sdist built from it, and the wheel built from the sdist."""
     source = folder / "source"
     for name in FOLDERS:
-        # A build leaves files behind, which must not get into the next; links stay links.
+        # A build leaves files behind, which must not get into the next one; links stay links.
         ignored = shutil.ignore_patterns("__pycache__", "*.egg-info")
         shutil.copytree(ROOT / name, source / name, symlinks=True, ignore=ignored)
     for name in FILES:
         shutil.copy2(ROOT / name, source / name)
-    # Not isolated: the build needs only setuptools, which the test extras bring.
+    # Not isolated: the build needs only setuptools, which the test extra installs.
     run([sys.executable, "-m", "build", "--no-isolation", "--outdir", folder, "."], source)
     (sdist,), (wheel,) = folder.glob("*.tar.gz"), folder.glob("*.whl")
     return source, sdist, wheel
 
 
 def check_contents(source: Path, sdist: Path, wheel: Path) -> None:
-    """The sdist holds every file of the project, the wheel those of the package and no others."""
+    """The sdist must hold every file of the project, the wheel exactly those of the package."""
     top = sdist.name.removesuffix(".tar.gz")
     with tarfile.open(sdist) as tar:
         packed = {member.name.removeprefix(f"{top}/") for member in tar if member.isfile()}
@@ -161,7 +161,7 @@ def check_contents(source: Path, sdist: Path, wheel: Path) -> None:
 
 
 def requirements(start: Distribution, extras: frozenset[str]) -> set[str]:
-    """The distributions that one needs, and that those need, and so on."""
+    """The distributions that one requires, with their own requirements, and so on."""
     found: set[str] = set()
     waiting, seen = [(start, extras)], set()
     while waiting:
@@ -177,7 +177,7 @@ def requirements(start: Distribution, extras: frozenset[str]) -> set[str]:
 
 
 def install(wheel: Path, place: Path, *extras: str) -> Path:
-    """An environment with the wheel and what it declares to need; the folder of its commands."""
+    """Makes an environment with the wheel and its declared requirements; returns its command folder."""
     venv.create(place, symlinks=True)
     (site,) = place.glob("lib/python*/site-packages")
     python = place / "bin" / "python"
@@ -190,22 +190,22 @@ def install(wheel: Path, place: Path, *extras: str) -> Path:
                 (site / top).symlink_to(Path(str(found.locate_file(top))))
     imported = run([python, "-c", "import wsram_ppl; print(wsram_ppl.__file__)"], place).stdout
     if not Path(imported).is_relative_to(site):
-        raise Failed(f"not the installed wheel is imported, but {imported}")
+        raise Failed(f"{imported} is imported instead of the installed wheel")
     return place / "bin"
 
 
 def check_plain(commands: Path, folder: Path) -> None:
-    """Without the extra: a Pyro program runs, and the command says what it needs."""
+    """Without the extra, a Pyro program must run, and the command must say what it needs."""
     (folder / "program.py").write_text(PROGRAM)
     run([commands / "python", "program.py"], folder)
     for command in ([commands / "wsram"], [commands / "python", "-m", "wsram_ppl"]):
         done = run([*command, "list"], folder, code=2)
         if done.stderr.strip() != WITHOUT_CLICK or done.stdout:
-            raise Failed(f"without click the command says: {done.stdout}{done.stderr}")
+            raise Failed(f"without click the command prints: {done.stdout}{done.stderr}")
 
 
 def check_command(commands: Path, folder: Path) -> None:
-    """With the extra: the command lists and trains, what is shipped and what is the user's own."""
+    """With the extra, the command must list and train shipped models and the user's own."""
     (folder / "own_net.py").write_text(OWN_MODEL)
     (folder / "models").mkdir()
     (folder / "models" / "__init__.py").write_text("")
@@ -226,7 +226,7 @@ def check_command(commands: Path, folder: Path) -> None:
         for command in ([commands / "wsram"], [python, "-m", "wsram_ppl"])
     }
     if len(listed) != 1 or "glimpse-classifier" not in listed.pop():
-        raise Failed("`wsram list` and `python -m wsram_ppl list` do not list the same")
+        raise Failed("`wsram list` and `python -m wsram_ppl list` differ")
     for number, command in enumerate(calls):
         run([*command, *tiny, "--out", f"run{number}"], folder)
         if not (folder / f"run{number}" / "summary.json").is_file():

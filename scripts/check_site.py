@@ -1,8 +1,8 @@
-"""Checks a built site: every link within it leads somewhere, and it loads nothing from elsewhere.
+"""Checks a built site: it has no dead internal links, and loads nothing from other servers.
 
     python scripts/check_site.py build/site
 
-Ends with 1 and names each page with a dead link, or with a script, style or picture of another server.
+Exits with 1 and names each page with a dead link, or a script, style or picture from another server.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-#: The attribute that names what an element loads; ``a`` only leads there.
+#: The attribute that names what an element loads; ``a`` only links to it.
 LOADED = {"script": "src", "img": "src", "link": "href", "source": "src", "iframe": "src"}
 
 
 class Page(HTMLParser):
-    """What a page links to and loads, and what can be linked to in it."""
+    """What a page links to and loads, and its link targets."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()
@@ -55,7 +55,7 @@ def problems(site: Path) -> list[str]:
                 and target in pages
                 and unquote(parts.fragment) not in pages[target].anchors
             ):
-                found.append(f"{where}: no such place {address}")
+                found.append(f"{where}: no such target {address}")
     return found
 
 

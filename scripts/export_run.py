@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""Writes a trained run's weights alone, to be handed on: ``python scripts/export_run.py RUN OUT``.
+"""Writes only the weights of a trained run, for others to use: ``scripts/export_run.py RUN OUT``.
 
-What is written is a run directory that can be measured (``evaluate``), looked through (``look``) and
-started from (``train --init``), but not gone on from. A model card (README.md) is to stand beside it.
+The result is a run directory that works with ``evaluate``, ``look`` and ``train --init``, but cannot
+be resumed. Put a model card (README.md) into it.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ def export(
     *,
     half: bool = True,
 ) -> Path:
-    """Writes config, weights and what is kept of the data into a new directory; returns the checkpoint.
+    """Writes config, weights and the record of the data into a new directory; returns the checkpoint.
 
     Args:
-        note: what is to be said whenever the weights are measured.
+        note: shown whenever the weights are measured.
         half: whether weights are rounded to 16 bits.
     """
     make_folder(out)
@@ -48,7 +48,7 @@ def export(
     (out / DATA).write_text(to_json(record, indent=1) + "\n")
     weights = {name: t for name, t in tensors.items() if name.startswith(("model.", "guide."))}
     if half:
-        # Scalars are options, which the config has too.
+        # Scalars are options, which are in the config.
         weights = {name: t.half() if t.dim() else t for name, t in weights.items()}
     data = {"step": step, "seconds": 0.0, "fingerprint": config.fingerprint(), WEIGHTS_ONLY: True}
     save_checkpoint(run.checkpoint, weights, {**data, NOTE: note} if note else data)
@@ -59,11 +59,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("run", type=Path, help="the run")
     parser.add_argument("out", type=Path, help="the directory to write")
-    parser.add_argument("--note", default="", help="what is to be said whenever it is measured")
+    parser.add_argument("--note", default="", help="shown whenever it is measured")
     parser.add_argument("--full", action="store_true", help="keep 32 bits")
     parser.add_argument(
         "--set", dest="overrides", action="append", default=[], metavar="data.KEY=VALUE",
-        help="the data that the directory names, such as data.source=sample",
+        help="the data that the new config names, such as data.source=sample",
     )  # fmt: skip
     given = parser.parse_args()
     try:

@@ -1,9 +1,9 @@
-"""Prints the folders of the package floor by floor, with their lines and what each imports.
+"""Prints the folders of the package layer by layer, with their lines and what each imports.
 
     python scripts/import_graph.py [PROJECT]
 
-The floors are the layers in the project's pyproject.toml, top floor first. Ends with 1 where an import
-leads upwards or sideways, where folders import each other in a circle, or where a folder has no floor.
+The layers are those in the project's pyproject.toml, top layer first. Exits with 1 if an import leads
+upwards or sideways, if folders import each other in a cycle, or if a folder has no layer.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Folders = dict[str, set[str]]
 
 
 def read_floors(project: Path) -> tuple[str, list[list[str]]]:
-    """The package's name, and the names of the folders (or modules) of each floor, top floor first."""
+    """The package's name, and the folders (or modules) of each layer, top layer first."""
     settings = tomllib.loads((project / "pyproject.toml").read_text())["tool"]["importlinter"]
     (layers,) = (
         contract["layers"] for contract in settings["contracts"] if contract["type"] == "layers"
@@ -45,7 +45,7 @@ def read_imports(package: str) -> tuple[Folders, list[tuple[str, str, str]]]:
 
 
 def count_lines(path: Path) -> int:
-    """Of a folder's Python files, or of the module of that name."""
+    """The lines of a folder's Python files, or of the module of that name."""
     files = path.rglob("*.py") if path.is_dir() else [path.with_suffix(".py")]
     return sum(len(file.read_text().splitlines()) for file in files)
 

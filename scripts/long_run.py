@@ -1,4 +1,4 @@
-"""Trains a tiny model for long and measures what must not grow: memory, open files, and the logs.
+"""Trains a tiny model for a long time and measures what must not grow: memory, open files, logs.
 
 python scripts/long_run.py --updates 20000
 """
@@ -21,7 +21,7 @@ from wsram_ppl.runs.directory import RunDirectory
 from wsram_ppl.runs.metrics import METRICS
 from wsram_ppl.training.loop import train
 
-#: As small as it gets, with every activity of a run: rows, evaluations, probes, checkpoints.
+#: As small as possible, with every activity of a run: rows, evaluations, probes, checkpoints.
 SETTINGS = (
     "data.canvas=28",
     "data.scale=[1.0, 1.0]",
@@ -51,7 +51,7 @@ def open_files() -> int:
 
 
 def size(*files: Path) -> float:
-    """Of files, and of those in folders, in KiB."""
+    """The size of files, and of those in folders, in KiB."""
     total = 0
     for file in files:
         total += sum(map(os.path.getsize, file.iterdir())) if file.is_dir() else os.path.getsize(file)

@@ -2,30 +2,30 @@
 
     python scripts/pyro_tests.py CHECKOUT [--select EXPRESSION]
 
-CHECKOUT is Pyro's source of version 1.9.2, with its tests (the archive on PyPI has none of these). It is
-only read. A plugin of pytest replaces these names of ``pyro.infer`` before the tests are collected:
+CHECKOUT is the source of Pyro 1.9.2 with its tests (which the archive on PyPI lacks). It is only read.
+A pytest plugin replaces these names of ``pyro.infer`` before the tests are collected:
 
     =====================  =========================================================================
     Trace_ELBO             VariationalBound(pathwise=True): reparameterised wherever Pyro would
     TraceGraph_ELBO        the same
     TraceMeanField_ELBO    the same (Pyro's takes some KL divergences in closed form)
-    RenyiELBO              ImportanceBound(pathwise=True); any ``alpha`` but 0 is refused
+    RenyiELBO              ImportanceBound(pathwise=True); any ``alpha`` except 0 is refused
     ReweightedWakeSleep    WakeSleep("adaptive"); no ``num_sleep_particles``, no ``model_has_params``
     =====================  =========================================================================
 
 ``num_particles`` (with Pyro's default), ``max_plate_nesting``, ``vectorize_particles``, ``retain_graph``
-and ``insomnia`` are handed on; ``strict_enumeration_warning``, ``jit_options``, ``ignore_jit_warnings``
-and ``tail_adaptive_beta`` mean nothing here and are dropped. A test that makes none of these objects is
-left out: enumeration (``TraceEnum_ELBO``, ``TraceTMC_ELBO``), energy distances, compilation. So is the
-one test that asks for TraceMeanField_ELBO's own warning.
+and ``insomnia`` are passed on; ``strict_enumeration_warning``, ``jit_options``, ``ignore_jit_warnings``
+and ``tail_adaptive_beta`` have no meaning here and are dropped. Tests that create none of these objects
+are left out: enumeration (``TraceEnum_ELBO``, ``TraceTMC_ELBO``), energy distances, compilation. So is
+the one test that expects TraceMeanField_ELBO's own warning.
 
-Every test ends as one of
+Every test has one of these results:
 
-    passed    as Pyro's own objective would
-    refused   this package says, in an error of its own, that it does not do this
-    reworded  a program that Pyro refuses is refused here too, in words that the test does not know
-    accepted  a program that Pyro refuses is trained here
-    failed    anything else: a wrong figure, a warning, an error from within
+    passed    as with Pyro's own objective
+    refused   this package raises its own error, saying that this is not supported
+    reworded  a program that Pyro refuses is refused here too, with a message that the test does not know
+    accepted  a program that Pyro refuses can be trained here
+    failed    anything else: a wrong number, a warning, an internal error
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ FILES = ("test_gradient", "test_multi_sample_elbos", "test_valid_models", "test_
 OUTCOMES = ("passed", "refused", "reworded", "accepted", "failed")
 PASSED_ON = {"num_particles", "max_plate_nesting", "vectorize_particles", "retain_graph", "insomnia"}
 DROPPED = {"strict_enumeration_warning", "jit_options", "ignore_jit_warnings", "tail_adaptive_beta"}
-#: It expects the warning that Pyro's closed-form divergences want the guide in the model's order.
+#: It expects a warning that Pyro's closed-form divergences need the guide in the model's order.
 WITHOUT_MEANING = "test_mean_field_warn"
 PATHWISE: dict[str, Any] = {"pathwise": True}
 OURS: dict[str, tuple[type[Objective], dict[str, Any]]] = {
@@ -75,14 +75,14 @@ def stand_in(name: str, ours: type[Objective], options: dict[str, Any]) -> type[
             if key in PASSED_ON:
                 handed_on[key] = value
             elif key not in DROPPED and value != signature.parameters[key].default:
-                raise NotImplementedError(f"{ours.__name__} has no {key} as {name} has")
+                raise NotImplementedError(f"{ours.__name__} has no {key}, unlike {name}")
         ours.__init__(self, **handed_on)
 
     return type(name, (ours,), {"__init__": __init__})
 
 
 def makes_one(what: Any) -> bool:
-    """Whether an argument of a test is a stand-in, or a function that calls one by its name."""
+    """Whether an argument of a test is a replacement, or a function that calls one by name."""
     named = [what]
     if isinstance(what, FunctionType):
         named = [what.__globals__.get(name) for name in what.__code__.co_names]
@@ -90,7 +90,7 @@ def makes_one(what: Any) -> bool:
 
 
 class Gate:
-    """The plugin: substitutes the objectives, picks the tests that use one, and sorts their ends."""
+    """The plugin: replaces the objectives, selects the tests that use one, and classifies results."""
 
     def __init__(self) -> None:
         self.ends: dict[str, tuple[str, str]] = {}
@@ -126,7 +126,7 @@ class Gate:
 
 
 def end_of(error: pytest.ExceptionInfo[BaseException]) -> str:
-    """How a test that did not pass ended."""
+    """The result of a test that did not pass."""
     text = str(error.value)
     if error.errisinstance(pytest.fail.Exception) and text.startswith("DID NOT RAISE"):
         return "accepted"
@@ -142,7 +142,7 @@ def end_of(error: pytest.ExceptionInfo[BaseException]) -> str:
 
 
 def run(checkout: Path, select: str = "") -> dict[str, tuple[str, str]]:
-    """How each test ended, and the first line of its error.
+    """The result of each test, and the first line of its error.
 
     Raises:
         SystemExit: a test is missing, or pytest could not run them.

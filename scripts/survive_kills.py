@@ -1,7 +1,7 @@
-"""Kills a training run again and again (kill -9, at random moments) and looks at what it comes to.
+"""Kills a training run repeatedly (kill -9, at random moments) and checks the final result.
 
-Every run that was killed, however often, is compared with one that nobody disturbed: weights, optimiser,
-running estimates and metrics rows are to be equal to the bit.
+Every run that was killed, however often, is compared with an undisturbed one: weights, optimiser,
+running estimates and metrics rows must be equal bit for bit.
 
     python scripts/survive_kills.py --kills 20
 """
@@ -30,7 +30,7 @@ from wsram_ppl.runs.directory import RunDirectory
 from wsram_ppl.runs.metrics import METRICS
 from wsram_ppl.training.loop import train
 
-#: Every kind of state: running estimates, momentum, schedules, probes; and a checkpoint is never far.
+#: Every kind of state: running estimates, momentum, schedules, probes; and frequent checkpoints.
 SETTINGS = (
     "objective.control_variate=learned",
     "training.steps=300",
@@ -40,18 +40,18 @@ SETTINGS = (
     "training.probe_every=50",
     "training.probe_repeats=2",
 )
-#: Columns that tell the time.
+#: Columns that measure time.
 _TIMES = ("seconds", "updates_per_second")
 
 
 def rows(run: RunDirectory) -> list[dict[str, str]]:
-    """The rows of a run's metrics, without the time."""
+    """The rows of a run's metrics, without times."""
     with open(run.path / METRICS, newline="") as file:
         return [{k: v for k, v in row.items() if k not in _TIMES} for row in csv.DictReader(file)]
 
 
 def equal(one: RunDirectory, other: RunDirectory) -> bool:
-    """Whether two runs have come to the same, to the bit."""
+    """Whether two runs have the same result, bit for bit."""
     first, second = (load_checkpoint(run.checkpoint) for run in (one, other))
     a, b = first.tensors, second.tensors
     same = a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
@@ -67,12 +67,12 @@ def _work(config: ExperimentConfig, folder: str) -> None:
 def train_and_kill(
     config: ExperimentConfig, run: RunDirectory, chance: random.Random, kills: int, seconds: float = 0.6
 ) -> int:
-    """Trains to the end in processes of which up to so many are killed; returns how many were.
+    """Trains to the end in processes, some of which are killed; returns how many were.
 
     Args:
         seconds: how long a process lives on average.
     """
-    # Forked, since a process that starts afresh would spend its life importing torch.
+    # Forked, since a new process would spend its life importing torch.
     context, killed = multiprocessing.get_context("fork"), 0
     while True:
         process = context.Process(target=_work, args=(config, str(run)))
@@ -86,13 +86,13 @@ def train_and_kill(
         if process.exitcode == 0:
             return killed
         if process.exitcode != -9:
-            raise SystemExit(f"a process of {run} ended with {process.exitcode}")
+            raise SystemExit(f"a process of {run} exited with {process.exitcode}")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--kills", type=int, default=20)
-    parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the kill times")
     options = parser.parse_args()
     torch.set_num_threads(1)
     chance, config = random.Random(options.seed), tiny_config(*SETTINGS)
@@ -107,7 +107,7 @@ def main() -> None:
             survived += kills if equal(run, whole) else 0
     print(
         f"{survived} of {killed} kills survived: {runs} runs of {config.training.steps} updates, "
-        f"compared to the bit with one that was not disturbed ({time.monotonic() - begun:.0f} s)"
+        f"equal bit for bit to an undisturbed one ({time.monotonic() - begun:.0f} s)"
     )
     sys.exit(survived < killed)
 

@@ -1,4 +1,4 @@
-"""The settings of a tiny run on the digits: what other scripts and the tests begin from."""
+"""The settings of a tiny run on the digits, used by other scripts and the tests."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ def tiny_config(*overrides: str, **tables: dict[str, Any]) -> ExperimentConfig:
 
     Args:
         overrides: single keys, as on the command line: ``"model.hidden=4"``.
-        tables: the keys of a table that are to be others, as ``model={"hidden": 4}``.
+        tables: keys of a table to change, such as ``model={"hidden": 4}``.
 
     Raises:
-        InputError: a key or value that no config may have.
+        InputError: an invalid key or value.
     """
     base: dict[str, dict[str, Any]] = {
         "data": {"source": "sample", "canvas": 32, "scale": [0.8, 1.0]},

@@ -82,7 +82,7 @@ def test_a_class_is_imported_when_it_is_asked_for(registry: Registry, here: Path
         ),
         ("Captioner", "did you mean 'captioner'?"),
         ("zzz", "unknown model 'zzz'; available: captioner, glimpse-classifier"),
-        ("my_models.Net", "an import path is written package.module:Name, as in 'my_models:Net'"),
+        ("my_models.Net", "an import path is written package.module:Name, such as 'my_models:Net'"),
         ("", "unknown model ''"),
         ("a\nb", r"unknown model 'a\nb'"),
         (":Name", "model ':Name' is not an import path; write package.module:Name"),

@@ -66,7 +66,7 @@ def test_a_site_without_fault_passes(tmp_path: Path) -> None:
     ("page", "said"),
     [
         ('<a href="b.html">', "a.html: dead link b.html"),
-        ('<a href="#there">', "a.html: no such place #there"),
+        ('<a href="#there">', "a.html: no such target #there"),
         ('<img src="b.png">', "a.html: dead link b.png"),
         ('<script src="https://cdn.example/x.js"></script>', "a.html loads https://cdn.example/x.js"),
         ('<link rel="stylesheet" href="//cdn.example/x.css">', "a.html loads //cdn.example/x.css"),

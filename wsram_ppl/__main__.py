@@ -1,11 +1,11 @@
-"""``python -m wsram_ppl`` is the command ``wsram``, and so is this file run by its path."""
+"""``python -m wsram_ppl`` runs the command ``wsram``, and so does running this file by its path."""
 
 import sys
 
 if not __package__:
     from pathlib import Path
 
-    # By its path: import the package that this file is in, and nothing by the names of its modules.
+    # Run by its path: import the package of this file, and none of its modules as top-level names.
     _here = Path(__file__).resolve().parent
     sys.path = [str(_here.parent), *(path for path in sys.path if path != str(_here))]
 

@@ -1,9 +1,9 @@
-"""What the processes of one run tell each other, with ``torch.distributed`` underneath.
+"""Communication between the processes of one run, built on ``torch.distributed``.
 
-Whatever is sent begins with :func:`exchange`, 32 bytes by way of the hosts, in which a process says
-which names it is about to send, or that it has failed. So processes whose programs take different ways
-never mistake one tensor for another, and a failure anywhere is everybody's failure, at the same place.
-In a single process all functions return what they are given.
+Every transfer starts with :func:`exchange`: 32 bytes between the hosts, in which each process announces
+the names it is about to send, or that it has failed. So processes whose programs branch differently
+never mistake one tensor for another, and a failure in one process is raised in all of them at the same
+point. In a single process all functions return what they are given.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from wsram_ppl.errors import RunError
 
 
 class PeerFailed(Exception):
-    """Another process has failed: what follows is to find out how (:func:`gather`)."""
+    """Another process has failed: call :func:`gather` next to find out how."""
 
 
 @dataclass
 class Traffic:
-    """What this process has handed over since the start: bytes of payload, and calls."""
+    """What this process has sent since the start: bytes of payload, and number of calls."""
 
     control_bytes: int = 0
     tensor_bytes: int = 0
@@ -35,18 +35,18 @@ class Traffic:
 
 traffic = Traffic()
 
-#: A group on the hosts' own network, for :func:`exchange`, where the default group needs a device.
+#: A group over the hosts' network, for :func:`exchange`, if the default group needs a device.
 _hosts: Any = None
 
 
 def use_host_group(group: Any) -> None:
-    """Sends what the hosts tell each other by this group rather than by the default one."""
+    """Uses this group, not the default one, for messages between hosts."""
     global _hosts
     _hosts = group
 
 
 def count() -> int:
-    """How many processes there are."""
+    """The number of processes."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
@@ -56,7 +56,7 @@ def rank() -> int:
 
 
 def _device() -> torch.device:
-    """Where the default group takes tensors from."""
+    """The device on which the default group expects tensors."""
     if "gloo" in str(dist.get_backend()):
         return torch.device("cpu")
     return torch.device("cuda", torch.cuda.current_device())
@@ -66,7 +66,7 @@ def _lost(error: Exception) -> RunError:
     first = " ".join(str(error).split())[:120]
     return RunError(
         f"process {rank()} of {count()} lost touch with another, which has ended or cannot be reached "
-        f"({first}): what is saved is whole, and the same command goes on from there"
+        f"({first}): saved checkpoints are intact, and the same command resumes from there"
     )
 
 
@@ -84,18 +84,18 @@ def _digest(names: Sequence[str]) -> int:
 
 
 def exchange(names: Sequence[str] = (), *, failed: bool = False, signal: int = 0) -> tuple[bool, int]:
-    """Meets the other processes before anything else is sent.
+    """Synchronises with the other processes before anything else is sent.
 
     Args:
-        names: of what is to be sent.
-        failed: this process has failed.
+        names: the names of what will be sent.
+        failed: whether this process has failed.
         signal: the number of a signal that this process has received; 0 for none.
 
     Returns:
-        Whether all gave the same names, and the greatest signal.
+        Whether all gave the same names, and the largest signal.
 
     Raises:
-        PeerFailed: another process has failed (not to one that has failed itself).
+        PeerFailed: another process has failed (not raised in a process that has failed itself).
         RunError: another process has ended or cannot be reached.
     """
     if count() == 1:
@@ -112,7 +112,7 @@ def exchange(names: Sequence[str] = (), *, failed: bool = False, signal: int = 0
 
 
 def gather(value: Any) -> list[Any]:
-    """Every process's value, in the order of their numbers. To be used after :func:`exchange`."""
+    """Every process's value, in order of their ranks. Call :func:`exchange` first."""
     if count() == 1:
         return [value]
     found: list[Any] = [None] * count()
@@ -124,7 +124,7 @@ def gather(value: Any) -> list[Any]:
 
 
 def broadcast(value: Any) -> Any:
-    """The first process's value. To be used after :func:`exchange`."""
+    """The first process's value. Call :func:`exchange` first."""
     if count() == 1:
         return value
     held = [value]
@@ -138,7 +138,7 @@ def broadcast(value: Any) -> Any:
 def union(names: Iterable[str], *, signal: int = 0) -> tuple[list[str], int]:
     """The names that any process gave, in the order of the first process that gave them.
 
-    Costs no more than :func:`exchange` where all gave the same.
+    Costs no more than :func:`exchange` if all gave the same.
     """
     own = list(names)
     same, signal = exchange(own, signal=signal)
@@ -148,12 +148,12 @@ def union(names: Iterable[str], *, signal: int = 0) -> tuple[list[str], int]:
 
 
 def sum_by_name(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The sum of each tensor over the processes that have it, for all names that any has.
+    """The sum of each tensor over the processes that have it, for every name that occurs.
 
-    All go in one vector, in double precision. What a process did not have itself it gets as a vector.
+    All are sent in one vector, in double precision. A process gets the names it lacks as flat vectors.
 
     Args:
-        values: of the same size in each process that has the name.
+        values: tensors, of the same size in each process that has the name.
     """
     if count() == 1:
         return dict(values)
@@ -181,7 +181,7 @@ def sum_by_name(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def mean_by_name(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The mean of each number over the processes that have it, for all names that any has."""
+    """The mean of each number over the processes that have it, for every name that occurs."""
     if count() == 1:
         return dict(values)
     numbers = {f"number of {name}": torch.ones_like(value) for name, value in values.items()}
@@ -193,17 +193,17 @@ def mean_by_name(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def sum_tensors(
     tensors: Sequence[Tensor | None], like: Sequence[Tensor], *, signal: int = 0
 ) -> tuple[list[Tensor | None], int]:
-    """The sums over processes of tensors, some of which some processes may not have.
+    """The sums of tensors over processes; a process may lack some of them.
 
-    They go in one flat buffer (one per type of number), of which the results are views.
+    They are sent in one flat buffer (one per dtype), and the results are views of it.
 
     Args:
-        tensors: e.g. gradients; None where there is none.
-        like: one for each, of its shape, type and device.
+        tensors: gradients, for example; None where there is none.
+        like: one for each, of the same shape, dtype and device.
         signal: see :func:`exchange`.
 
     Returns:
-        The sums, None where no process has a tensor, and the greatest signal.
+        The sums, None where no process has a tensor, and the largest signal.
     """
     if count() == 1:
         return list(tensors), signal

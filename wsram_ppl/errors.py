@@ -1,4 +1,4 @@
-"""The kinds of failure that a user can meet, each told in one line."""
+"""The kinds of failure that a user can meet, each reported in one line."""
 
 from __future__ import annotations
 
@@ -6,23 +6,23 @@ import difflib
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:  # a reader of errors need not wait for torch
+if TYPE_CHECKING:  # errors do not need torch
     from torch import Tensor
 
 
 class InputError(ValueError):
-    """What the user gave is wrong (config, option, file, device). The command line exits with 2."""
+    """The user's input is wrong (config, option, file, device). The command line exits with 2."""
 
 
 class RunError(RuntimeError):
-    """The work itself failed (no space, a non-finite loss, a dead process). It exits with 1."""
+    """The work itself failed (no space, a non-finite loss, a dead process). The exit code is 1."""
 
 
 class Diverged(RunError):
-    """A loss or gradient is not finite; ``tensors`` and ``data`` say how things stood.
+    """A loss or gradient is not finite; ``tensors`` and ``data`` hold the state at that point.
 
     Args:
-        has_cause: the message names a cause, not only the gradient that it led to.
+        has_cause: whether the message names a cause, not only the resulting gradient.
     """
 
     def __init__(
@@ -36,7 +36,7 @@ class Diverged(RunError):
 
 
 class Interrupted(RunError):
-    """A signal ended the work, which was saved first. It exits with 128 + the signal's number."""
+    """A signal ended the work, which was saved first. The exit code is 128 + the signal's number."""
 
     def __init__(self, message: str, signal_number: int) -> None:
         super().__init__(message, signal_number)
@@ -47,19 +47,19 @@ class Interrupted(RunError):
 
 
 class SourceError(RunError):
-    """A data source has failed at work: between two updates, so that what is trained is whole."""
+    """A data source failed: always between two updates, so that the weights are consistent."""
 
 
 class WorkerExit(RunError):
-    """One of several processes ends because of what the first of them tells the user."""
+    """One of several processes ends because of an error that the first of them reports."""
 
     def __init__(self, exit_code: int) -> None:
-        super().__init__("see what the first process says")
+        super().__init__("see the error of the first process")
         self.exit_code = exit_code
 
 
 def exit_code(error: BaseException) -> int:
-    """With which code the command line ends."""
+    """The exit code of the command line."""
     if isinstance(error, (Interrupted, WorkerExit)):
         return error.exit_code
     return 2 if isinstance(error, InputError) else 1
@@ -72,7 +72,7 @@ def one_line(error: BaseException) -> str:
 
 
 def nearest(word: str, options: Iterable[str]) -> str:
-    """``" did you mean 'x'?"`` with the nearest of ``options``, or "" where none is near."""
+    """``" did you mean 'x'?"`` with the nearest of ``options``, or "" if none is near."""
     by_lower = {option.lower(): option for option in options}
     found = difflib.get_close_matches(word.lower(), list(by_lower), n=1, cutoff=0.5)
     return f" did you mean {by_lower[found[0]]!r}?" if found else ""

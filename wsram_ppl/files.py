@@ -1,4 +1,4 @@
-"""Files and folders, with every failure told in one line."""
+"""Files and folders, with every failure reported in one line."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from wsram_ppl.errors import InputError, RunError, one_line
 
 
 def read_text(path: str | PathLike[str]) -> str:
-    """What a file of the user's holds, in UTF-8 (a byte order mark is left out), line ends as they are.
+    """The text of a user's file, in UTF-8 (without a byte order mark), with its line ends unchanged.
 
     Raises:
-        InputError: not there, not readable or not UTF-8.
+        InputError: missing, not readable or not UTF-8.
     """
     try:
         return Path(path).read_bytes().decode("utf-8-sig")
@@ -30,16 +30,16 @@ def read_text(path: str | PathLike[str]) -> str:
         raise InputError(f"there is no file {str(path)!r}") from None
     except OSError as error:
         raise InputError(f"cannot read {str(path)!r}: {error.strerror}") from None
-    except ValueError as error:  # not UTF-8, or a path that no file can have
+    except ValueError as error:  # not UTF-8, or an invalid path
         raise InputError(f"cannot read {str(path)!r}: {one_line(error)}") from None
 
 
 def make_folder(path: Path) -> None:
-    """Makes a folder, and those that it is in, where they are not there yet.
+    """Creates a folder and its parents, if they do not exist.
 
     Raises:
         InputError: its name is too long.
-        RunError: it cannot be made.
+        RunError: it cannot be created.
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -48,16 +48,16 @@ def make_folder(path: Path) -> None:
 
 
 def make_next_folder(path: Path) -> Path:
-    """Makes a folder that was not there: PATH, or the first free one of PATH-2, PATH-3, ...
+    """Creates a new folder: PATH, or the first free one of PATH-2, PATH-3, ...
 
-    Of several processes that ask at once, each gets its own.
+    If several processes ask at once, each gets its own.
 
     Returns:
         Its path.
 
     Raises:
         InputError: its name is too long.
-        RunError: it cannot be made.
+        RunError: it cannot be created.
     """
     make_folder(path.parent)
     for count in itertools.count(1):
@@ -79,7 +79,7 @@ def _cannot_create(path: Path, error: OSError) -> InputError | RunError:
 
 
 def to_json(data: Any, indent: int | None = None) -> str:
-    """JSON as every reader takes it: a number that is not finite is null, and a warning names it."""
+    """Strictly valid JSON: a number that is not finite is null, and a warning names it."""
     lost: list[str] = []
     text = json.dumps(_finite(data, "", lost), indent=indent, allow_nan=False)
     if lost:
@@ -99,7 +99,7 @@ def _finite(value: Any, name: str, lost: list[str]) -> Any:
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Replaces the file by one with this content; a reader sees the old file or the whole new one.
+    """Replaces the file by one with this content; readers see either the old or the complete new file.
 
     Raises:
         RunError: the file cannot be written (no space, no permission); the old one is intact.
@@ -142,16 +142,16 @@ def lock(file: IO[bytes], *, wait: bool = False) -> bool | None:
 
 @contextmanager
 def locked(path: Path, busy: str) -> Iterator[int]:
-    """Keeps other processes out, until this one and every child that inherits the lock have ended.
+    """Keeps other processes out until this one and every child that inherits the lock have ended.
 
-    The lock goes with its processes, however they end; its empty file stays.
+    The lock ends with its processes, however they end; its empty file stays.
 
     Args:
-        path: of the lock's file, created if need be.
-        busy: what to say where another process holds the lock.
+        path: the lock's file, created if necessary.
+        busy: the message if another process holds the lock.
 
     Yields:
-        The file descriptor, for children to inherit; -1 where nobody can be kept out: on Windows, and,
+        The file descriptor, for children to inherit; -1 if no one can be kept out: on Windows, and,
         with a warning, in a file system without locks.
 
     Raises:
@@ -163,7 +163,7 @@ def locked(path: Path, busy: str) -> Iterator[int]:
             raise RunError(busy)
         if free is None and sys.platform != "win32":
             warnings.warn(
-                f"the file system of {path.parent} has no locks: see to it that no other process "
+                f"the file system of {path.parent} has no locks: make sure that no other process "
                 "works there",
                 stacklevel=3,
             )
@@ -175,7 +175,7 @@ def turn(path: Path) -> Iterator[None]:
     """Waits until no other process has its turn, as far as the file system has locks.
 
     Args:
-        path: of the lock's file, created if need be.
+        path: the lock's file, created if necessary.
 
     Raises:
         RunError: the file cannot be written.

@@ -1,4 +1,4 @@
-"""What training asks of a model, a guide and a data source: all hooks, in one place.
+"""What training requires of a model, a guide and a data source: all hooks, in one place.
 
 To bring your own, implement only
 
@@ -7,33 +7,33 @@ To bring your own, implement only
   ``forward(*batch)`` samples the model's latent sites. The prior as guide is
   :class:`wsram_ppl.objectives.Prior`;
 * a **data source**: a :class:`DataSource`. Annotate an option that names a file or a folder with
-  ``Path``: a run may then find it in another place.
+  ``Path``: a run then still works after the file has moved.
 
-Everything else here is optional. A hook that is there is used, and one that is not is not missed:
+Everything else here is optional. Hooks that exist are used:
 
 ============  ==============================  ==========================================================
-of            hook                            what for
+of            hook                            purpose
 ============  ==============================  ==========================================================
-model         ``max_plate_nesting``           an integer: batch dimensions that plates use; spares a run
+model         ``max_plate_nesting``           an integer: batch dimensions of plates; saves a trial run
 model         :class:`Prepares`               preprocessing that does not depend on parameters
-model         :class:`ChecksBatches`          what it cannot work on, told before the first update
-model         :class:`Measures`               numbers beside the bound, such as an error
+model         :class:`ChecksBatches`          refuses unsuitable batches before the first update
+model         :class:`Measures`               further measures, such as an error
 model         :class:`Gazes`                  pictures of where it looks (``wsram glimpses``)
 model         :class:`Classifies`             the probability of each class (``wsram look``)
 model         :class:`Speaks`                 captions (``wsram caption``, BLEU)
 model, guide  ``baselines``                   a submodule with the networks of declared baselines:
-                                              its gradient is clipped and measured apart
-model, guide  a buffer named like an option   without dimension: the option may be a schedule
-guide         ``forward(observations=)``      a keyword, from observed site to value: sleep-q
-guide         ``is_prior``, ``model``         true of the prior as proposal, and whose prior it is
-guide         ``constant_samples``            true if it detaches what samples led to: no ``pathwise``
+                                              its gradient is clipped and measured separately
+model, guide  a buffer named like an option   a scalar: the option may be a schedule
+guide         ``forward(observations=)``      a keyword, values by observed site: for sleep-q
+guide         ``is_prior``, ``model``         true if the guide is the prior, and its model
+guide         ``constant_samples``            true if it detaches its samples: no ``pathwise``
 data source   ``evaluation_batches(split=)``  a keyword, "validation" (the default) or "test":
-                                              test data beside those that choices are made on
-data source   :class:`DrawsRows`              a process's share of a minibatch without the rest
+                                              test data besides the validation data
+data source   :class:`DrawsRows`              one process's rows of a minibatch alone
 data source   :class:`InformsModel`           options of the model that follow from the data
-data source   :class:`KeepsRecord`            what the weights mean nothing without
-data source   :class:`ReadsPictures`          files of the user's own to look at (``wsram look``)
-data source   :class:`ComputesFeatures`       work on the data, done once (``wsram features``)
+data source   :class:`KeepsRecord`            what is needed to interpret the weights
+data source   :class:`ReadsPictures`          reads the user's own files (``wsram look``)
+data source   :class:`ComputesFeatures`       one-time preparation of data (``wsram features``)
 ============  ==============================  ==========================================================
 """
 
@@ -73,7 +73,7 @@ __all__ = [
 ]
 
 
-# Of a model.
+# Hooks of a model.
 
 
 @runtime_checkable
@@ -81,7 +81,7 @@ class Prepares(Protocol):
     """A model with preprocessing that does not depend on parameters, done ahead of the update."""
 
     def prepare(self, *batch: Tensor) -> tuple[Any, ...]:
-        """The batch as :meth:`forward` of model and guide take it too.
+        """The batch in a form that :meth:`forward` of model and guide also accept.
 
         Called on each minibatch in the thread that prepares minibatches.
         """
@@ -89,50 +89,50 @@ class Prepares(Protocol):
 
 @runtime_checkable
 class ChecksBatches(Protocol):
-    """A model that says what is wrong with a batch, and what to do."""
+    """A model that checks a batch and says what is wrong with it and what to do."""
 
     def check_batch(self, *batch: Tensor) -> None:
         """Called on the first minibatch and the first held-out batch of a run.
 
         Raises:
-            InputError: types, shapes or values are not those that the model is for.
+            InputError: types, shapes or values do not suit the model.
         """
 
 
 @runtime_checkable
 class Measures(Protocol):
-    """A model with measures of its own, reported beside the bound."""
+    """A model with its own measures, reported beside the bound."""
 
     def metrics(self, *batch_and_samples: Any) -> Mapping[str, Tensor | Measure]:
         """Called as ``metrics(*batch, samples)``.
 
         Returns:
-            Numbers by name, ``error`` among them where there is one: values ``[B]``, or a
+            Numbers by name, including ``error`` if there is one: values ``[B]``, or a
             :class:`Measure`.
         """
 
 
 @runtime_checkable
 class Gazes(Protocol):
-    """A model that tells where it looks, for a picture.
+    """A model that reports where it looks, for a picture.
 
-    With a keyword ``samples`` it also draws sequences of looks at random; the Gaze then has so many rows
-    for each image, one after the other. ``wsram look`` calls it without labels.
+    With a keyword ``samples`` it also samples sequences of looks; the Gaze then has that many rows for
+    each image, one after another. ``wsram look`` calls it without labels.
     """
 
     def gaze(self, *batch: Tensor) -> Gaze:
-        """Where it looks in each image of the batch, by its most probable choices."""
+        """Where it looks in each image of the batch, following its most probable choices."""
         ...
 
 
 @runtime_checkable
 class Classifies(Protocol):
-    """A model that tells classes apart, which have names."""
+    """A classifier, whose classes have names."""
 
     class_names: Sequence[str]
 
     def probabilities(self, images: Tensor, samples: int | None = None) -> Tensor:
-        """Of each class, ``[B, classes]``: the mean of sampled sequences; None: of the likeliest one."""
+        """Class probabilities, ``[B, classes]``: the mean over ``samples``; None: the likeliest one."""
 
 
 @runtime_checkable
@@ -143,14 +143,14 @@ class Speaks(Protocol):
         """A :class:`wsram_ppl.captions.decoding.Speaker`.
 
         Args:
-            paths: sampled paths of looks per sentence; None: the most probable looks.
+            paths: sampled paths of looks per sentence; None for the most probable looks.
         """
 
 
 class Measure(NamedTuple):
-    """Something measured on each datum, and what the datum counts in the mean (by default 1).
+    """A measure of each datum, and the datum's weight in the mean (by default 1).
 
-    A measure per word of a sentence, say, counts as often as the sentence has words.
+    A measure per word of a sentence, for example, is weighted by the number of words.
     """
 
     values: Tensor
@@ -165,14 +165,14 @@ class Measure(NamedTuple):
 
 @dataclass(frozen=True)
 class Gaze:
-    """Where a model looked in each of B images, and what it then said.
+    """Where a model looked in each of B images, and its answer.
 
     Args:
         images: ``[B, height, width]`` or ``[B, channels, height, width]``, in [0, 1].
         windows: ``[B, N, 3]``: left, top and side of each glimpse's window, in pixels of the image.
         patches: ``[B, N, k, k]`` or ``[B, N, channels, k, k]``: what the glimpses saw.
         captions: what to write under each image.
-        correct: whether the answer was right, per image; None where nobody knows.
+        correct: whether the answer was right, per image; None if unknown.
     """
 
     images: Tensor
@@ -183,7 +183,7 @@ class Gaze:
 
 
 def prepared(model: nn.Module, batch: tuple[Tensor, ...]) -> tuple[Any, ...]:
-    """A batch as model and guide are to get it (:class:`Prepares`)."""
+    """A batch as passed to model and guide (:class:`Prepares`)."""
     return model.prepare(*batch) if isinstance(model, Prepares) else batch
 
 
@@ -194,22 +194,22 @@ def batch_metrics(model: nn.Module, batch: tuple[Tensor, ...], samples: int) -> 
 
 
 def plate_nesting(model: Callable[..., Any]) -> int | float:
-    """How many batch dimensions the model's plates use; infinity where it does not say."""
+    """How many batch dimensions the model's plates use; infinity if it does not declare this."""
     found: int | float = getattr(model, "max_plate_nesting", float("inf"))
     return found
 
 
-# Of a data source.
+# Hooks of a data source.
 
-#: A split that is not trained on: choices are made on validation data; test data are for the end.
+#: A split that is not trained on: validation data for choices, test data for the final measurement.
 HeldOut = Literal["validation", "test"]
 
 
 @runtime_checkable
 class DataSource(Protocol):
-    """What training and evaluation need of a data source.
+    """What training and evaluation need from a data source.
 
-    A batch is a tuple of tensors whose first dimension is the datum; it is handed over as
+    A batch is a tuple of tensors whose first dimension is the datum; it is passed as
     ``model(*batch)`` and ``guide(*batch)``. For digits it is images [B, canvas, canvas], float32 in
     [0, 1], and labels [B], int64.
     """
@@ -235,7 +235,7 @@ class DataSource(Protocol):
 
 @runtime_checkable
 class DrawsRows(Protocol):
-    """A data source that can make some rows of a training batch alone."""
+    """A data source that can make only some rows of a training batch."""
 
     def training_rows(self, step: int, size: int, seed: int, rows: slice) -> tuple[Tensor, ...]:
         """The rows of :meth:`DataSource.training_batch`, for one of several processes."""
@@ -243,28 +243,28 @@ class DrawsRows(Protocol):
 
 @runtime_checkable
 class InformsModel(Protocol):
-    """A data source whose data imply options of a model, like the number of words."""
+    """A data source whose data imply options of a model, such as the number of words."""
 
     @property
     def model_options(self) -> Mapping[str, Any]:
-        """By name. A model that has the option gets the value, unless the experiment sets it."""
+        """Values by option name. A model with such an option gets it, unless the experiment sets it."""
 
 
 @runtime_checkable
 class KeepsRecord(Protocol):
-    """A data source with something that a run's weights mean nothing without, like the words."""
+    """A data source with a record that is needed to interpret a run's weights, such as the words."""
 
     @property
     def record(self) -> Mapping[str, Any]:
         """Plain data, kept with the run and compared when the run is used again.
 
-        Under ``training`` stands what does not count where the run is measured on other data.
+        Its ``training`` part is ignored when the run is measured on other data.
         """
 
 
 @runtime_checkable
 class ComputesFeatures(Protocol):
-    """A data source (the class itself) that reads features which are computed once."""
+    """A data source (the class itself) that reads features computed once."""
 
     def compute_features(
         self,
@@ -273,22 +273,22 @@ class ComputesFeatures(Protocol):
         device: torch.device | str,
         progress: Callable[[int, int], None],
     ) -> tuple[Any, Sequence[str]]:
-        """Computes what a source with these options reads.
+        """Computes the features that a source with these options reads.
 
         Args:
-            options: of the constructor; those left out have their defaults.
-            progress: called with the data done and their total.
+            options: of the constructor; defaults apply to those left out.
+            progress: called with the number of data done and their total.
 
         Returns:
-            The store, and a line for each problem met in the data.
+            The store, and a line for each problem found in the data.
         """
 
 
 @runtime_checkable
 class ReadsPictures(Protocol):
-    """A data source (the class itself) that makes its images of files of the user's own.
+    """A data source (the class itself) that makes its images from the user's own files.
 
-    Its data need not be there.
+    Its own data are not needed.
     """
 
     def read_pictures(
@@ -298,10 +298,10 @@ class ReadsPictures(Protocol):
 
         Args:
             options: of the constructor.
-            record: what the run has kept (:class:`KeepsRecord`).
+            record: the run's record (:class:`KeepsRecord`).
 
         Raises:
-            InputError: a file is no picture.
+            InputError: a file is not a picture.
         """
 
     def implied_options(self, record: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -311,14 +311,14 @@ class ReadsPictures(Protocol):
 def training_rows(
     source: DataSource, step: int, size: int, seed: int, rows: slice
 ) -> tuple[Tensor, ...]:
-    """Some rows of the batch of update ``step``, without the rest where the source can do that."""
+    """Some rows of the batch of update ``step``, without making the rest if the source can."""
     if isinstance(source, DrawsRows) and rows != slice(0, size):
         return tuple(source.training_rows(step, size, seed, rows))
     return tuple(part[rows] for part in source.training_batch(step, size, seed))
 
 
 def check_batch(model: nn.Module, batch: tuple[Tensor, ...], what: str) -> None:
-    """InputError where a batch is not finite, or the model cannot work on it (:class:`ChecksBatches`).
+    """InputError if a batch is not finite, or the model cannot work on it (:class:`ChecksBatches`).
 
     Args:
         what: the batch, for the message.
@@ -332,7 +332,7 @@ def check_batch(model: nn.Module, batch: tuple[Tensor, ...], what: str) -> None:
 
 
 def check_finite(batch: tuple[Tensor, ...], what: str) -> None:
-    """InputError where a tensor of a batch holds what is not a number, or is infinite.
+    """InputError if a tensor of a batch contains NaN or infinity.
 
     Args:
         what: the batch, for the message.

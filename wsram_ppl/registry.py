@@ -1,4 +1,4 @@
-"""Classes by a name or by an import path."""
+"""Classes by name or by import path."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Registry:
     Args:
         kind: what the classes are, in words ("model"); used in messages.
         classes: by name, a class or the import path ``package.module:Name`` of one, which is imported
-            when it is asked for.
+            when it is needed.
     """
 
     def __init__(self, kind: str, classes: Mapping[str, str | type[Any]]) -> None:
@@ -39,7 +39,7 @@ class Registry:
         return {name: _first_line(self.resolve(name)) for name in self.names()}
 
     def find(self, name: str) -> str | type[Any]:
-        """What a name stands for: a class, or the import path of one; an import path stands for itself.
+        """What a name means: a class, or the import path of one; an import path means itself.
 
         Raises:
             InputError: no such name; the message lists what exists and suggests the nearest.
@@ -49,7 +49,7 @@ class Registry:
             known = ", ".join(self.names()) or "there is none"
             hint = nearest(name, self.names())
             if not hint and "." in name:
-                hint = f" an import path is written package.module:Name, as in {_with_colon(name)!r};"
+                hint = f" an import path is written package.module:Name, such as {_with_colon(name)!r};"
             raise InputError(
                 f"unknown {self.kind} {name!r};{hint} available: {known}, "
                 "or an import path package.module:Name"
@@ -59,8 +59,8 @@ class Registry:
     def resolve(self, name: str) -> type[Any]:
         """The class of a name or of an import path ``package.module:Name``.
 
-        The module of an import path is looked for in the current directory, then where Python looks. The
-        current directory is added to the end of ``sys.path``, so that the module can import its
+        The module of an import path is searched in the current directory, then where Python looks. The
+        current directory is appended to ``sys.path``, so that the module can import its
         neighbours.
 
         Raises:
@@ -92,7 +92,7 @@ class Registry:
         try:
             return _import_here(module_name)
         except ModuleNotFoundError as error:
-            # A module that the user's own module fails to import is another matter: see below.
+            # A module that the user's own module fails to import is handled below.
             if error.name and (module_name + ".").startswith(error.name + "."):
                 raise InputError(
                     f"{self.kind} {path!r}: there is no module {error.name!r}, neither in the current "
@@ -107,20 +107,20 @@ class Registry:
 
 
 def _import_here(module_name: str) -> ModuleType:
-    """Imports a module, the current directory's own before any other of that name."""
+    """Imports a module, preferring the current directory's own over others of that name."""
     here = _current_directory()
     if here is None:
         return importlib.import_module(module_name)
-    # The finder remembers directory listings, and the file may be seconds old.
+    # The finder caches directory listings, and the file may be seconds old.
     importlib.invalidate_caches()
     top = module_name.partition(".")[0]
     theirs = Path(here, *module_name.split("."))
     is_theirs = theirs.with_suffix(".py").is_file() or (theirs / "__init__.py").is_file()
     if is_theirs and here not in sys.path:
-        # At the end: a file of the user's must not take the place of a package that others import.
+        # At the end: a user's file must not replace a package that others import.
         sys.path.append(here)
     if is_theirs and top not in sys.modules and top not in sys.stdlib_module_names:
-        # An installed package, or one beside the command, may have this name too.
+        # An installed package, or one beside the command, may also have this name.
         spec = PathFinder.find_spec(top, [here])
         assert spec is not None
         sys.modules[top] = importlib.util.module_from_spec(spec)

@@ -1,4 +1,4 @@
-"""A model and a guide of one's own: choose one of nine windows of an image, read a digit from it.
+"""A custom model and guide: choose one of nine windows of an image, read a digit from it.
 
 Both are ordinary Pyro programs over a batch ``(images, labels)`` of the data source. Nothing has to be
 registered: own.toml names them by import path. Keyword arguments of a constructor are keys of the
@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 
 class WindowClassifier(PyroModule):
-    """Sees the image coarsely, chooses one of 3 x 3 windows, and reads the digit from that alone."""
+    """Sees the image coarsely, chooses one of 3 x 3 windows, and reads the digit from it alone."""
 
     def __init__(self, *, hidden: PositiveInt = 64, side: PositiveInt = 20) -> None:
         super().__init__()
@@ -42,14 +42,14 @@ class WindowClassifier(PyroModule):
 
     @torch.no_grad()
     def metrics(self, images: Tensor, labels: Tensor, samples: int) -> dict[str, Tensor]:
-        """Optional: what is reported beside the bound, one number ``[B]`` per datum and name."""
+        """Optional: what is reported besides the bound, one number per datum, ``[B]``, by name."""
         with pyro.plate("samples", samples, dim=-2):
             probabilities = self(images).softmax(-1)
         return {"error": (probabilities.mean(0).argmax(-1) != labels).float()}
 
 
 class LabelledChoice(PyroModule):
-    """Proposes the window with the label in view. The first argument of a guide is the model."""
+    """Proposes the window, knowing the label. The first argument of a guide is the model."""
 
     def __init__(self, model: WindowClassifier, *, hidden: PositiveInt = 64) -> None:
         super().__init__("guide")  # keeps its parameters' names apart from the model's

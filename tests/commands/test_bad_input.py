@@ -1,7 +1,7 @@
 """Everything wrong that a user or a file can do: one clear line, and nothing written.
 
-The messages stand in the tables of docs/robustness.md, which is what a user reads and what is tested
-here. ``python -m tests.commands.test_bad_input`` writes them anew; look at what has changed before
+The messages are in the tables of docs/robustness.md, which is what a user reads and what is tested
+here. ``python -m tests.commands.test_bad_input`` writes them again; check what has changed before
 you keep it.
 """
 
@@ -282,24 +282,24 @@ TABLES: dict[str, list[Bad]] = {
             ("model.name=broken_module:Net",),
             file("broken_module.py", "1 / 0"),
         ),
-        Bad("a word for a number", ("training.steps=many",)),
-        Bad("a number for a word", ("training.optimizer=3",)),
-        Bad("a fraction for a whole number", ("model.hidden=2.5",)),
+        Bad("text instead of a number", ("training.steps=many",)),
+        Bad("a number instead of text", ("training.optimizer=3",)),
+        Bad("a fraction instead of a whole number", ("model.hidden=2.5",)),
         Bad("a negative size", ("model.hidden=-1",)),
         Bad("a size of zero", ("training.batch_size=0",)),
-        Bad("what is not a number", ("training.weight_decay=nan",)),
-        Bad("a schedule without its end", ("training.learning_rate={start=1.0}",)),
+        Bad("a value that is not a number", ("training.weight_decay=nan",)),
+        Bad("a schedule without an end", ("training.learning_rate={start=1.0}",)),
         Bad("an empty list", ("model.scales=[]",)),
-        Bad("a choice twice", ("model.scales=[1,1]",)),
+        Bad("a choice given twice", ("model.scales=[1,1]",)),
         Bad("a tracker that there is not", ('training.loggers=["tensorbord"]',)),
         Bad("a tracker twice", ('training.loggers=["wandb", "wandb"]',)),
         Bad("half a list", ("model.scales=[1",)),
         Bad("an override without a key", ("steps",)),
-        Bad("an option that there is not", more=("--bogus",)),
+        Bad("an option that does not exist", more=("--bogus",)),
         Bad("no such file", args=("train", "nowhere.toml")),
         Bad("a folder instead of a file", args=("train", ".")),
         Bad("broken TOML", (), file("bad.toml", "[data\n"), ("train", "bad.toml")),
-        Bad("bytes that are no text", (), file("bad.toml", b"\xff\xfe\0\1"), ("train", "bad.toml")),
+        Bad("bytes that are not text", (), file("bad.toml", b"\xff\xfe\0\1"), ("train", "bad.toml")),
         Bad("an empty file", (), file("bad.toml", ""), ("train", "bad.toml")),
         Bad("nothing to train", args=("train",)),
         Bad("an unknown command", args=("trian",)),
@@ -310,27 +310,27 @@ TABLES: dict[str, list[Bad]] = {
             "a learning rate for a guide without parameters",
             ("guide={name='prior'}", "training.guide_learning_rate=0.1"),
         ),
-        Bad("a normalised weight of one particle", ("objective.num_particles=1",)),
+        Bad("normalised weights of one particle", ("objective.num_particles=1",)),
         Bad("a digit larger than its canvas", ("data.canvas=20",)),
         Bad("a minibatch larger than the data", ("training.batch_size=20000",)),
-        Bad("a schedule for what cannot change", ("model.hidden={start=8, end=9}",)),
+        Bad("a schedule for a fixed option", ("model.hidden={start=8, end=9}",)),
         Bad("a value set twice", ("training.seed=1",), more=("--seed", "2")),
         Bad("an experiment and a run to resume", (), None, ("train", "tiny.toml", "--resume", "run")),
         Bad("a run to resume elsewhere", (), None, (*RESUME, "--out", "other")),
     ],
     "Devices and processes": [
         Bad("no such device", ("training.device=tpu",)),
-        Bad("a GPU that is not there", ("training.device=cuda:63",)),
-        Bad("GPUs that are not there", ("training.device=cuda", "training.devices=64")),
+        Bad("a GPU that does not exist", ("training.device=cuda:63",)),
+        Bad("GPUs that do not exist", ("training.device=cuda", "training.devices=64")),
         Bad("a minibatch that cannot be divided", ("training.batch_size=9", "training.devices=2")),
         Bad("no processes", ("training.devices=0",)),
         Bad("several machines without a launcher", ("training.num_nodes=2",)),
         Bad("a recorded update without a GPU", ("training.cuda_graph=true",)),
-        Bad("a compiled update that is validated", ("training.compile=true", "training.validate=true")),
+        Bad("a compiled update with validation", ("training.compile=true", "training.validate=true")),
     ],
     "Directories and checkpoints": [
         Bad("another run's directory", ("training.seed=1",), run(lambda path: None, finished=True)),
-        Bad("somebody's directory", (), file("run/thesis.tex", "mine")),
+        Bad("a directory with other files", (), file("run/thesis.tex", "mine")),
         Bad("a file instead of a directory", (), file("run", "mine")),
         Bad("a name that is too long", args=("train", "tiny.toml", "--out", "a" * 300)),
         Bad("nothing to resume", args=RESUME),
@@ -342,75 +342,79 @@ TABLES: dict[str, list[Bad]] = {
             run(lambda path: None),
             RESUME,
         ),
-        Bad("checkpoints cut short", (), run(both_checkpoints(cut)), RESUME),
+        Bad("truncated checkpoints", (), run(both_checkpoints(cut)), RESUME),
         Bad("checkpoints with a changed byte", (), run(both_checkpoints(flip)), RESUME),
         Bad("a pickle", (), run(both_checkpoints(lambda _: b"\x80\x04cos\nsystem\n.")), RESUME),
         Bad("a file of another library", (), run(foreign), RESUME),
         Bad("a checkpoint of another experiment", (), run(another_config), RESUME),
-        Bad("metrics that are none", (), run(file("metrics.csv", "step,split\n3,\0\nx,y\n")), RESUME),
+        Bad("an invalid metrics file", (), run(file("metrics.csv", "step,split\n3,\0\nx,y\n")), RESUME),
         Bad("a broken summary", (), run(file("summary.json", "{")), RESUME),
         Bad("no run to evaluate", args=("evaluate", "nowhere")),
         Bad("no run to draw", args=("glimpses", "nowhere")),
         Bad("no run to start from", ("training.init=nowhere",)),
-        Bad("a start of which nothing fits", ("model.hidden=9", "model.classes=3", *START), foreign_run),
-        Bad("no picture to look at", (), run(lambda path: None), ("look", "run", "nowhere.png")),
         Bad(
-            "a file to look at that is no picture",
+            "initial weights of which none fit",
+            ("model.hidden=9", "model.classes=3", *START),
+            foreign_run,
+        ),
+        Bad("a missing picture to look at", (), run(lambda path: None), ("look", "run", "nowhere.png")),
+        Bad(
+            "a file to look at that is not a picture",
             (),
             run(file("text.png", "hello")),
             ("look", "run", "run/text.png"),
         ),
     ],
     "MNIST's files": [
-        Bad("a file cut short", MNIST, mnist(IMAGES, cut)),
-        Bad("a longer file", MNIST, mnist(IMAGES, lambda content: content + b"x")),
+        Bad("a truncated file", MNIST, mnist(IMAGES, cut)),
+        Bad("a file that is too long", MNIST, mnist(IMAGES, lambda content: content + b"x")),
         Bad("an empty file", MNIST, mnist(IMAGES, lambda content: b"")),
         Bad("a web page", MNIST, mnist(IMAGES, lambda content: b"<!DOCTYPE html>" * 9)),
         Bad("images of another size", MNIST, mnist(IMAGES, lambda _: idx(np.zeros((12, 27, 28))))),
         Bad("no images", MNIST, mnist(IMAGES, lambda _: idx(np.zeros((0, 28, 28))))),
         Bad("labels for other images", MNIST, mnist(LABELS, lambda _: idx(np.zeros(6)))),
         Bad("a label out of range", MNIST, mnist(LABELS, lambda _: idx(np.arange(4, 11)))),
-        Bad("a gzip cut short", MNIST, mnist(IMAGES, cut, zipped=True)),
-        Bad("a gzip with a changed byte", MNIST, mnist(IMAGES, flip, zipped=True)),
-        Bad("no gzip", MNIST, mnist(IMAGES, lambda content: b"not gzip", zipped=True)),
-        Bad("a file missing beside the others", ("data.source=mnist", "data.root=."), some_of_mnist),
-        Bad("no name of a folder", ("data.source=mnist", "data.root=")),
+        Bad("a truncated gzip file", MNIST, mnist(IMAGES, cut, zipped=True)),
+        Bad("a gzip file with a changed byte", MNIST, mnist(IMAGES, flip, zipped=True)),
+        Bad("a file that is not gzip", MNIST, mnist(IMAGES, lambda content: b"not gzip", zipped=True)),
+        Bad("one missing file", ("data.source=mnist", "data.root=."), some_of_mnist),
+        Bad("an empty folder name", ("data.source=mnist", "data.root=")),
     ],
     "Photos and captions": [
         Bad("no folder", PHOTOS),
         Bad("no captions", PHOTOS, file("photos/readme.txt", "")),
-        Bad("a pointer of Git LFS", PHOTOS, photos(captions=POINTER)),
+        Bad("a Git LFS pointer", PHOTOS, photos(captions=POINTER)),
         Bad("another file of that name", PHOTOS, photos(captions="Roses are red.\n")),
         Bad("half a JSON file", PHOTOS, photos("karpathy", '{"images": [')),
-        Bad("JSON of another kind", PHOTOS, photos("karpathy", "[]")),
+        Bad("JSON of another structure", PHOTOS, photos("karpathy", "[]")),
         Bad("an unknown layout", (*PHOTOS, "data.layout=kagle"), photos()),
-        Bad("a layout that is not there", (*PHOTOS, "data.layout=kaggle"), photos()),
+        Bad("a layout that does not exist", (*PHOTOS, "data.layout=kaggle"), photos()),
         Bad("features that are not computed", (*PHOTOS, *NET), photos()),
         Bad("weights without a net's state", WEIGHTS, weights({"state_dict": {}, "epoch": 3}), FEATURES),
         Bad("weights of several nets", WEIGHTS, weights({"net": STATE, "ema": STATE}), FEATURES),
     ],
     "Pictures in folders": [
         Bad("no folder", FOLDER),
-        Bad("no name of a folder", ("data={source='folder', root=''}",)),
-        Bad("pictures that are in no folder of a class", FOLDER, pictures("1.png", "2.png")),
+        Bad("an empty folder name", ("data={source='folder', root=''}",)),
+        Bad("pictures outside class folders", FOLDER, pictures("1.png", "2.png")),
         Bad("one class", FOLDER, pictures("cat/1.png", "cat/2.png")),
-        Bad("a test set alone", FOLDER, pictures("test/cat/1.png", "test/dog/1.png")),
+        Bad("only a test set", FOLDER, pictures("test/cat/1.png", "test/dog/1.png")),
         Bad(
             "two folders for one split", FOLDER, pictures("train/a/1.png", "val/a/1.png", "dev/a/1.png")
         ),
         Bad("fewer pictures than a minibatch", FOLDER, pictures("cat/1.png", "dog/1.png")),
         Bad(
-            "a class of which no picture can be read",
+            "a class without readable pictures",
             FOLDER,
             pictures(*(f"{name}/{n}.png" for n in range(4) for name in ("cat", "dog")), broken="dog"),
         ),
     ],
     "Images in arrays": [
         Bad("no file", ARRAYS),
-        Bad("other names", ARRAYS, arrays(x_train=GREY, y_train=LABELS_OF_IMAGES)),
+        Bad("arrays with other names", ARRAYS, arrays(x_train=GREY, y_train=LABELS_OF_IMAGES)),
         Bad("another file", ARRAYS, file("data.npz", "hello")),
         Bad("labels for other images", ARRAYS, arrays(images=GREY, labels=LABELS_OF_IMAGES[:9])),
-        Bad("images of whole numbers", ARRAYS, arrays(images=GREY.astype(int), labels=LABELS_OF_IMAGES)),
+        Bad("images of integers", ARRAYS, arrays(images=GREY.astype(int), labels=LABELS_OF_IMAGES)),
         Bad(
             "floats from 0 to 255",
             ARRAYS,
@@ -420,14 +424,14 @@ TABLES: dict[str, list[Bad]] = {
         Bad("labels that are fractions", ARRAYS, arrays(images=GREY, labels=LABELS_OF_IMAGES / 2)),
         Bad("images of another shape", ARRAYS, arrays(images=GREY[0], labels=LABELS_OF_IMAGES)),
     ],
-    "Data of one's own": [
-        Bad("images that are not numbers", ("data={source='own:Source'}",)),
+    "Your own data": [
+        Bad("images with NaN", ("data={source='own:Source'}",)),
         Bad(
-            "held-out images that are not numbers",
+            "held-out images with NaN",
             ("data={source='own:Source', clean=99, held_out=99}",),
         ),
         Bad("no held-out data", ("data={source='own:NothingHeldOut'}",)),
-        Bad("a class that is no source", ("data={source='own:NoGuide'}",)),
+        Bad("a class that is not a source", ("data={source='own:NoGuide'}",)),
         Bad("images from 0 to 255", ("data={source='own:Bright'}",)),
         Bad("images of bytes", ("data={source='own:Bytes'}",)),
         Bad("more labels than the model has classes", ("data={source='own:Labels'}",)),
@@ -437,23 +441,27 @@ TABLES: dict[str, list[Bad]] = {
             ("data={source='own:Colour', last=true}", "model.image_channels=3"),
         ),
     ],
-    "Failures at work (exit code 1)": [
-        Bad("images that are not numbers, later", ("data={source='own:Source', clean=1}",), code=1),
+    "Failures during training (exit code 1)": [
+        Bad("images with NaN, later", ("data={source='own:Source', clean=1}",), code=1),
         Bad(
-            "a learning rate at which all is lost",
+            "a learning rate that makes training diverge",
             ("training.learning_rate=1e38", "training.gradient_clip=0", "training.steps=9"),
             code=1,
         ),
         Bad(
-            "a place that cannot be", (), file("a", ""), ("train", "tiny.toml", "--out", "a/run"), code=1
+            "an impossible directory",
+            (),
+            file("a", ""),
+            ("train", "tiny.toml", "--out", "a/run"),
+            code=1,
         ),
     ],
 }
-#: What another machine, another version of a library, or another part with a name would say otherwise.
+#: Parts of messages that differ between machines, library versions, or catalogues of names.
 _VARYING = {
     r"sees \d+ CUDA": "sees N CUDA",
     r"available: [\w, -]*, or": "available: ..., or",
-    r"(is not a whole checkpoint|not valid TOML|JSONDecodeError|UnicodeDecodeError): [^;]*": r"\1: ...",
+    r"(not an intact checkpoint|not valid TOML|JSONDecodeError|UnicodeDecodeError): [^;]*": r"\1: ...",
     r"(summary\.json): [^;]*": r"\1: ...",
     r"(is damaged) \([^)]*\(\)[^)]*\)": r"\1 (...)",
     r"seen from [^:]*:": "seen from ...:",
@@ -527,7 +535,7 @@ def page() -> str:
     """The tables as they should be."""
     parts = []
     for title, rows in TABLES.items():
-        parts += [f"### {title}", "", "| what is wrong | what is said |", "| --- | --- |"]
+        parts += [f"### {title}", "", "| problem | message |", "| --- | --- |"]
         for row in rows:
             with tempfile.TemporaryDirectory() as folder:
                 said = message(row, Path(folder).resolve())

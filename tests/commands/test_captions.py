@@ -195,8 +195,8 @@ def test_the_vocabulary_is_saved_with_the_run(photos: Path, tmp_path: Path) -> N
     (other / "data.json").write_text(json.dumps(kept))
     for command in (["evaluate", other], ["caption", other, photos / "Images" / DEV[0]]):
         line = complaint(*command)
-        assert f"the data have changed since {other} began (words not as in" in line
-        assert "bring the old data back, or train anew" in line
+        assert f"the data have changed since {other} was started (words not as in" in line
+        assert "restore the old data, or train again" in line
     (other / "data.json").write_text("no JSON")
     assert "cannot read" in complaint("evaluate", other)
 
@@ -238,7 +238,7 @@ def test_photos_that_have_moved_are_named(photos: Path, tmp_path: Path) -> None:
     config.write_text(config.read_text().replace(f'root = "{photos}"', f'root = "{gone}"'))
     mine = moved / "Images" / DEV[0]
     line = complaint("caption", run, mine)
-    assert f"data.root = '{gone}': not there, seen from " in line
+    assert f"data.root = '{gone}': not found, seen from " in line
     assert line.endswith(": if it is elsewhere, --set data.root=PATH")
     said = fine("caption", run, mine, "--set", f"data.root={moved}").splitlines()
     assert said[0].startswith(f"{mine}: ") and said[1:] == [f"  {run / 'captions' / mine.stem}.png"]

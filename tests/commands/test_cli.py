@@ -333,8 +333,8 @@ def test_variance_draws_by_default_what_fits_into_a_minute(
     few, (note,) = numbers()
     assert (few["repeats"], few["fit"]) == (4, 2)
     assert re.fullmatch(
-        r"note: a gradient takes [\d.]+ s: 4 are drawn of each estimator, after a fit on 2 minibatches; "
-        r"--repeats 30 --fit 20 takes longer and tells more",
+        r"note: a gradient takes [\d.]+ s: 4 are drawn for each estimator, after a fit on 2 minibatches"
+        r"; --repeats 30 --fit 20 takes longer and is more precise",
         note,
     )
     assert numbers("--repeats", "4", "--fit", "2") == (few, [])
@@ -365,7 +365,7 @@ def one_line(result: Result, code: int) -> str:
         (["--model", "json:dumps"], "is a function, but a class is needed"),
         (["--control-variate", "learnt"], "did you mean 'learned'?"),
         (["--device", "tpu"], "training.device = 'tpu': should be auto, cpu, cuda"),
-        (["--device", "cuda:63"], "device 'cuda:63' is not there"),
+        (["--device", "cuda:63"], "device 'cuda:63' does not exist"),
         (["--seed", "-1"], "training.seed = -1"),
         (["--seed", "x"], "Invalid value for '--seed'"),
         (["--set", "objective.num_particles=1"], "WakeSleep needs num_particles of at least 2"),
@@ -405,12 +405,12 @@ def test_wrong_input_to_evaluate_and_glimpses(run: Path, tmp_path: Path) -> None
         assert "is not a run: it has no config.toml" in one_line(call(command, tmp_path / "no"), 2)
         assert "Missing argument 'RUN'" in one_line(call(command), 2)
     assert "0 is not in the range" in one_line(call("evaluate", run, "--samples", "0"), 2)
-    assert "device 'cuda:63' is not there" in one_line(call("evaluate", run, "--device", "cuda:63"), 2)
+    assert "device 'cuda:63' does not exist" in one_line(call("evaluate", run, "--device", "cuda:63"), 2)
     assert "should be auto, cpu, cuda" in one_line(call("evaluate", run, "--device", "tpu"), 2)
     assert "should end in .png" in one_line(call("glimpses", run, "--out", tmp_path / "a.jpg"), 2)
     damaged = shutil.copytree(run, tmp_path / "damaged")
     (damaged / "last.safetensors").write_bytes(b"nonsense")
-    assert "is not a whole checkpoint" in one_line(call("evaluate", damaged), 2)
+    assert "is not an intact checkpoint" in one_line(call("evaluate", damaged), 2)
 
 
 def test_unknown_commands() -> None:

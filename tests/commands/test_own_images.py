@@ -50,8 +50,8 @@ def test_a_folder_in_colour(here: Path) -> None:
     assert result.exit_code == 0, result.output
     assert [line for line in result.stderr.splitlines() if line.startswith("note: ")] == [
         "note: 40 pictures of 2 classes: dark, light",
-        "note: pictures are resized to 16 x 16 pixels, with black beside those that are not "
-        "square, in colour",
+        "note: pictures are resized to 16 x 16 pixels, padded with black if they are not square, "
+        "in colour",
         "note: 32 pictures for training, 4 for validation, 4 for test: drawn from each class alike, "
         "with data.split_seed 0",
     ]
@@ -88,7 +88,7 @@ def test_the_same_photos_or_others(here: Path) -> None:
     assert call("evaluate", "run", *SMALL, "--json", "--set", "data.root=moved").stdout == first.stdout
     write(here / "photos" / "dark" / "another.png")
     line = refusal("evaluate", "run", *SMALL)
-    assert line.startswith("the data have changed since run began (training not as in run/data.json)")
+    assert line.startswith("the data have changed since run was started (training not as in run/")
     longer = (
         "train",
         "--resume",
@@ -107,7 +107,7 @@ def test_the_same_photos_or_others(here: Path) -> None:
     assert json.loads(found.stdout)["examples"] == 10
     half(here / "others", ("cats", "dogs"))
     line = refusal("evaluate", "run", "--set", "data.root=others")
-    assert line.startswith("the data have changed since run began (classes not as in run/data.json)")
+    assert line.startswith("the data have changed since run was started (classes not as in run/")
 
 
 @pytest.mark.parametrize("shape", [(40, 24, 20), (40, 24, 20, 3), (40, 3, 24, 20)])
@@ -165,7 +165,7 @@ def test_look_at_digits(here: Path) -> None:
     canvas = np.pad(pixels, 6)
     Image.fromarray(canvas).save("canvas.png")
     result = call("look", "run", "one.png", "photo.png", "canvas.png", "--json")
-    assert result.stderr == "note: photo.png: dark on light: turned round\n"
+    assert result.stderr == "note: photo.png: dark on light: inverted\n"
     one, photo, whole = (each["probabilities"] for each in json.loads(result.stdout))
     assert one == pytest.approx(whole) and list(one) == [str(n) for n in range(10)]
     assert one == pytest.approx(photo, abs=0.05)
@@ -182,9 +182,7 @@ def test_what_cannot_be_looked_at(here: Path) -> None:
         assert refusal("look", "run", file) == why
     assert not Path("run/look").exists()
     Path("run/data.json").unlink()
-    assert refusal("look", "run", "text.png").startswith(
-        "there is no run/data.json, which says what the c"
-    )
+    assert refusal("look", "run", "text.png").startswith("there is no run/data.json, which names the c")
     assert "run is not a run" in refusal("look", "nowhere", "text.png").replace("nowhere", "run")
 
 

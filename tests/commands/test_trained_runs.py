@@ -51,7 +51,7 @@ def test_a_finished_run_says_so(trained: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.chdir(trained)
     result = call("train", "--resume", "run")
     assert result.exit_code == 0
-    assert result.stderr == ("note: run is finished: to go on, set more than its training.steps = 2\n")
+    assert result.stderr == ("note: run is finished: to resume it, set more than training.steps = 2\n")
     assert result.stdout.startswith("run: 2 updates in")
 
 
@@ -68,7 +68,7 @@ def test_a_finished_run_says_so(trained: Path, monkeypatch: pytest.MonkeyPatch) 
 def test_data_that_have_moved_are_named(command: tuple[str, ...], moved: Path) -> None:
     line = one_line(call(*command), 2)
     assert line.endswith(
-        f"; data.root = 'mnist': not there, seen from {moved}: if it is elsewhere, --set data.root=PATH"
+        f"; data.root = 'mnist': not found, seen from {moved}: if it is elsewhere, --set data.root=PATH"
     )
     assert call(*command, "--set", "data.root=elsewhere").exit_code == 0
     assert RunDirectory("run").config().data.options["root"] == (
@@ -82,7 +82,7 @@ def test_other_data_are_not_the_runs(moved: Path) -> None:
     name = "train-images-idx3-ubyte"
     write_mnist(moved / "fashion", files | {name: files[name][:-1] + bytes([files[name][-1] ^ 1])})
     line = one_line(call("evaluate", "run", *SMALL, "--set", "data.root=fashion"), 2)
-    assert line.startswith("the data have changed since run began (digits not as in run/data.json)")
+    assert line.startswith("the data have changed since run was started (digits not as in run/")
     sets = ("--set", "data.source=mnist", "--set", "data.root=elsewhere")
     (moved / "tiny.toml").write_text(TINY)
     line = one_line(call("train", "tiny.toml", *sets, "--out", "run"), 2)
@@ -102,7 +102,7 @@ def test_a_run_whose_record_of_its_data_is_gone(moved: Path) -> None:
             (moved / "run" / "summary.json").unlink()
         line = one_line(call(*command, "--set", "data.root=elsewhere"), 2)
         assert line.startswith(
-            "there is no run/data.json, which says what data run began with: bring it"
+            "there is no run/data.json, which records what data run started with: restore it"
         )
 
 
@@ -127,9 +127,9 @@ def test_other_data_to_be_measured_on(tmp_path: Path, monkeypatch: pytest.Monkey
     assert found[1] == found[2]
     assert len({each["bound"] for each in found}) == 5
     line = one_line(call("evaluate", "run", "--set", "model.hidden=9"), 2)
-    assert "run is a run of other settings (model.hidden 8, not 9)" in line
+    assert "run is a run with other settings (model.hidden 8, not 9)" in line
     line = one_line(call("variance", "run", "--set", "data.test_seed=777"), 2)
-    assert "run is a run of other settings (data.test_seed 0, not 777)" in line
+    assert "run is a run with other settings (data.test_seed 0, not 777)" in line
 
 
 def test_a_run_is_measured_where_it_was_trained(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -144,7 +144,8 @@ def test_a_run_is_measured_where_it_was_trained(trained: Path, monkeypatch: pyte
         assert result.exit_code == 0
         assert result.stderr.startswith("note: on the CPU, though gpu was trained on 'cuda:63': device")
         assert "note" not in call(*command, "--device", "cpu").stderr
-    assert "device 'cuda:62' is not there" in one_line(call("evaluate", "gpu", "--device", "cuda:62"), 2)
+    line = one_line(call("evaluate", "gpu", "--device", "cuda:62"), 2)
+    assert "device 'cuda:62' does not exist" in line
 
 
 @pytest.mark.filterwarnings("always:not finite")

@@ -161,8 +161,8 @@ def test_a_union_may_hold_a_schedule_too() -> None:
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        ({"incomplete": {"inner": 1}}, "model.incomplete cannot be set: its type has no form in TOML"),
-        ({"incomplete_too": []}, "model.incomplete_too cannot be set: its type has no form in TOML"),
+        ({"incomplete": {"inner": 1}}, "model.incomplete cannot be set: TOML cannot express its type"),
+        ({"incomplete_too": []}, "model.incomplete_too cannot be set: TOML cannot express its type"),
         ({"at_odds": 0}, "model.at_odds = 0: should be greater than 0"),
         ({"colour": "green"}, "model.colour = 'green': should be 'red' or 'blue'"),
         ({"spread": "x"}, "model.spread = 'x': should be a valid number or should be a valid array"),
@@ -242,7 +242,7 @@ def test_objectives(cls: type, own: dict[str, Any], monkeypatch: pytest.MonkeyPa
     ).objective
     assert type(objective) is cls and objective.retain_graph
     assert message(config, "objective.regularizer=1", objective={"name": "test-objective"}) == (
-        "objective.regularizer cannot be set: its type has no form in TOML"
+        "objective.regularizer cannot be set: TOML cannot express its type"
     )
 
 

@@ -117,7 +117,7 @@ def test_a_distribution_without_a_rule_gets_a_stream_of_the_processes_own() -> N
         with (
             share.drawing(8),
             pyro.plate("data", 4),
-            pytest.warns(UserWarning, match="draws site 'x' from a stream of its own"),
+            pytest.warns(UserWarning, match="draws site 'x' from its own stream"),
         ):
             drawn.append(pyro.sample("x", dist.Gamma(torch.ones(4), 1.0)))
     assert not torch.equal(*drawn)
@@ -464,16 +464,17 @@ def test_none_is_left_where_one_dies_before_they_have_met(
     os.kill(command.worker(), signal.SIGKILL)
     code, out, err = command.end()
     assert (code, out) == (1, "")
-    assert (
-        err.startswith("error: process 1 was killed by SIGKILL: what is saved") and err.count("\n") == 1
-    )
+    assert err.startswith("error: process 1 was killed by SIGKILL: saved check") and err.count("\n") == 1
 
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         command = Command(tmp_path / "config.toml", run, MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
         code, out, err = command.end()
     assert (code, out) == (1, "")
-    assert err.startswith("error: the 2 processes did not find each other: ") and err.count("\n") == 1
+    assert (
+        err.startswith("error: the 2 processes could not connect to each other: ")
+        and err.count("\n") == 1
+    )
     assert not run.path.exists()
 
 

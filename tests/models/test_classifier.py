@@ -529,9 +529,9 @@ def test_images_of_another_kind_are_refused(images: Tensor, message: str) -> Non
         (
             torch.full((3, 9, 9), 300.0),
             torch.zeros(3).long(),
-            r"from 300 to 300: bring them to \[0, 1\]",
+            r"from 300 to 300: scale them to \[0, 1\]",
         ),
-        (torch.rand(3, 9, 9) - 1, torch.zeros(3).long(), r"from -.* bring them to \[0, 1\]"),
+        (torch.rand(3, 9, 9) - 1, torch.zeros(3).long(), r"from -.* scale them to \[0, 1\]"),
         (
             torch.rand(3, 9, 9).byte(),
             torch.zeros(3).long(),
@@ -551,7 +551,7 @@ def test_images_of_another_kind_are_refused(images: Tensor, message: str) -> Non
         (
             torch.rand(3, 9, 9),
             torch.tensor([0, 12, 2]),
-            "a label is 12, but the model tells 10 classes apart, 0 to 9: set model.classes = 13 or ",
+            "a label is 12, but the model has 10 classes, 0 to 9: set model.classes = 13 or ",
         ),
     ],
 )
@@ -619,7 +619,7 @@ def test_gaze_of_sampled_sequences() -> None:
 
 
 def test_a_scale_given_twice_is_refused() -> None:
-    with pytest.raises(InputError, match=r"scales \[2, 4, 2\] holds a scale twice: each is one choice"):
+    with pytest.raises(InputError, match=r"scales \[2, 4, 2\] contains a scale twice: each is one"):
         make_model(scales=(2, 4, 2))
 
 

@@ -314,7 +314,7 @@ def test_data_plates_that_change_between_particles() -> None:
             pyro.sample("a", dist.Bernoulli(torch.tensor(0.5)))
 
     message = (
-        "particles drawn one after the other have different data plates [(3,), (5,)]: the plates that "
+        "particles drawn one after another have different data plates [(3,), (5,)]: the plates that "
         "enclose all sample sites must be the same in every run"
     )
     for make in EVERY:
@@ -440,7 +440,7 @@ def dreaming(observations: Any = None) -> None:
             model,
             guide,
             "insomnia < 1 needs a guide with a keyword argument 'observations' (a dict from observed "
-            "site to the value to infer from), to be shown the model's fantasies",
+            "site to the value to infer from), for training on the model's fantasies",
         ),
         (
             with_bonus,

@@ -499,7 +499,7 @@ def test_global_particles_without_a_global() -> None:
             if not is_guide:
                 pyro.sample("y", dist.Normal(a, 1.0), obs=torch.zeros(3))
 
-    with pytest.raises(ValueError, match="no latent lies outside of the data plates: use num_particles"):
+    with pytest.raises(ValueError, match="no latent lies outside the data plates: use num_particles"):
         ImportanceBound(num_global_particles=2).loss(lambda: program(False), lambda: program(True))
 
 

@@ -154,7 +154,7 @@ def test_one_weight_for_all_data(make: Callable[..., Objective], vectorized: boo
     programs = (lambda: outside(False)), (lambda: outside(True))
     if objective.forms_weights:
         told_once(
-            "site 'a' lies outside of a plate that holds others, so that all data", objective, *programs
+            "site 'a' lies outside a plate that contains others, so that all data", objective, *programs
         )
     else:
         silent(objective, *programs)
@@ -170,7 +170,7 @@ def test_an_observed_site_outside() -> None:
             pyro.factor("penalty", torch.tensor(-1.0))
 
     told_once(
-        "site 'penalty' lies outside of a plate",
+        "site 'penalty' lies outside a plate",
         ImportanceBound(3),
         lambda: program(False),
         lambda: program(True),

@@ -403,7 +403,7 @@ def two_sites(is_guide: bool) -> None:
     [
         (
             lambda: VariationalBound(pathwise=["zz"]),
-            "pathwise names 'zz', which fits no latent site: there are ['z', 'b']",
+            "pathwise names 'zz', which matches no latent site: there are ['z', 'b']",
         ),
         (
             lambda: ImportanceBound(pathwise=["z", "b"]),
@@ -415,15 +415,15 @@ def two_sites(is_guide: bool) -> None:
         ),
         (
             lambda: ImportanceBound(doubly_reparameterized=True),
-            "doubly_reparameterized=True needs a latent inside of the data plates that is pathwise",
+            "doubly_reparameterized=True needs a latent inside the data plates that is pathwise",
         ),
         (
             lambda: WakeSleep(doubly_reparameterized=True),
-            "doubly_reparameterized=True needs a latent inside of the data plates that is pathwise",
+            "doubly_reparameterized=True needs a latent inside the data plates that is pathwise",
         ),
         (
             lambda: ThermodynamicBound(pathwise=["z"]),
-            "site 'z' is pathwise, but the covariance gradient of ThermodynamicBound is of scores",
+            "site 'z' is pathwise, but the covariance gradient of ThermodynamicBound uses scores",
         ),
     ],
 )
@@ -440,5 +440,5 @@ def test_the_prior_is_not_doubly_reparameterised() -> None:
         two_sites(False)
 
     objective = ImportanceBound(pathwise=True, doubly_reparameterized=True)
-    with pytest.raises(ValueError, match="which are one for Prior: leave it out of pathwise"):
+    with pytest.raises(ValueError, match="which are the same for Prior: leave it out of pathwise"):
         objective.differentiable_loss(model, Prior(model))

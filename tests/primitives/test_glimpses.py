@@ -305,7 +305,7 @@ def test_levels_of_other_images_are_refused() -> None:
     levels = Levels.of(torch.rand(3, 13, 10), (1, 2))
     for images in (torch.rand(3, 10, 13), torch.rand(3, 13, 10).double(), torch.ones(3, 13, 10).int()):
         assert not levels.fit(images)
-        with pytest.raises(InputError, match="these levels are for other images than torch"):
+        with pytest.raises(InputError, match="these levels are not for images of torch"):
             build_pyramid(images, levels, 4)
 
 

@@ -149,7 +149,7 @@ def test_a_pickle_is_refused_and_does_not_run(
     monkeypatch.setenv("BOMB", str(tmp_path / "exploded"))
     with open(tmp_path / "c", "wb") as file:
         write(Bomb(), file)
-    assert "is not a whole checkpoint" in refused(tmp_path / "c")
+    assert "is not an intact checkpoint" in refused(tmp_path / "c")
     assert not (tmp_path / "exploded").exists()
 
 
@@ -157,7 +157,7 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
     assert refused(tmp_path / "nowhere") == f"there is no checkpoint {tmp_path / 'nowhere'}"
     assert "there is no checkpoint" in refused(tmp_path)  # a directory
     (tmp_path / "empty").touch()
-    assert "is not a whole checkpoint" in refused(tmp_path / "empty")
+    assert "is not an intact checkpoint" in refused(tmp_path / "empty")
     save_file({"w": torch.zeros(1)}, tmp_path / "foreign", {"format": "pt"})
     assert "is not a checkpoint of this library" in refused(tmp_path / "foreign")
     save_file({"w": torch.zeros(1)}, tmp_path / "bare")
@@ -327,14 +327,14 @@ def test_a_checkpoint_of_an_earlier_version_is_refused_with_its_version(run: Run
     with safe_open(run.checkpoint, framework="pt") as file:
         metadata = file.metadata() | {"format": "wsram_ppl checkpoint 1"}
     save_file(load_checkpoint(run.checkpoint).tensors, run.checkpoint, metadata)
-    message = f"was written by wsram_ppl 0.1, whose checkpoints {__version__} does not read: use that"
+    message = f"was written by wsram_ppl 0.1, whose checkpoints {__version__} cannot read: use that"
     with pytest.raises(InputError, match=message):
         run.load()
 
 
 def test_a_run_of_an_earlier_version_is_refused_with_its_version(run: RunDirectory) -> None:
     (run.path / "config.toml").rename(run.path / "spec.toml")
-    message = f"run was written by wsram_ppl 0.1, whose runs {__version__} does not read: use that"
+    message = f"run was written by wsram_ppl 0.1, whose runs {__version__} cannot read: use that"
     for use in (run.load, run.config, lambda: run.claim(tiny_config(*SETTINGS)).__enter__()):
         with pytest.raises(InputError, match=message):
             use()

@@ -55,7 +55,7 @@ def test_going_on_without_the_file_begins_a_new_one(tmp_path: Path) -> None:
 def test_going_on_with_what_is_no_log_is_refused(tmp_path: Path) -> None:
     for text in ("step,split,error\n1,train,0.5,7\n", "step,split\nx,train\n", "split\ntrain\n"):
         write(tmp_path, text)
-        with pytest.raises(InputError, match=r"metrics.csv is damaged \(\w+: .*\): remove it to go on"):
+        with pytest.raises(InputError, match=r"metrics.csv is damaged \(\w+: .*\): remove it to"):
             MetricsLog(tmp_path, ["error"], after=1)
 
 

@@ -131,7 +131,7 @@ def test_a_killed_node_loses_nothing(
         out, err = process.communicate()
     assert process.returncode == 0, out + err
     print(err)
-    lost = r"note: runs/a/seed-\d: its (node|worker) died.*; it goes on from .* \(start 2 of 4\)"
+    lost = r"note: runs/a/seed-\d: its (node|worker) died.*; it resumes from .* \(start 2 of 4\)"
     assert len(re.findall(lost, err)) == 1
     assert sorted(re.findall(r"\] (\S+) finished", out)) == ["runs/a/seed-0", "runs/a/seed-1"]
     for run, undisturbed in zip(runs, calm, strict=True):
@@ -183,7 +183,7 @@ def test_failures_are_told_as_on_this_machine(cluster: Any, tmp_path: Path) -> N
     host = socket.gethostname()
     assert found == {
         "says": "it is too small",
-        "killed": "killed by SIGKILL, perhaps for want of memory",
+        "killed": "killed by SIGKILL, perhaps out of memory",
         "silent": "exit code 5, and it printed nothing",
         "empty": "it ended without a summary.json",
         "absent": f"cannot start on {host}: [Errno 2] No such file or directory: '/no/such/program'",

@@ -317,7 +317,7 @@ def test_figures_have_axes_legends_and_captions(tmp_path: Path) -> None:
     assert "dead" not in text
     assert "mean of the last 2 logged minibatches" in error.caption
     assert "Mean over 1 to 2 seeds; shading: standard error." in error.caption
-    assert error.caption.endswith("for want of such numbers of finished runs: dead.")
+    assert error.caption.endswith("for lack of such numbers from finished runs: dead.")
     # A logarithmic axis has no place for zeros.
     assert "total variance of the gradient (nats²)" in svg_text(drawn["variance"].files[1])
     assert drawn["variance"].caption.endswith("finished runs: _b, dead.")

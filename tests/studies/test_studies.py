@@ -141,9 +141,9 @@ def test_the_studies_keys_can_be_set(tmp_path: Path) -> None:
         ),
         (TWO + "modle.hidden = 1", r"unknown key variant 'b'.modle; did you mean 'model'\?"),
         (TWO.replace('"b"', '"a"'), r"variant name 'a' is taken"),
-        (TWO.replace('"b"', '"A"'), r"variant name 'A' is taken \(by 'a': case does not count\)"),
-        (TWO.replace('"b"', '"../b"'), r"variant '../b'.name = '../b': should be usable as .* a folder"),
-        (TWO.replace('"b"', '"-b"'), r"should be usable as the name of a folder"),
+        (TWO.replace('"b"', '"A"'), r"variant name 'A' is taken \(by 'a': case is ignored\)"),
+        (TWO.replace('"b"', '"../b"'), r"variant '../b'.name = '../b': should be usable as .* name"),
+        (TWO.replace('"b"', '"-b"'), r"should be usable as a folder name"),
         (TWO.replace('name = "b"', ""), r"variant\[1\].name is missing"),
         (TWO.replace("[0, 1]", "[1, 1]"), r"seeds = \[1, 1\]: holds 1 twice"),
         (TWO.replace("[0, 1]", "[]"), r"seeds = \[\]: .*at least 1 item"),
@@ -156,7 +156,10 @@ def test_the_studies_keys_can_be_set(tmp_path: Path) -> None:
             "reference = 'q_prior'\n" + TWO.replace('"b"', '"q-prior"'),
             r"reference = 'q_prior': no such variant; did you mean 'q-prior'\? there are a, q-prior",
         ),
-        (TWO + "paper = 1.62", r"variant 'b'.paper = 1.62: should be a fraction in \[0, 1\], as 0.0162"),
+        (
+            TWO + "paper = 1.62",
+            r"variant 'b'.paper = 1.62: should be a fraction in \[0, 1\], such as 0.0162",
+        ),
         (TWO + "training.seed = 3", r"variant 'b'.training.seed: the study's own 'seeds' set it"),
         (TWO + "[set.training]\nsteps = 3", r"set.training.steps: the study's own 'steps' sets it"),
         (TWO + '[set.objective]\nname = "wake-slep"', r"variant 'a': .*did you mean 'wake-sleep'\?"),
@@ -462,7 +465,7 @@ def test_failures_have_their_reasons_and_leave_the_others_alone(bench: Bench) ->
     reasons = {run.variant.name: run.failure for run in found.runs}
     assert reasons == {
         "h1": "it is too small",
-        "h2": "killed by SIGKILL, perhaps for want of memory",
+        "h2": "killed by SIGKILL, perhaps out of memory",
         "h3": "it ended without a summary.json",
         "h4": "exit code 5, and it printed nothing",
         "h8": None,
@@ -480,7 +483,7 @@ def test_failures_have_their_reasons_and_leave_the_others_alone(bench: Bench) ->
     bench.run(text)
     assert bench.trained() == ["h1/seed-0", "h2/seed-0", "h3/seed-0", "h4/seed-0"]
     assert bench.watcher.notes == [
-        f"runs/h{n}/seed-0 was not finished: it goes on from its last checkpoint" for n in (1, 2, 3, 4)
+        f"runs/h{n}/seed-0 was not finished: it resumes from its last checkpoint" for n in (1, 2, 3, 4)
     ]
 
 
@@ -490,7 +493,7 @@ def test_an_unfinished_run_of_another_config_is_put_aside(bench: Bench) -> None:
     assert found.runs[0].finished
     aside = bench.out / "interrupted/runs/a/seed-0"
     assert bench.watcher.notes == [
-        f"runs/a/seed-0 was not finished, of another config: it is now in {aside}"
+        f"runs/a/seed-0 was not finished and has another config: it is now in {aside}"
     ]
     assert "hidden = 2" in (aside / "config.toml").read_text()  # the last one
 
@@ -508,7 +511,7 @@ def test_a_finished_run_of_another_config_is_in_the_way(bench: Bench) -> None:
         bench.run(TWO.replace("16", "32").replace("steps = 5", "steps = 6"))
     message = str(caught.value)
     assert (
-        "runs/a/seed-0 is a finished run of another config (training.steps 5, not 6, and training.learn"
+        "runs/a/seed-0 is a finished run of another config (training.steps 5, not 6, with training.learn"
         in message
     )
     with pytest.raises(InputError, match=r"runs/b/seed-0 is .* \(model.hidden 16, not 32\)"):
@@ -525,7 +528,7 @@ def test_more_steps_extend_what_is_finished(bench: Bench) -> None:
     assert not found.failed
     assert json.loads((bench.out / "runs/a/seed-0/summary.json").read_text())["updates"] == 6
     assert bench.watcher.notes[0] == (
-        "runs/a/seed-0 has fewer updates than the study now wants: it goes on from its last checkpoint"
+        "runs/a/seed-0 has fewer updates than the study now needs: it resumes from its last checkpoint"
     )
     with pytest.raises(
         InputError, match=r"runs/a/seed-0 has 6 updates, more than the study's steps = 5"
@@ -552,7 +555,7 @@ def test_what_is_no_run_is_left_alone(bench: Bench, kind: str) -> None:
     else:
         path.mkdir(parents=True)
         (path / "thesis.tex").write_text("mine")
-    with pytest.raises(InputError, match=r"runs/a/seed-0 is in the way: it is no run"):
+    with pytest.raises(InputError, match=r"runs/a/seed-0 is in the way: it is not a run"):
         bench.run(TWO)
     assert bench.trained() == []
 
@@ -644,7 +647,7 @@ def test_candidates_may_be_tables_and_failed_ones_never_win(bench: Bench) -> Non
 def test_a_variant_whose_search_fails_fails_alone(bench: Bench) -> None:
     found = bench.run(TWO.replace("16", "1") + SEARCH)
     assert [run.failure for run in found.runs] == [None, None] + [
-        "no candidate of its search could be trained"
+        "none of the candidates of its search could be trained"
     ] * 2
     assert sum(name.startswith("b/seed") for name in bench.trained()) == 0
 
@@ -790,7 +793,7 @@ def test_a_real_study_goes_on(finished: tuple[Path, CompletedProcess[str]], tmp_
     assert done.returncode == 0, done.stderr
     assert re.findall(r"\] (\S+) finished", done.stdout) == ["runs/fails/seed-0"]
     assert kept.stat().st_mtime_ns == before
-    assert "note: runs/fails/seed-0 was not finished: it goes on from its last checkpoint" in done.stderr
+    assert "note: runs/fails/seed-0 was not finished: it resumes from its last checkpoint" in done.stderr
     calls = json.loads((tmp_path / "out/calls.json").read_text())
     assert [call["trained"] for call in calls] == [4, 1]
 

@@ -27,13 +27,13 @@ CPU = torch.device("cpu")
 
 
 def test_only_a_gpu_records() -> None:
-    with pytest.raises(InputError, match="cuda_graph: device 'cpu' records nothing; use device"):
+    with pytest.raises(InputError, match="cuda_graph: device 'cpu' cannot record; use device"):
         Trainer.start(make_config("training.cuda_graph=true"))
 
 
 def test_what_excludes_recording_is_told() -> None:
     gpu = torch.device("cuda")
-    with pytest.raises(InputError, match=r"cuda_graph: .*set validate false, or cuda_graph = false"):
+    with pytest.raises(InputError, match=r"cuda_graph: .*set validate = false, or cuda_graph = false"):
         check_recordable(make_config("training.validate=true").training, gpu, 1)
     check_recordable(make_config().training, gpu, 1)
     with pytest.raises(InputError, match="use devices = 1, or cuda_graph = false"):

@@ -56,11 +56,11 @@ def test_a_run_that_was_stopped_can_be_made_longer_and_shorter(tmp_path: Path) -
     run = RunDirectory(tmp_path / "run")
     with pytest.raises(Interrupted):
         train(make_config(), run, stop)
-    with pytest.raises(InputError, match=r"has 4 updates behind it, and training.steps = 3 is fewer"):
+    with pytest.raises(InputError, match=r"has done 4 updates already, more than training.steps = 3"):
         train(run.config(["training.steps=3", "training.schedule_steps=8"]), run)
     assert run.config() == make_config()
     assert train(run.config(["training.steps=6", "training.schedule_steps=8"]), run)["updates"] == 6
-    with pytest.raises(InputError, match=r"has 6 updates behind it, and training.steps = 5 is fewer"):
+    with pytest.raises(InputError, match=r"has done 6 updates already, more than training.steps = 5"):
         train(run.config(["training.steps=5"]), run)
 
 
@@ -68,8 +68,8 @@ def test_where_schedules_would_change_the_past_there_is_a_choice_to_make(tmp_pat
     run = RunDirectory(tmp_path / "run")
     train(make_config(), run)
     message = (
-        r"training.steps 8, not 12, and model.location_std and exploration.entropy and "
-        r"training.learning_rate scheduled over them: with training.schedule_steps=8 as well they stay"
+        r"training.steps 8, not 12, with model.location_std and exploration.entropy and "
+        r"training.learning_rate scheduled over them: set training.schedule_steps=8 too, so that past"
     )
     with pytest.raises(InputError, match=message):
         run.config(["training.steps=12"])

@@ -54,7 +54,7 @@ def test_all_weights_are_taken_but_no_option(
     assert here.pop("model.location_std") == pytest.approx(0.07) != there.pop("model.location_std")
     assert here.keys() == there.keys()
     assert all(tensor.equal(there[name]) for name, tensor in here.items())
-    assert said(caplog) == [f"{first}: {len(here)} tensors are taken, 0 drawn anew"]
+    assert said(caplog) == [f"{first}: {len(here)} tensors taken, 0 newly drawn"]
     assert run.config().training.init == str(first.path)
 
 
@@ -77,7 +77,7 @@ def test_what_does_not_fit_is_named_and_drawn_anew(
     for name, tensor in here.items():
         assert name == "model.location_std" or tensor.equal((new if name in anew else there)[name])
     (line,) = said(caplog)
-    assert f"{len(here) - 1 - len(anew)} tensors are taken, {len(anew)} drawn anew: " in line
+    assert f"{len(here) - 1 - len(anew)} tensors taken, {len(anew)} newly drawn: " in line
     assert "model.network.label.weight [12, 8] (there [10, 8])" in line
     assert all(f"{name} [" in line for name in anew)
 
@@ -115,7 +115,7 @@ def test_going_on_is_exact_and_needs_the_first_run_no_more(first: RunDirectory, 
 def test_a_start_is_part_of_what_a_run_is(first: RunDirectory, tmp_path: Path) -> None:
     assert make_config().fingerprint() == make_config("training.init=none").fingerprint()
     assert starting(first).fingerprint() != make_config().fingerprint()
-    with pytest.raises(InputError, match=r"run of other settings \(training.init unset, not"):
+    with pytest.raises(InputError, match=r"run with other settings \(training.init unset, not"):
         first.config([f"training.init={first.path}"])
 
 
@@ -147,7 +147,7 @@ def test_weights_alone(
         torch.testing.assert_close(found, tensor, rtol=1e-3 if half else 0, atol=1e-6 if half else 0)
     longer = config_of(out, "training.steps=9", "training.schedule_steps=8")
     with pytest.raises(
-        InputError, match=r"handed on holds weights alone, from which a run cannot go on: st"
+        InputError, match=r"handed on holds only weights, which a run cannot resume from: st"
     ):
         train(longer, RunDirectory(out))
     train(starting(RunDirectory(out)), RunDirectory(tmp_path / "run"))

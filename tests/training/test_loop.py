@@ -515,7 +515,7 @@ def test_a_device_that_is_not_there_is_refused(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     config = make_config(f"training.device={device}")
-    with pytest.raises(InputError, match=f"device '{device}' is not there.*; use cpu"):
+    with pytest.raises(InputError, match=f"device '{device}' does not exist.*; use cpu"):
         train(config, RunDirectory(tmp_path / "run"))
     assert not (tmp_path / "run").exists()
 
@@ -527,7 +527,7 @@ def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert resolve_device("auto").type == "cuda"
     assert resolve_device("cuda:1") == torch.device("cuda", 1)
-    with pytest.raises(InputError, match="device 'cuda:2' is not there: torch sees 2 CUDA devices"):
+    with pytest.raises(InputError, match="device 'cuda:2' does not exist: torch sees 2 CUDA devices"):
         resolve_device("cuda:2")
     for name in ("tpu", "xla", "cuda:", "cuda:-1", "", "cpu:0"):
         with pytest.raises(

@@ -131,7 +131,7 @@ def test_a_damaged_checkpoint_falls_back_to_the_previous_one(
         content = bytearray(b"\x80\x04cos\nsystem\n")
     run.checkpoint.write_bytes(content)
     with pytest.warns(
-        UserWarning, match=r"last.safetensors is .*; going on from .*previous.safetensors"
+        UserWarning, match=r"last.safetensors is .*; resuming from .*previous.safetensors"
     ):
         train(config, run)
     assert_same_run(reference, run)
@@ -145,7 +145,7 @@ def test_no_whole_checkpoint_is_an_error_and_nothing_is_lost(tmp_path: Path) -> 
         path.write_bytes(path.read_bytes()[:100])
     rows = metrics(run)
     with pytest.raises(
-        InputError, match=r"last.safetensors is not a whole.*; .*previous.safetensors is not"
+        InputError, match=r"last.safetensors is not an intact.*; .*previous.safetensors is not"
     ):
         train(config, run)
     assert metrics(run) == rows

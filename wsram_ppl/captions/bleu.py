@@ -1,4 +1,4 @@
-"""Corpus BLEU, by sacrebleu, with everything that moves the number named."""
+"""Corpus BLEU, by sacrebleu, with everything that affects the number recorded."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from wsram_ppl.files import read_text
 
 __all__ = ["TOKENISATIONS", "Bleu", "corpus_bleu", "score_files"]
 
-#: How text becomes words, by name: "none" takes it as it is, "captions" normalises it first.
+#: How text is split into words: "none" leaves it unchanged, "captions" normalises it first.
 TOKENISATIONS = {"none": "split at white space", "captions": TOKENISATION}
 
 _LARGEST_ORDER = 4
@@ -25,18 +25,18 @@ class Bleu:
     """BLEU-1 to BLEU-4 of a corpus (Papineni et al., 2002), in percent.
 
     BLEU-n is the brevity penalty times the geometric mean of the corpus's clipped precisions of 1-grams
-    to n-grams, without smoothing. The reference length of a sentence is that of the reference nearest
-    in length, of two equally near the shorter.
+    to n-grams, without smoothing. The reference length of a sentence is that of the reference closest
+    in length; of two equally close ones, the shorter.
 
     Attributes:
         scores: BLEU-1..4, 0 to 100.
-        unpenalised: the same without brevity penalty.
-        precisions: of n-grams alone, n = 1..4, 0 to 100.
+        unpenalised: the same without the brevity penalty.
+        precisions: the n-gram precisions, n = 1..4, 0 to 100.
         brevity_penalty: 0 to 1; 1 if the hypotheses are not shorter than the references.
         hypothesis_words, reference_words: total lengths.
         sentences: number of hypotheses.
-        tokenisation: how text became words.
-        scorer: the program that counted, with its version and settings.
+        tokenisation: how text was split into words.
+        scorer: the program that computed the scores, with its version and settings.
     """
 
     scores: tuple[float, ...]
@@ -84,12 +84,12 @@ def corpus_bleu(
     """Scores sentences against their references.
 
     Args:
-        hypotheses: one sentence each; an empty one is a sentence of no words.
-        references: for each hypothesis one sentence or more; their number may differ.
+        hypotheses: one sentence each; an empty one is a sentence without words.
+        references: one or more sentences for each hypothesis; their number may differ.
         tokenisation: a key of ``TOKENISATIONS``, for hypotheses and references alike.
 
     Raises:
-        InputError: no hypotheses, as many references as not hypotheses, a hypothesis without reference,
+        InputError: no hypotheses, different numbers of hypotheses and references, one without reference,
             an unknown tokenisation, or sacrebleu is not installed.
     """
     if tokenisation not in TOKENISATIONS:
@@ -115,13 +115,13 @@ def corpus_bleu(
 
     words = normalize if tokenisation == "captions" else str
     said = [words(text) for text in hypotheses]
-    # sacrebleu wants streams: the first reference of every sentence, the second of every sentence, ...
+    # sacrebleu takes streams: the first reference of every sentence, the second of every sentence, ...
     streams: Any = [
         [words(own[k]) if k < len(own) else None for own in references]
         for k in range(max(map(len, references)))
     ]
     found = [
-        # force: no advice about text that looks tokenised; here it should.
+        # force: no warning about text that looks tokenised; here it should be.
         BLEU(tokenize="none", smooth_method="none", max_ngram_order=n, force=True).corpus_score(
             said, streams
         )
@@ -145,14 +145,14 @@ def corpus_bleu(
 
 
 def score_files(hypotheses: Path, references: Sequence[Path], *, tokenisation: str = "none") -> Bleu:
-    """Scores a text file, line by line, against one reference file or more.
+    """Scores a text file, line by line, against one or more reference files.
 
     An empty line in a reference file is a missing reference, so that sentences may have different
-    numbers of them; an empty line among the hypotheses is a sentence of no words.
+    numbers of them; an empty line among the hypotheses is a sentence without words.
 
     Raises:
-        InputError: no reference file; a file cannot be read, is not UTF-8 or has another number of
-            lines than the hypotheses; a line has no reference at all.
+        InputError: no reference file; a file cannot be read, is not UTF-8 or has a different number of
+            lines from the hypotheses; a line has no reference at all.
     """
     if not references:
         raise InputError("give at least one file of references after the hypotheses")
@@ -176,7 +176,7 @@ def score_files(hypotheses: Path, references: Sequence[Path], *, tokenisation: s
 
 
 def _read_lines(path: Path) -> list[str]:
-    """The lines of a text file; only line feeds end a line (a carriage return before it goes)."""
+    """The lines of a text file; only line feeds end a line (a carriage return before it is dropped)."""
     lines = read_text(path).split("\n")
     if lines[-1] == "":
         lines.pop()

@@ -1,4 +1,4 @@
-"""From next-word probabilities to sentences: beam search and sampling, for any model that can speak."""
+"""From next-word probabilities to sentences: beam search and sampling, for any captioning model."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ __all__ = ["Looks", "Sentences", "Speaker", "beam_search", "follow", "sample"]
 
 
 class Looks(NamedTuple):
-    """Where a model looked for each of T words of B sentences, on each of S paths.
+    """Where a model looked for each of T words of B sentences, on each of S sampled paths.
 
     Attributes:
-        layers: ``[S, B, T]``, of the conv net.
-        centres: ``[S, B, T, 2]``, (x, y), the picture spanning [-1, 1]^2, y downwards.
-        sizes: ``[S, B, T, 2]``, width and height of what was read, in the same units.
-        weights: ``[S, B]``, of the paths given the words before the last; they sum to 1.
+        layers: ``[S, B, T]``, layers of the conv net.
+        centres: ``[S, B, T, 2]``, (x, y); the picture spans [-1, 1]^2, y downwards.
+        sizes: ``[S, B, T, 2]``, width and height of the region read, in the same units.
+        weights: ``[S, B]``, of the paths given all words but the last; they sum to 1.
     """
 
     layers: Tensor
@@ -29,35 +29,35 @@ class Looks(NamedTuple):
     weights: Tensor
 
     def of(self, sentence: int) -> Looks:
-        """Those of one sentence, B = 1."""
+        """The looks of one sentence, B = 1."""
         one = slice(sentence, sentence + 1)
         return Looks(*(part[:, one] for part in self))
 
 
 class Speaker(Protocol):
-    """A model that says a word at a time, for K hypotheses about each of B pictures at once."""
+    """A model that produces one word at a time, for K hypotheses about each of B pictures at once."""
 
     def begin(self, *maps: Tensor) -> Any:
-        """What it knows before the first word: one hypothesis per picture."""
+        """The state before the first word: one hypothesis per picture."""
 
     def step(self, state: Any, parents: Tensor, words: Tensor) -> tuple[Any, Tensor]:
-        """Goes on with hypotheses ``parents [K, B]`` of the state, each followed by ``words [K, B]``.
+        """Extends the hypotheses ``parents [K, B]`` of the state by ``words [K, B]``.
 
         Returns:
-            The state, of K hypotheses, and log-probabilities of their next words, ``[K, B, words]``.
+            The state of the K hypotheses, and log-probabilities of their next words, ``[K, B, words]``.
         """
 
     def looks(self, state: Any, chosen: Tensor) -> Looks | None:
-        """Where it looked, for the hypotheses ``chosen [B]``; None for a model that does not look."""
+        """Where it looked, for the hypotheses ``chosen [B]``; None for a model without attention."""
 
 
 class Sentences(NamedTuple):
     """Sentences about B pictures.
 
     Attributes:
-        words: ``[B, T]``, without start mark; from the first end mark on, end marks.
-        log_probability: ``[B]``, of the sentence, in nats; in which the end mark counts.
-        looks: where the model looked for each word, if it tells.
+        words: ``[B, T]``, without the start mark, padded with end marks.
+        log_probability: ``[B]``, of the sentence with its end mark, in nats.
+        looks: where the model looked for each word, if it reports that.
     """
 
     words: Tensor
@@ -71,15 +71,15 @@ def beam_search(
 ) -> Sentences:
     """The most probable sentences that a beam finds.
 
-    A finished hypothesis stays in the beam and competes with those that go on. With a beam of 1 this is
-    greedy decoding. What has not ended after ``longest`` words is cut there. The unknown word is no
-    word, and never said.
+    A finished hypothesis stays in the beam and competes with unfinished ones. With a beam of 1 this is
+    greedy decoding. A sentence that has not ended after ``longest`` words is cut there. The unknown word
+    is never produced.
 
     Args:
         maps: for each layer ``[B, channels, height, width]``.
         beam: hypotheses per picture.
         longest: words per sentence, end mark included.
-        length_penalty: the best of the beam is that of the largest log-probability over
+        length_penalty: the best of the beam has the largest log-probability /
             length ** length_penalty: 0 prefers short sentences, 1 the mean per word.
 
     Raises:
@@ -96,7 +96,7 @@ def beam_search(
     words = log_probs.new_empty(1, batch, 0, dtype=torch.long)
     ended = torch.zeros(1, batch, dtype=torch.bool, device=scores.device)
     for position in range(longest):
-        # A finished hypothesis has one continuation, at no cost.
+        # A finished hypothesis has one continuation, with log-probability 0.
         rest = torch.full_like(log_probs[0, 0], -torch.inf)
         rest[END] = 0.0
         total = scores.unsqueeze(-1) + torch.where(ended.unsqueeze(-1), rest, _sayable(log_probs))
@@ -109,14 +109,14 @@ def beam_search(
         if position + 1 == longest or bool(ended.all()):
             break
         state, log_probs = speaker.step(state, parents, said)
-    lengths = ((words == END).cumsum(-1) == 0).sum(-1) + ended  # with the end mark, if it came
+    lengths = ((words == END).cumsum(-1) == 0).sum(-1) + ended  # with the end mark, if there is one
     chosen = (scores / lengths.clamp_min(1).to(scores) ** length_penalty).argmax(0)
     return _finish(speaker, state, parents, words, scores, chosen)
 
 
 @torch.no_grad()
 def sample(speaker: Speaker, maps: tuple[Tensor, ...], *, longest: int) -> Sentences:
-    """Sentences drawn a word at a time from the model's probabilities, the unknown word left out.
+    """Sentences drawn word by word from the model's probabilities, without the unknown word.
 
     Args:
         maps: for each layer ``[B, channels, height, width]``.
@@ -146,11 +146,11 @@ def sample(speaker: Speaker, maps: tuple[Tensor, ...], *, longest: int) -> Sente
 
 
 def follow(x: Tensor, parents: Tensor, dim: int = 0) -> Tensor:
-    """For hypotheses that go on from others: what each takes over from its parent.
+    """Gathers, for hypotheses that extend others, what each inherits from its parent.
 
     Args:
-        x: ``[*before, K, B, *after]``, something of each of K hypotheses about each of B pictures;
-            ``dim`` dimensions are before.
+        x: ``[*before, K, B, *after]``, a value for each of K hypotheses about each of B pictures, after
+            ``dim`` leading dimensions.
         parents: ``[K', B]``, numbers of hypotheses, below K.
 
     Returns:
@@ -167,7 +167,7 @@ def _begin(speaker: Speaker, maps: tuple[Tensor, ...]) -> tuple[Any, Tensor]:
 
 
 def _sayable(log_probs: Tensor) -> Tensor:
-    """``[..., vocabulary]`` without start mark and unknown word."""
+    """``[..., vocabulary]`` without the start mark and the unknown word."""
     unsaid = torch.zeros_like(log_probs[(0,) * (log_probs.dim() - 1)], dtype=torch.bool)
     unsaid[START], unsaid[UNKNOWN] = True, True
     return log_probs.masked_fill(unsaid, -torch.inf)
@@ -176,7 +176,7 @@ def _sayable(log_probs: Tensor) -> Tensor:
 def _finish(
     speaker: Speaker, state: Any, parents: Tensor, words: Tensor, scores: Tensor, chosen: Tensor
 ) -> Sentences:
-    """The chosen [B] of the hypotheses [K, B]; the state is of the step before the last words."""
+    """The ``chosen [B]`` of the hypotheses [K, B]; the state is the one before the last words."""
     pick = chosen.unsqueeze(0)
     return Sentences(
         follow(words, pick)[0],

@@ -18,8 +18,8 @@ class Decoding(NamedTuple):
     """How sentences are decoded.
 
     Attributes:
-        beam: hypotheses per picture; 0: sentences are sampled.
-        paths: sampled paths of looks per hypothesis, whose mean counts; 0: the most probable looks.
+        beam: hypotheses per picture; 0 samples sentences instead.
+        paths: sampled paths of looks per hypothesis, averaged; 0 takes the most probable looks.
         longest: words per sentence, end mark included.
         length_penalty: see :func:`~wsram_ppl.captions.decoding.beam_search`.
     """
@@ -39,7 +39,7 @@ class Counts(NamedTuple):
     """How much is drawn for each datum of an evaluation.
 
     Attributes:
-        samples: of the latent variables, behind a prediction.
+        samples: samples of the latent variables behind each prediction.
         particles: M of the bound.
     """
 
@@ -48,7 +48,7 @@ class Counts(NamedTuple):
 
 
 def default_counts(model: nn.Module, source: DataSource) -> Counts:
-    """What an evaluation draws unless told otherwise: less for captions, where every word has a look."""
+    """The default sizes of an evaluation: smaller for captions, where every word has a look."""
     return Counts(10, 10) if can_speak(model, source) else Counts(20, 100)
 
 

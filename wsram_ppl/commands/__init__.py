@@ -1,9 +1,9 @@
 """The command ``wsram``, also ``python -m wsram_ppl`` and, in a checkout, ``python cli.py``.
 
-``options`` and ``shared`` hold what several commands take and do, ``program`` puts them together and
+``options`` and ``shared`` hold what several commands have in common, ``program`` puts them together and
 turns failures into exit codes, ``extra`` knows what must be installed. The other modules hold the
-commands. What is slow to import, torch first of all, is imported when one of them runs: ``wsram --help``
-does not wait for it.
+commands. Slow imports, above all torch, happen only when a command runs: ``wsram --help`` does not wait
+for them.
 """
 
 import sys
@@ -25,6 +25,6 @@ try:
         main = _without_click
     else:
         from wsram_ppl.commands.program import main
-except KeyboardInterrupt:  # told as when a command runs; before this line Python alone is at work
+except KeyboardInterrupt:  # reported as for a running command; until here only Python itself runs
     print("stopped", file=sys.stderr)
     raise SystemExit(130) from None

@@ -1,4 +1,4 @@
-"""``wsram features`` and ``wsram score``: before a captioner is trained, and captions from anywhere."""
+"""``wsram features`` prepares the training of a captioner; ``wsram score`` scores any captions."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ def features(experiment: Path, overrides: tuple[str, ...], device: str) -> None:
     """Compute the conv maps of every photo that EXPERIMENT's [data] names, once.
 
     \b
-    After an interruption the same command goes on where it was. What is wrong with the data is told
-    here, in a line with a count for each problem.
+    After an interruption the same command continues where it stopped. Problems in the data are
+    reported here, one line with a count for each kind.
 
     \b
     Example:
@@ -31,7 +31,7 @@ def features(experiment: Path, overrides: tuple[str, ...], device: str) -> None:
 
     config = load_config(experiment, overrides)
 
-    # Slow to import: what is wrong with the config is told before.
+    # Slow to import: errors in the config are reported first.
     from wsram_ppl.config.catalogue import DATA_SOURCES
     from wsram_ppl.distributed.devices import resolve_device
     from wsram_ppl.interfaces import ComputesFeatures
@@ -40,7 +40,7 @@ def features(experiment: Path, overrides: tuple[str, ...], device: str) -> None:
     print_notes(config.notes)
     source = DATA_SOURCES.resolve(config.data.name)
     if not isinstance(source, ComputesFeatures):
-        raise InputError(f"data source '{config.data.name}' has no features to compute: train as it is")
+        raise InputError(f"data source '{config.data.name}' has no features to compute: train directly")
     begun: tuple[int, float] | None = None
     with Meter("photo") as meter:
 
@@ -70,7 +70,7 @@ def features(experiment: Path, overrides: tuple[str, ...], device: str) -> None:
     type=click.Choice(["none", "captions"]),
     default="none",
     show_default=True,
-    help="none: words are what white space separates; captions: first to lower case, punctuation off.",
+    help="none: split at white space; captions: convert to lower case and drop punctuation first.",
 )
 @options.as_json
 def score(hypotheses: Path, references: tuple[Path, ...], tokenisation: str, as_json: bool) -> None:

@@ -1,4 +1,4 @@
-"""What the command needs beyond the library: the extra ``cli`` of the distribution."""
+"""What the command needs besides the library: the extra ``cli`` of the distribution."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _MODULES: Final = ("click", "tqdm", "lightning_fabric", "tensorboard", "matplotl
 
 
 def is_missing(error: BaseException | None) -> bool:
-    """Whether an error, or one that caused it, says that a module of the extra is not installed."""
+    """Whether an error, or one of its causes, is that a module of the extra is not installed."""
     while error is not None:
         name = error.name if isinstance(error, ModuleNotFoundError) else None
         if name is not None and name.partition(".")[0] in _MODULES:
@@ -20,5 +20,5 @@ def is_missing(error: BaseException | None) -> bool:
 
 
 def advise() -> None:
-    """Says in one line what to install."""
+    """Prints in one line what to install."""
     print("wsram needs its command-line extra: pip install 'wsram_ppl[cli]'", file=sys.stderr)

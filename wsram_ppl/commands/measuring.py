@@ -1,4 +1,4 @@
-"""``wsram evaluate`` and ``wsram variance``: numbers about a trained run."""
+"""``wsram evaluate`` and ``wsram variance``: measurements of a trained run."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _SPLITS: Final[dict[str, HeldOut]] = {"validation": "validation", "dev": "valida
 @click.option(
     "--samples",
     type=click.IntRange(min=1),
-    help="Glimpse sequences behind each prediction; by default 20, for captions 10.",
+    help="Glimpse sequences per prediction; by default 20, for captions 10.",
 )
 @click.option(
     "--particles",
@@ -39,7 +39,7 @@ _SPLITS: Final[dict[str, HeldOut]] = {"validation": "validation", "dev": "valida
 @click.option(
     "--split",
     type=click.Choice([*_SPLITS]),
-    help="Held-out data to measure on: validation (the default; dev is another word for it) or test.",
+    help="Held-out data to measure on: validation (the default; dev is an alias) or test.",
 )
 @options.decoding
 @options.seed
@@ -59,7 +59,7 @@ def evaluate(
     as_json: bool,
     **decoding: Any,
 ) -> None:
-    """Measure the trained RUN on validation data, or at the end on test data (--split test).
+    """Measure the trained RUN on validation data, or finally on test data (--split test).
 
     bound is the importance bound with many particles of the run's guide, in nats per example; ess is
     that sample's effective size. A model that writes captions is also scored by BLEU, with a caption for
@@ -109,21 +109,21 @@ def evaluate(
 @click.option(
     "--repeats",
     type=click.IntRange(min=2),
-    help="Gradients drawn; by default 30, or fewer (at least 4) where they would take over a minute.",
+    help="Gradients drawn; by default 30, or fewer (at least 4) if they would take over a minute.",
 )
 @click.option(
     "--fit",
     type=click.IntRange(min=0),
-    help="Minibatches on which each estimator first fits its coefficients, while weights stay as they "
-    "are; by default 20, or fewer (at least 2) in the same proportion.",
+    help="Minibatches on which each estimator first fits its coefficients, with the weights fixed; "
+    "by default 20, or fewer (at least 2) in the same proportion.",
 )
 @click.option("--batch-size", type=click.IntRange(min=1), default=64, show_default=True)
-@click.option("--particles", type=click.IntRange(min=2), help="By default as many as in the run.")
+@click.option("--particles", type=click.IntRange(min=2), help="Particles; by default those of the run.")
 @click.option(
     "--pathwise",
     multiple=True,
     metavar="SITE",
-    help="Also with gradients through the samples of this site ('*' stands for anything); repeatable.",
+    help="Also use pathwise gradients through the samples of this site ('*' matches all); repeatable.",
 )
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 @options.run_device
@@ -143,9 +143,9 @@ def variance(
 ) -> None:
     """Compare the gradient noise of all estimators at RUN's checkpoint.
 
-    Total variance of the gradient of the loss per example, on one fixed minibatch of training data, for
-    the model's parameters and the guide's own (coefficient networks left out), with the signal-to-noise
-    ratio |mean| / standard deviation, and the time of one gradient.
+    Shows the total variance of the gradient of the loss per example, on one fixed minibatch of training
+    data, for the model's parameters and the guide's own (without coefficient networks), with the
+    signal-to-noise ratio |mean| / standard deviation, and the time of one gradient.
     """
     from wsram_ppl.files import to_json
 
@@ -225,8 +225,8 @@ def _affordable(
         repeats, fit = max(4, round(repeats * share)), max(2, round(fit * share))
         print_notes(
             [
-                f"a gradient takes {seconds:.2g} s: {repeats} are drawn of each estimator, after a fit "
-                f"on {fit} minibatches; --repeats 30 --fit 20 takes longer and tells more"
+                f"a gradient takes {seconds:.2g} s: {repeats} are drawn for each estimator, after a fit "
+                f"on {fit} minibatches; --repeats 30 --fit 20 takes longer and is more precise"
             ]
         )
     return repeats, fit

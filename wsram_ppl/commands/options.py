@@ -15,7 +15,7 @@ _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 
 class _PathType(click.Path):
-    """A path that the file system can hold, whether or not anything is there."""
+    """A path that is valid for the file system, whether or not it exists."""
 
     def __init__(self) -> None:
         super().__init__(path_type=Path)
@@ -31,7 +31,7 @@ class _PathType(click.Path):
 
 
 class _Finite(click.FloatRange):
-    """A number within bounds, and not an infinite one."""
+    """A finite number within bounds."""
 
     name = "number"
 
@@ -50,30 +50,30 @@ overrides = click.option(
     "overrides",
     multiple=True,
     metavar="TABLE.KEY=VALUE",
-    help="Override any key of the experiment; may be given often.",
+    help="Override any key of the experiment; may be repeated.",
 )
 places = click.option(
     "--set",
     "overrides",
     multiple=True,
     metavar="data.KEY=PATH",
-    help="Where RUN's data are now (data.root=DIR), if not where it was trained; may be given often.",
+    help="Where RUN's data are now (data.root=DIR), if they have moved since training; may be repeated.",
 )
 other_data = click.option(
     "--set",
     "overrides",
     multiple=True,
     metavar="data.KEY=VALUE",
-    help="Measure on other data (data.root=DIR, data.test_seed=777, ...); may be given often.",
+    help="Measure on other data (data.root=DIR, data.test_seed=777, ...); may be repeated.",
 )
 seed = click.option(
-    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the samples drawn."
+    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the samples."
 )
 device = click.option(
     "--device", default="cpu", show_default=True, help="auto, cpu, cuda, cuda:N or mps."
 )
 run_device = click.option(
-    "--device", help="auto, cpu, cuda, cuda:N or mps; by default as RUN was trained, if that is there."
+    "--device", help="auto, cpu, cuda, cuda:N or mps; by default RUN's training device, if available."
 )
 as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 
@@ -96,14 +96,14 @@ _DECODING = [
         type=click.IntRange(min=0),
         default=3,
         show_default=True,
-        help="Captions: sentences kept per picture while searching; 0: draw one at random.",
+        help="Captions: sentences kept per picture during the search; 0: draw one at random.",
     ),
     click.option(
         "--paths",
         type=click.IntRange(min=0),
         default=0,
         show_default=True,
-        help="Captions: sampled paths of looks whose mean counts; 0: the most probable looks.",
+        help="Captions: sampled paths of looks to average over; 0: the most probable looks.",
     ),
     click.option(
         "--length-penalty",
@@ -117,6 +117,6 @@ _DECODING = [
         type=click.IntRange(min=1),
         default=20,
         show_default=True,
-        help="Captions: words at most.",
+        help="Captions: maximum number of words.",
     ),
 ]

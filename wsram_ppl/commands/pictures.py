@@ -23,14 +23,14 @@ if TYPE_CHECKING:
     type=click.IntRange(min=1),
     default=16,
     show_default=True,
-    help="Held-out images to draw, of each class alike.",
+    help="Held-out images to draw, equally many of each class.",
 )
 @click.option(
     "--samples",
     type=click.IntRange(min=1),
-    help="Draw so many sampled sequences of each image in a row, not the most probable one.",
+    help="Draw this many sampled sequences of each image in a row instead of the most probable one.",
 )
-@options.out("The PNG to write (the GIF goes beside it); by default RUN/glimpses.png.")
+@options.out("The PNG to write (with a GIF beside it); by default RUN/glimpses.png.")
 @options.seed
 @options.run_device
 @options.places
@@ -43,9 +43,9 @@ def glimpses(
     device: str | None,
     overrides: tuple[str, ...],
 ) -> None:
-    """Draw where the trained RUN looks: a PNG with all glimpses, and a GIF of their order.
+    """Draw where the trained RUN looks: a PNG with all glimpses, and a GIF that shows their order.
 
-    Frames are glimpses at the most probable choices, numbered in order; their size is the scale.
+    Frames are the glimpses of the most probable choices, numbered in order; their size is the scale.
     """
     out = out or run / "glimpses.png"
     if out.suffix.lower() != ".png":
@@ -67,17 +67,17 @@ def glimpses(
 
 
 def _gazing(model: nn.Module, name: str, samples: int | None) -> Any:
-    """The model as one that tells where it looks.
+    """The model, if it can report where it looks.
 
     Raises:
-        InputError: it does not, or draws no sequences.
+        InputError: it cannot, or it cannot sample sequences.
     """
     from wsram_ppl.interfaces import Gazes
 
     if not isinstance(model, Gazes):
         raise InputError(f"model '{name}' has no method 'gaze' to draw its glimpses from")
     if samples is not None and "samples" not in inspect.signature(model.gaze).parameters:
-        raise InputError(f"model '{name}' draws no sequences: its 'gaze' has no keyword 'samples'")
+        raise InputError(f"model '{name}' cannot sample sequences: its 'gaze' has no keyword 'samples'")
     return model
 
 
@@ -87,9 +87,9 @@ def _gazing(model: nn.Module, name: str, samples: int | None) -> Any:
 @click.option(
     "--samples",
     type=click.IntRange(min=1),
-    help="Decide by so many sampled sequences of looks, and draw a map of where they looked.",
+    help="Decide by this many sampled sequences of looks, and draw a map of where they looked.",
 )
-@options.out("Folder of the pictures; by default RUN/look.")
+@options.out("Folder for the pictures; by default RUN/look.")
 @options.seed
 @options.run_device
 @options.as_json
@@ -102,10 +102,10 @@ def look(
     device: str | None,
     as_json: bool,
 ) -> None:
-    """Tell what the trained RUN sees in IMAGES, and draw where it looked.
+    """Print what the trained RUN sees in IMAGES, and draw where it looked.
 
     \b
-    IMAGES are picture files of any size; the data that RUN was trained on need not be there.
+    IMAGES are image files of any size; the data that RUN was trained on are not needed.
 
     \b
     Example:
@@ -115,7 +115,7 @@ def look(
 
     config = RunDirectory(run).config()
 
-    # Slow to import: what is wrong with what was given is told before.
+    # Slow to import: wrong arguments are reported first.
     import torch
 
     from wsram_ppl.drawing.glimpses import draw_look
@@ -129,7 +129,7 @@ def look(
         loaded = RunDirectory(run).load_model(run_device(run, config, device))
         model, classifier = _gazing(loaded.model, config.model.name, samples), loaded.model
         if not isinstance(classifier, Classifies):
-            raise InputError(f"model '{config.model.name}' tells no classes apart")
+            raise InputError(f"model '{config.model.name}' is not a classifier")
         pixels, notes = loaded.source.read_pictures(images, config.data.options, loaded.record)
         print_notes(notes)
         folder = out or run / "look"
@@ -165,7 +165,7 @@ def look(
 @options.existing_run
 @click.argument("photos", nargs=-1, required=True)
 @options.decoding
-@options.out("Folder of the pictures; by default RUN/captions.")
+@options.out("Folder for the pictures; by default RUN/captions.")
 @options.seed
 @options.run_device
 @options.places
@@ -178,11 +178,11 @@ def caption(
     overrides: tuple[str, ...],
     **decoding: Any,
 ) -> None:
-    """Describe PHOTOS by the trained RUN, and draw where it looked for each word.
+    """Describe PHOTOS with the trained RUN, and draw where it looked for each word.
 
     \b
     PHOTOS are files; for a run on generated scenes, numbers of held-out scenes.
-    A picture shows, for each word, the layer and the part of the photo that were looked at.
+    Each picture shows, for each word, the layer and the part of the photo that the model looked at.
 
     \b
     Example:
@@ -195,7 +195,7 @@ def caption(
 
         source = parts.data
         if not isinstance(source, CaptionSource):
-            raise InputError(f"data source '{config.data.name}' has no captions: {run} writes none")
+            raise InputError(f"data source '{config.data.name}' has no captions: {run} cannot write any")
         found = source.look_up(photos)
         print_notes(found.notes)
         sentences = describe(parts.model, found, Decoding(**decoding))

@@ -1,4 +1,4 @@
-"""All commands together, and how a failure becomes one line and an exit code."""
+"""The group of all commands, which turns a failure into one line and an exit code."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class _Commands(click.Group):
     def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
         try:
             return super().make_context(*args, **kwargs)
-        except KeyboardInterrupt:  # click makes something else of it
+        except KeyboardInterrupt:  # click would turn it into something else
             _stop()
 
     def invoke(self, ctx: click.Context) -> Any:
@@ -56,7 +56,7 @@ class _Commands(click.Group):
             if extra.is_missing(error):
                 extra.advise()
                 ctx.exit(2)
-            # Pyro appends a table of shapes to what is raised inside of a program.
+            # Pyro appends a table of shapes to errors raised inside a program.
             text = " ".join(str(error).partition("\nTrace Shapes:")[0].split())
             if not isinstance(error, (InputError, RunError)):
                 text = f"{type(error).__name__}: {text} (WSRAM_TRACEBACK=1 shows where)"
@@ -66,13 +66,13 @@ class _Commands(click.Group):
 
 
 class _CtrlC:
-    """What Ctrl-C does where the command has nothing to save.
+    """Handles Ctrl-C while the command has nothing to save.
 
-    While something is imported it ends the process at once: what is written in C++ may not survive an
-    exception there. Else it is remembered, since libraries make errors of their own of it.
+    During an import it ends the process at once: C++ extensions may not survive an exception there.
+    Otherwise it is remembered, since libraries turn it into errors of their own.
 
     Attributes:
-        came: whether it did.
+        came: whether Ctrl-C was received.
     """
 
     came = False
@@ -97,14 +97,14 @@ _ctrl_c = _CtrlC()
 
 
 def _stop() -> NoReturn:
-    """The end where there is nothing to be saved."""
+    """Ends the process when there is nothing to save."""
     if not is_worker():
         click.echo("stopped", err=True)
     raise SystemExit(128 + signal.SIGINT)
 
 
 def _interrupted(error: BaseException | None) -> bool:
-    """Whether an error comes of a ``KeyboardInterrupt``, as where a library's import was stopped."""
+    """Whether an error was caused by a ``KeyboardInterrupt``, such as a stopped import of a library."""
     while error is not None and not isinstance(error, KeyboardInterrupt):
         error = error.__cause__ or error.__context__
     return error is not None
@@ -113,9 +113,9 @@ def _interrupted(error: BaseException | None) -> bool:
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="wsram_ppl")
 def main() -> None:
-    """Train models that choose where to look, by wake-sleep and other estimators.
+    """Train hard-attention models, networks that sample where to look, by wake-sleep and other methods.
 
-    Exit codes: 0, 1 for a failure at work, 2 for wrong input, 128 + n when stopped by signal n.
+    Exit codes: 0 for success, 1 for a failure, 2 for wrong input, 128 + n if stopped by signal n.
     """
     warnings.showwarning = _one_line
     log = logging.getLogger("wsram_ppl")
@@ -125,7 +125,7 @@ def main() -> None:
 
 
 class _Notes(logging.Handler):
-    """Shows what the library has to say."""
+    """Shows the library's log messages."""
 
     def emit(self, record: logging.LogRecord) -> None:
         print_notes([" ".join(record.getMessage().split())])

@@ -1,4 +1,4 @@
-"""What several commands do."""
+"""What several commands have in common."""
 
 from __future__ import annotations
 
@@ -27,20 +27,20 @@ def opened(
     *,
     other_data: bool = False,
 ) -> Iterator[tuple[ExperimentConfig, Components, int]]:
-    """A trained run on a device, to be looked at: its config, its components and the updates done.
+    """A trained run, loaded onto a device: its config, its components and its number of updates.
 
     Args:
-        device: None: that on which it was trained, if it is there.
-        overrides: where its data are.
-        other_data: whether they may be of any key of ``[data]``.
+        device: None for the one on which it was trained, if available.
+        overrides: the location of its data.
+        other_data: whether overrides may change any key of ``[data]``.
 
-    Within the context Pyro checks no arguments, and torch draws by the seed.
+    Inside the context Pyro does not validate arguments, and torch is seeded.
     """
     from wsram_ppl.runs.directory import RunDirectory
 
     config = RunDirectory(run).config(overrides, other_data=other_data)
 
-    # Slow to import: what is wrong with what was given is told before.
+    # Slow to import: wrong arguments are reported first.
     import torch
 
     from wsram_ppl.primitives.handlers import pyro_settings
@@ -53,7 +53,7 @@ def opened(
 
 
 def run_device(run: Path, config: ExperimentConfig, asked: str | None) -> torch.device:
-    """Where a run is looked at: as asked, or where it was trained if that is there."""
+    """The device to use: the one asked for, or the one of training if available."""
     from wsram_ppl.distributed.devices import resolve_device
 
     if asked is not None:
@@ -70,18 +70,18 @@ def run_device(run: Path, config: ExperimentConfig, asked: str | None) -> torch.
 
 
 def quieten(library: str) -> None:
-    """No notes from a library that is imported by now (its import sets its own level)."""
+    """Silences a library that has been imported by now (its import sets its own level)."""
     logging.getLogger(library).setLevel(logging.WARNING)
 
 
 def print_notes(notes: Iterable[str]) -> None:
-    """A line for each, on standard error."""
+    """Prints one line for each note, on standard error."""
     for note in notes:
         click.echo(f"note: {note}", err=True)
 
 
 def print_measures(measures: Mapping[str, Any]) -> None:
-    """The measures that a reader looks for first, then the model's others."""
+    """The most important measures first, then the model's others."""
     lines = {}
     data = measures.get("split", "held-out")
     if "error" in measures:

@@ -1,4 +1,4 @@
-"""Standard output and error, which may be closed, have lost their reader, or know few characters."""
+"""Standard output and error, which may be closed, unread, or unable to encode some characters."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from typing import Any, Final
 
 import click
 
-#: A pipe without a reader, and a terminal that is gone.
+#: A pipe without a reader, and a terminal that was closed.
 _UNREAD: Final = (errno.EPIPE, errno.EIO)
 
 
 def mend_streams() -> None:
     """Makes writing to standard output and error safe for the rest of the process.
 
-    What nobody reads any more is dropped, so that the work goes on and ends with its own exit code.
-    Characters that a stream cannot show are replaced. A stream that is closed leads nowhere, and no
-    other file takes its number. Streams that a program has put in place of its own are left alone.
+    Output that nobody reads any more is dropped, so that the command continues and ends with its own
+    exit code. Characters that a stream cannot encode are replaced. A closed stream is redirected to the
+    null device, so that no other file takes its number. Streams that a program has replaced are kept.
     """
     for number in range(3):
         try:
             os.fstat(number)
-        except OSError:  # closed: the lowest free number is this one
+        except OSError:  # closed: its number is now the lowest free one
             os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
     for number, name in ((1, "stdout"), (2, "stderr")):
         stream = getattr(sys, name)
@@ -40,7 +40,7 @@ def mend_streams() -> None:
 
 
 class _Unwritable(click.ClickException):
-    """Ends the command with 1, wherever it prints: also before it runs, as for ``--help``."""
+    """Ends the command with 1, wherever it prints, also before it runs, as for ``--help``."""
 
     def show(self, file: Any = None) -> None:
         click.echo(f"error: {self.message}", err=True)

@@ -52,9 +52,9 @@ if TYPE_CHECKING:  # slow to import
     "overrides",
     multiple=True,
     metavar="KEY=VALUE",
-    help="Override a key of the study (steps=2000) or of every run (data.root=DIR); may be given often.",
+    help="Override a key of the study (steps=2000) or of every run (data.root=DIR); may be repeated.",
 )
-@click.option("--report-only", is_flag=True, help="Run nothing: report on what has been run.")
+@click.option("--report-only", is_flag=True, help="Run nothing; report on existing runs.")
 @click.pass_context
 def compare(
     context: click.Context,
@@ -68,11 +68,11 @@ def compare(
     overrides: tuple[str, ...],
     report_only: bool,
 ) -> None:
-    """Run what STUDY compares, a TOML file or the name of a study that is shipped, and report on it.
+    """Run the comparison in STUDY, a TOML file or the name of a shipped study, and report on it.
 
     \b
-    Each variant and seed is an ordinary run, under OUT/runs. Finished runs are not repeated: call again
-    after an interruption, or after adding variants and seeds. A run that failed is tried again.
+    Each variant and seed is an ordinary run, in OUT/runs. Finished runs are not repeated: call again
+    after an interruption, or after adding variants and seeds. A failed run is tried again.
     Writes OUT/report.html, table.csv, table.md and figures; exits with 1 if any run failed.
     Called in several places at once with the same OUT, each takes runs that no other has.
 
@@ -90,7 +90,7 @@ def compare(
     if ray_address and executor != "ray":
         raise InputError("--ray-address is for --executor ray")
 
-    # Slow to import: what is wrong with the study is told before.
+    # Slow to import: errors in the study are reported first.
     from wsram_ppl.studies.comparison import at_turn
     from wsram_ppl.studies.comparison import compare as run_study
     from wsram_ppl.studies.executors.cluster import RayExecutor
@@ -101,7 +101,7 @@ def compare(
 
     quieten("pyro")
     quieten("matplotlib")
-    # By its path: the children import the very package that this process has, wherever they run.
+    # By its path: the children import the same package as this process, wherever they run.
     program = Path(wsram_ppl.__file__).resolve().with_name("__main__.py")
 
     place: Executor = RayExecutor(jobs, ray_address) if executor == "ray" else LocalExecutor(jobs or 1)

@@ -18,12 +18,12 @@ from wsram_ppl.errors import InputError
     "--resume",
     type=options.path_type,
     metavar="RUN",
-    help="Go on with a run that was stopped; in place of EXPERIMENT and --out.",
+    help="Resume a run that was stopped; replaces EXPERIMENT and --out.",
 )
 @click.option(
     "--init",
     metavar="RUN",
-    help="Start from the weights of RUN; what does not fit is named, and drawn anew.",
+    help="Start from the weights of RUN; those that do not fit are listed, and newly drawn.",
 )
 @options.overrides
 @click.option("--model", help="Shorthand for --set model.name=...")
@@ -39,11 +39,11 @@ def train(
     overrides: tuple[str, ...],
     **shorthands: str | int | None,
 ) -> None:
-    """Train what EXPERIMENT describes: a TOML file, or the name of an experiment that is shipped.
+    """Train the experiment in EXPERIMENT, a TOML file or the name of a shipped experiment.
 
-    Called again with the same --out, or with --resume, it resumes a run that was stopped from its last
-    checkpoint, and ends where the run would have ended without the stop. With --resume the number of
-    updates may be raised (training.steps), and data that have moved be named (data.root).
+    Called again with the same --out, or with --resume, it resumes a stopped run from its last
+    checkpoint, and ends as the run would have ended without the stop. With --resume the number of
+    updates may be raised (training.steps), and moved data may be given (data.root).
 
     \b
     Examples:
@@ -59,17 +59,17 @@ def train(
 
     if resume is not None and experiment is None:
         if out is not None:
-            raise InputError("--resume goes on in the run's own directory: leave out --out")
+            raise InputError("--resume continues in the run's own directory: leave out --out")
         from wsram_ppl.runs.directory import RunDirectory
 
         config = RunDirectory(resume).config(overrides, other_data=False, **shorthands)
     elif experiment is not None and resume is None:
         config = load_config(experiment, overrides, **shorthands)
     else:
-        raise InputError("name an EXPERIMENT to train, or a run to --resume, not both and not neither")
+        raise InputError("give either an EXPERIMENT to train or a run to --resume")
     first = process_rank(config.training) == 0
 
-    # Slow to import: what is wrong with the config is told before.
+    # Slow to import: errors in the config are reported first.
     from wsram_ppl.runs.directory import NewRunDirectory, RunDirectory
     from wsram_ppl.training import loop
 
@@ -89,7 +89,7 @@ def train(
         return
     print_notes(config.notes)
     if (finished := run.finished(config)) is not None:
-        text = f"{run} is finished: to go on, set more than its training.steps = {finished['updates']}"
+        text = f"{run} is finished: to resume it, set more than training.steps = {finished['updates']}"
         print_notes([text])
     with RunMeter(config.training.steps) as meter:
         summary = loop.train(config, run, meter.update)

@@ -1,4 +1,4 @@
-"""Experiment configs: what to train, on what, how; read from TOML, checked, written and built.
+"""Experiment configs: what to train, on which data and how; read from TOML, checked and built.
 
 A config has six tables. Four choose a component by ``name`` (``source`` in ``[data]``), a registered
 name or an import path ``package.module:Name``, with the component's own options beside it::
@@ -8,8 +8,8 @@ name or an import path ``package.module:Name``, with the component's own options
     hidden = 128
     location_std = { start = 0.25, end = 0.06 }
 
-The options are the parameters of the component's constructor, and its annotations say what they
-may be (pydantic's constrained types included), so a user's own class needs no entry here. A
+The options are the parameters of the component's constructor, and its annotations define their
+valid values (pydantic's constrained types included), so a user's own class needs no entry here. A
 constructor that takes ``**kwargs`` gets any option, unchecked. A guide's first parameter is the
 model. A float option of a model or guide may be a schedule
 (:class:`~wsram_ppl.config.schedules.Schedule`) if the component keeps the number in a 0-dim buffer

@@ -13,7 +13,7 @@ from wsram_ppl.config.parsing import ExperimentConfig
 from wsram_ppl.config.schedules import Schedule
 from wsram_ppl.errors import InputError, RunError, one_line
 
-if TYPE_CHECKING:  # to read a config takes no torch
+if TYPE_CHECKING:  # reading a config does not need torch
     from torch import nn
 
     from wsram_ppl.interfaces import DataSource
@@ -27,8 +27,8 @@ class Components:
     """The built components of a config.
 
     Attributes:
-        scheduled: for each option of the model or guide that changes during the run, its schedule;
-            the value belongs into the 0-dim buffer of that name.
+        scheduled: the schedule of each option of the model or guide that changes during the run;
+            its value is written to the 0-dim buffer of that name.
     """
 
     model: nn.Module
@@ -39,14 +39,14 @@ class Components:
 
 
 def build(config: ExperimentConfig) -> Components:
-    """Constructs the components; seed torch before, since the parameters are drawn here.
+    """Constructs the components. Seed torch before, since the parameters are drawn here.
 
     A model gets the options that the data imply (:class:`~wsram_ppl.interfaces.InformsModel`), unless
     the config sets them.
 
     Raises:
         InputError: a component does not accept its options, or cannot be scheduled as asked.
-        RunError: a component failed otherwise.
+        RunError: a component failed for another reason.
     """
     from wsram_ppl.interfaces import InformsModel
 
@@ -66,7 +66,7 @@ def build_model(config: ExperimentConfig, implied: Mapping[str, Any]) -> nn.Modu
         implied: options that follow from the data; those that the model does not have are left out.
 
     Raises:
-        InputError, RunError: as :func:`build`.
+        InputError, RunError: as for :func:`build`.
     """
     implied = {name: value for name, value in implied.items() if name in config.model.parameters}
     model: nn.Module = _construct("model", config.model, implied=implied)
@@ -77,8 +77,8 @@ def build_data(config: ExperimentConfig) -> DataSource:
     """Constructs the data source alone.
 
     Raises:
-        InputError: its data are not there, or it does not accept its options.
-        RunError: it failed otherwise.
+        InputError: its data are missing, or it does not accept its options.
+        RunError: it failed for another reason.
     """
     try:
         data: DataSource = _construct("data", config.data)
@@ -88,14 +88,14 @@ def build_data(config: ExperimentConfig) -> DataSource:
 
 
 def _missing_places(data: Component, said: str) -> str:
-    """Which keys name the files and folders that a message says are not there, and what to do."""
+    """For a message about missing files or folders: which keys name them, and what to do."""
     named = {key: str(data.options[key]) for key in sorted(data.paths) if data.options.get(key)}
     missing = {k: v for k, v in named.items() if v in said and not os.path.exists(os.path.expanduser(v))}
     if not missing:
         return ""
     listed = " and ".join(f"data.{key} = {value!r}" for key, value in missing.items())
     return (
-        f"; {listed}: not there, seen from {os.getcwd()}: if it is elsewhere, "
+        f"; {listed}: not found, seen from {os.getcwd()}: if it is elsewhere, "
         f"--set data.{next(iter(missing))}=PATH"
     )
 

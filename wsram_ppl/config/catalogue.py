@@ -1,6 +1,6 @@
 """The names that an experiment may use for a component, and the classes behind them.
 
-A class is imported when it is asked for. One that is not here is named by its import path.
+A class is imported when it is needed. Classes that are not listed are named by their import path.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from wsram_ppl.registry import Registry
 
 __all__ = ["DATA_SOURCES", "GUIDES", "MODELS", "OBJECTIVES"]
 
-#: Of ``[data] source``.
+#: Names for ``[data] source``.
 DATA_SOURCES: Final = Registry(
     "data source",
     {
@@ -23,7 +23,7 @@ DATA_SOURCES: Final = Registry(
         "scenes": "wsram_ppl.data.captions.scenes:SceneCaptions",
     },
 )
-#: Of ``[model] name``.
+#: Names for ``[model] name``.
 MODELS: Final = Registry(
     "model",
     {
@@ -31,7 +31,7 @@ MODELS: Final = Registry(
         "glimpse-classifier": "wsram_ppl.models.classifier:GlimpseClassifier",
     },
 )
-#: Of ``[guide] name``.
+#: Names for ``[guide] name``.
 GUIDES: Final = Registry(
     "guide",
     {
@@ -40,7 +40,7 @@ GUIDES: Final = Registry(
         "prior": "wsram_ppl.objectives.prior:Prior",
     },
 )
-#: Of ``[objective] name``.
+#: Names for ``[objective] name``.
 OBJECTIVES: Final = Registry(
     "objective",
     {

@@ -1,4 +1,4 @@
-"""Tables against pydantic models, and what is wrong with them in one line."""
+"""Checks tables against pydantic models; every error is one line."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ def check_table(cls: type[_Model], section: str, table: dict[str, Any]) -> _Mode
     """A table as an instance of a pydantic model.
 
     Args:
-        cls: strict, and with ``extra="forbid"`` where unknown keys are to be refused.
+        cls: strict, and with ``extra="forbid"`` if unknown keys should be refused.
         section: the name of the table, in messages; "" for a file's top level.
 
     Raises:
         InputError: unknown keys, wrong or missing values; all that is wrong, in one line.
     """
     table = plain_tables(table, section or "the file")
-    # As JSON: pydantic is then strict on numbers and strings, yet takes a list for a tuple and a
-    # string for a path, which TOML has no other way to write.
+    # As JSON: pydantic is then strict on numbers and strings, but accepts a list for a tuple and a
+    # string for a path, which TOML cannot write in another way.
     try:
         return cls.model_validate_json(json.dumps(table))
     except ValidationError as error:
@@ -47,7 +47,7 @@ def _explain(
     for item in error.errors(include_url=False, include_input=False):
         path, here, message, location = section, table, item["msg"], list(item["loc"])
         last = str(location.pop()) if item["type"] in ("missing", "extra_forbidden") else ""
-        for step in location:  # those that lead nowhere name members of unions
+        for step in location:  # those that do not exist name members of unions
             if isinstance(here, dict) and step in here:
                 path, here = join(path, str(step)), here[step]
             elif isinstance(here, list) and isinstance(step, int) and step < len(here):

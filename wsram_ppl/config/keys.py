@@ -1,7 +1,7 @@
 """The keys of a shipped component's table, read from its source.
 
-What is mistyped is so told at once, without the import of torch that the class itself takes. The class
-has the last word: what is not plain here is left to it (:func:`wsram_ppl.config.options.constructor`).
+So a misspelt key is reported at once, without importing the class, which needs torch. The class itself
+is authoritative: anything unclear here is left to it (:func:`wsram_ppl.config.options.constructor`).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Final, NamedTuple
 __all__ = ["Keys", "written_keys"]
 
 _PACKAGE: Final = Path(__file__).parents[1]
-#: Modules whose types TOML can express; classes of all others it cannot.
+#: Modules whose types TOML can express; it cannot express classes of any others.
 _PLAIN: Final = ("typing", "pathlib", "pydantic", "collections.abc")
 
 
@@ -24,8 +24,8 @@ class Keys(NamedTuple):
     """The options of a constructor.
 
     Attributes:
-        keys: those that a table may hold, in order.
-        parameters: these, and those whose type has no form in TOML.
+        keys: those that a table may contain, in order.
+        parameters: the keys, and parameters whose type TOML cannot express.
     """
 
     keys: tuple[str, ...]
@@ -34,18 +34,18 @@ class Keys(NamedTuple):
 
 class _Parameter(NamedTuple):
     name: str
-    module: str  # in which its annotation is written
+    module: str  # the one that contains its annotation
     annotation: ast.expr | None
     keyword_only: bool
 
 
 @functools.cache
 def written_keys(path: str, leading: int = 0) -> Keys | None:
-    """The options of a class of this package, None where the source does not plainly tell.
+    """The options of a class of this package; None if the source is not clear.
 
     Args:
         path: ``package.module:Name``.
-        leading: so many first parameters are no options.
+        leading: how many of the first parameters are not options.
     """
     module, _, name = path.partition(":")
     found = _parameters(module, name)
@@ -57,7 +57,7 @@ def written_keys(path: str, leading: int = 0) -> Keys | None:
 
 
 def _parameters(module: str, name: str) -> list[_Parameter] | None:
-    """What a class's constructor takes after ``self``."""
+    """The parameters of a class's constructor after ``self``."""
     module, cls = _look_up(module, name)
     if not isinstance(cls, ast.ClassDef):
         return None
@@ -75,11 +75,11 @@ def _parameters(module: str, name: str) -> list[_Parameter] | None:
         return bases[0] if len(bases) == 1 else None
     fields = {each.name: each for base in bases for each in base or ()}
     fields |= {each.name: each for each in _fields(module, cls, "kw_only=True" in decorators)}
-    return sorted(fields.values(), key=lambda each: each.keyword_only)  # as a dataclass has them
+    return sorted(fields.values(), key=lambda each: each.keyword_only)  # in the order of a dataclass
 
 
 def _fields(module: str, cls: ast.ClassDef, keyword_only: bool) -> Iterator[_Parameter]:
-    """Those that a dataclass adds to its bases'."""
+    """The fields that a dataclass adds to those of its bases."""
     for node in cls.body:
         if not isinstance(node, ast.AnnAssign) or not isinstance(node.target, ast.Name):
             continue
@@ -88,7 +88,7 @@ def _fields(module: str, cls: ast.ClassDef, keyword_only: bool) -> Iterator[_Par
             keyword_only = True
         elif not annotation.startswith("ClassVar"):
             own = keyword_only
-            if isinstance(node.value, ast.Call):  # field(...), which may say it for itself
+            if isinstance(node.value, ast.Call):  # field(...), which may set it itself
                 said = {
                     each.arg: ast.literal_eval(each.value)
                     for each in node.value.keywords
@@ -103,7 +103,7 @@ def _has_form(module: str, annotation: ast.expr | None) -> bool:
     for node in ast.walk(annotation) if annotation else ():
         if isinstance(node, ast.Name):
             where, found = _look_up(module, node.id)
-            if isinstance(found, ast.expr):  # another name for a type
+            if isinstance(found, ast.expr):  # an alias of a type
                 plain = _has_form(where, found)
             else:
                 plain = where in _PLAIN or (where == module and hasattr(builtins, node.id))
@@ -113,7 +113,7 @@ def _has_form(module: str, annotation: ast.expr | None) -> bool:
 
 
 def _look_up(module: str, name: str) -> tuple[str, ast.stmt | ast.expr | None]:
-    """Where a name is defined and as what; None outside of this package."""
+    """Where a name is defined and as what; None outside this package."""
     while isinstance(found := _names(module).get(name), str):
         module, name = found.split(":")
     return module, found

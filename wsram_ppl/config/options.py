@@ -36,7 +36,7 @@ from wsram_ppl.config.values import join, plain_tables, show_value, unknown_key
 from wsram_ppl.errors import InputError, one_line
 
 COMPONENTS: Final = {"data": DATA_SOURCES, "model": MODELS, "guide": GUIDES, "objective": OBJECTIVES}
-# By name: a file that is not there is told without waiting for torch.
+# By name: a missing file is reported without waiting for torch.
 _KINDS: Final = {
     "data": "wsram_ppl.interfaces:DataSource",
     "model": "torch.nn:Module",
@@ -51,14 +51,14 @@ class Component:
 
     Attributes:
         name: a registered name or an import path.
-        options: of the constructor, defaults included, as plain TOML values (a schedule is a
-            table). Defaults that TOML cannot express, like None, are not in it.
+        options: of the constructor, including defaults, as plain TOML values (a schedule is a
+            table). Defaults that TOML cannot express, such as None, are left out.
         cls: the class.
-        parameters: all names that its constructor takes, but for ``**kwargs``.
-        arguments: the options that are not at their defaults, as the constructor wants them.
-        schedules: of the options that change during the run; their first values are arguments.
+        parameters: all names that its constructor takes, except ``**kwargs``.
+        arguments: the options that differ from their defaults, as the constructor takes them.
+        schedules: for the options that change during the run; their first values are in arguments.
         paths: the options that name a file or a folder: those whose annotation has a ``Path``.
-        defaults: what options are where nothing is said, as plain values.
+        defaults: the options' defaults, as plain values.
     """
 
     name: str
@@ -73,12 +73,12 @@ class Component:
 
 @dataclass(frozen=True)
 class Constructor:
-    """What the constructor of a component takes.
+    """The parameters that the constructor of a component takes.
 
     Attributes:
-        parameters: their names; the model has no field for those whose type has no form in TOML.
+        parameters: their names; the model has no field for those whose type TOML cannot express.
         model: reads a table of options; its fields have the keys as aliases.
-        defaults: as plain values, where TOML can express them and the annotation allows them.
+        defaults: as plain values, if TOML can express them and the annotation allows them.
         schedulable: the options that may be schedules.
         paths: the options that name a file or a folder.
     """
@@ -105,21 +105,21 @@ def read_component(
     """A component from its table of plain values.
 
     Args:
-        in_file: the table before any override. Where it chose another component, options that this one
+        in_file: the table before any override. If it chose another component, options that this one
             does not have are left out, and ``notes`` gets a line for each.
-        by_hand: paths of the options that are never left out.
+        by_hand: paths of options that are never left out.
 
     Raises:
         InputError: all that is wrong, in one line.
     """
     chooser, name = name_key(section), _name(section, table)
     cls = component_class(section, name)
-    takes = constructor(section, cls)  # type: ignore[arg-type]  # mypy holds type[Any] to be unhashable
+    takes = constructor(section, cls)  # type: ignore[arg-type]  # mypy considers type[Any] unhashable
     keys = table_keys(takes.model)
     left_out = _left_out(section, table, in_file, by_hand, keys)
     given, problems = dict(takes.defaults), []
     if section == "objective" and "vectorize_particles" in keys:
-        # Pyro's own default is one particle after the other, for models that cannot do otherwise.
+        # Pyro's own default is one particle after another, for models that cannot be vectorised.
         given["vectorize_particles"] = True
     for key, value in table.items():
         if key == chooser:
@@ -128,7 +128,7 @@ def read_component(
         if key in left_out:
             notes.append(f"{path} of {left_out[key]!r} is left out: {name!r} has no such key")
         elif key in takes.parameters and key not in keys:
-            problems.append(f"{path} cannot be set: its type has no form in TOML")
+            problems.append(f"{path} cannot be set: TOML cannot express its type")
         else:
             given[key] = value
     # In the order of the constructor, and a copy of the defaults.
@@ -147,14 +147,14 @@ def read_component(
             continue
         value = getattr(checked, attribute)
         if isinstance(value, Schedule):
-            options[key] = value.model_dump()  # a number where it never changes
+            options[key] = value.model_dump()  # a number if it never changes
         elif isinstance(value, float) and isinstance(options[key], int):
             options[key] = float(options[key])
         if isinstance(value, Schedule) and key in takes.schedulable:
             arguments[key] = value.initial
             if not value.constant:
                 schedules[key] = value
-        # As text, since 1 equals true. A default is left to the constructor.
+        # As text, since 1 == True. A default is left to the constructor.
         elif json.dumps(options[key]) != json.dumps(takes.defaults.get(key)):
             arguments[key] = value
     known = (takes.parameters, arguments, schedules, takes.paths, takes.defaults)
@@ -164,14 +164,14 @@ def read_component(
 def check_names(
     section: str, table: dict[str, Any], in_file: object, by_hand: set[tuple[str, ...]]
 ) -> None:
-    """Looks at the names in a component's table, its own and its keys, without importing its class.
+    """Checks the names in a component's table, its own and its keys, without importing its class.
 
     Args:
-        table, in_file, by_hand: as in :func:`read_component`.
+        table, in_file, by_hand: as for :func:`read_component`.
 
     Raises:
-        InputError: one is unknown, in the words of :func:`read_component`. Keys of classes that are not
-            shipped are not looked at.
+        InputError: one is unknown, with the message of :func:`read_component`. Keys of classes that are
+            not shipped are not checked.
     """
     name = _name(section, table)
     with _named(section):
@@ -209,7 +209,7 @@ def _left_out(
     by_hand: set[tuple[str, ...]],
     keys: Collection[str],
 ) -> dict[str, Any]:
-    """The keys that belong to the component that this one has replaced, each with that one's name."""
+    """The keys of the component that this one has replaced, each with that component's name."""
     chooser = name_key(section)
     name = table[chooser]
     before = in_file.get(chooser, name) if isinstance(in_file, Mapping) else name
@@ -221,7 +221,7 @@ def _left_out(
 
 @contextmanager
 def _named(section: str) -> Iterator[None]:
-    """Entered while the name of a component is looked up."""
+    """A context for looking up the name of a component."""
     try:
         yield
     except InputError as error:
@@ -229,7 +229,7 @@ def _named(section: str) -> Iterator[None]:
 
 
 def component_class(section: str, name: str) -> type[Any]:
-    """The class of a component, of the kind that its place needs."""
+    """The class of a component, checked to be of the kind that its table needs."""
     key = f"{section}.{name_key(section)}"
     with _named(section):
         cls = COMPONENTS[section].resolve(name)
@@ -248,7 +248,7 @@ def constructor(section: str, cls: type[Any]) -> Constructor:
     """What the constructor takes, from its signature; the first parameter of a guide is left out.
 
     Raises:
-        InputError: it needs what no config can set.
+        InputError: it needs an argument that no config can set.
     """
     what = f"{section} '{cls.__module__}:{cls.__qualname__}'"
     try:
@@ -283,21 +283,21 @@ def constructor(section: str, cls: type[Any]) -> Constructor:
                 annotation = _or_schedule(annotation)
                 schedulable.add(name)
             create_model("Option", option=(annotation, ...)).model_rebuild()
-        except Exception:  # whatever the libraries raise for a type that they cannot resolve or check
+        except Exception:  # of any kind, for a type that the libraries cannot resolve or check
             if required:
                 raise InputError(
-                    f"{section}.{name} is required, but its type has no form in TOML; give the "
+                    f"{section}.{name} is required, but TOML cannot express its type; give the "
                     "constructor's parameter a default"
                 ) from None
             continue
-        # Not under its own name, which may be that of a method of pydantic's.
+        # Not under its own name, which may be that of a pydantic method.
         fields[f"option_{name}"] = (annotation, Field(... if required else None, alias=name))
         with suppress(InputError):
             defaults[name] = plain_tables(parameter.default, name)
     model = create_model("Options", __config__=settings, **fields)
     try:
         model.model_validate_json(json.dumps(defaults))
-    except ValidationError as error:  # at odds with their annotations: the constructor has them
+    except ValidationError as error:  # they contradict their annotations: left to the constructor
         for item in error.errors():
             defaults.pop(str(item["loc"][0]), None)
     return Constructor(frozenset(parameters), model, defaults, frozenset(schedulable), frozenset(paths))
@@ -308,12 +308,12 @@ def _annotation(cls: type[Any], parameter: Parameter) -> Any:
         return Any
     written = cls.__init__ if cls.__init__ is not object.__init__ else cls.__new__
     names = getattr(inspect.unwrap(written), "__globals__", {})
-    for base in cls.__mro__:  # a dataclass's constructor has the annotations of other modules' bases
+    for base in cls.__mro__:  # a dataclass's constructor has annotations from bases in other modules
         if inspect.get_annotations(base).get(parameter.name) is parameter.annotation:
             names = vars(sys.modules[base.__module__])
             break
 
-    # One at a time: a name known to type checkers only must not spoil the others.
+    # One at a time: a name known only to type checkers must not spoil the others.
     def holder() -> None: ...
 
     holder.__annotations__ = {"value": parameter.annotation}
@@ -349,7 +349,7 @@ def _or_schedule(number: Any) -> Any:
 
 def _read_schedule(value: Any, number: ValidatorFunctionWrapHandler) -> Schedule:
     schedule = Schedule.model_validate(value)
-    # Both ends must be within the option's bounds; all between are then, too.
+    # Both ends must be within the option's bounds; all values in between then are, too.
     number(schedule.start, "start")
     number(schedule.end, "end")
     return schedule

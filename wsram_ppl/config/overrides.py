@@ -31,7 +31,7 @@ def apply_overrides(
         key, equals, value = text.partition("=")
         path = tuple(part.strip() for part in key.split("."))
         if not equals or not all(path):
-            raise InputError(f"--set {text!r}: write table.key=value, as in training.steps=1000")
+            raise InputError(f"--set {text!r}: write table.key=value, such as training.steps=1000")
         chosen[path] = read_value(value.strip())
         _assign(tables, path, chosen[path])
     for name, short in shorthands.items():
@@ -61,11 +61,11 @@ def _assign(tables: dict[str, Any], path: tuple[str, ...], value: Any) -> None:
 
 
 def read_value(text: str) -> Any:
-    """A value in TOML's notation; what is none (and a date) is a plain string."""
+    """A value in TOML notation; anything else, and a date, is a plain string."""
     try:
         parsed = tomllib.loads(f"value = {text}")
     except (ValueError, RecursionError):
         return text
-    # More keys: the text holds further lines.
+    # More keys: the text contains more lines.
     plain = parsed.keys() == {"value"} and not isinstance(parsed["value"], date | time)
     return parsed["value"] if plain else text

@@ -1,4 +1,4 @@
-"""The config as a whole: read, check, write, tell apart."""
+"""The config as a whole: reading, checking, writing and comparing it."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class ExperimentConfig:
     """A whole experiment, checked; every option has its value.
 
     Attributes:
-        notes: lines for the user on what was left out of the file (see :func:`parse_config`); not
+        notes: lines for the user about the options left out of the file (:func:`parse_config`); not
             part of the config's identity.
     """
 
@@ -51,7 +51,7 @@ class ExperimentConfig:
     notes: tuple[str, ...] = field(default=(), compare=False)
 
     def tables(self) -> dict[str, dict[str, Any]]:
-        """The config as the tables of a TOML file, from which an equal config is read."""
+        """The config as the tables of a TOML file; reading them gives an equal config."""
         tables: dict[str, dict[str, Any]] = {}
         for section in COMPONENTS:
             component: Component = getattr(self, section)
@@ -66,15 +66,15 @@ class ExperimentConfig:
         return _flat(self.tables())
 
     def to_toml(self) -> str:
-        """The text of a TOML file with every option, from which an equal config is read."""
+        """The text of a TOML file with every option; reading it gives an equal config."""
         return tomli_w.dumps(self.tables())
 
     def fingerprint(self) -> str:
         """SHA-256 (hexadecimal) of everything that determines what an update does.
 
-        Left out are the number of updates (but not the horizon of schedules), the device, the threads,
-        how often to log, evaluate and save, and where the data lie; and whatever is at its default, so
-        that what a later version adds leaves the runs there are what they are.
+        Not included are the number of updates (but the horizon of schedules is), the device, the
+        threads, how often to log, evaluate and save, and the location of the data; nor any option at
+        its default, so that options added in a later version do not change the identity of old runs.
         """
         tables = self._material()
         for section in COMPONENTS:
@@ -86,7 +86,7 @@ class ExperimentConfig:
             }
         for section in _SETTINGS:
             changed = getattr(self, section).model_dump(exclude_defaults=True, by_alias=True)
-            # The horizon is no setting of its own.
+            # The horizon is not a setting of its own.
             kept = {**changed, "horizon": 0}
             tables[section] = {key: v for key, v in tables[section].items() if key in kept}
         return hashlib.sha256(json.dumps(tables, sort_keys=True).encode()).hexdigest()
@@ -101,7 +101,7 @@ class ExperimentConfig:
         return tables
 
     def scheduled(self) -> list[str]:
-        """The keys of all that changes during the run."""
+        """The keys of everything that changes during the run."""
         found = [f"model.{key}" for key in self.model.schedules]
         found += [f"guide.{key}" for key in self.guide.schedules]
         for section in _SETTINGS:
@@ -110,21 +110,21 @@ class ExperimentConfig:
         return found
 
     def difference(self, other: ExperimentConfig) -> str:
-        """The keys that :meth:`fingerprint` tells apart, with both values, in one line, if any."""
+        """The keys that make the :meth:`fingerprint` differ, with both values, in one line, if any."""
         here, there = self._material(), other._material()
         steps, wanted = (each["training"].pop("horizon", None) for each in (here, there))
         differing = _differing(here, there)
         if steps and wanted and steps != wanted:
             scheduled = " and ".join(self.scheduled())
             differing.append(
-                f"training.steps {steps}, not {wanted}, and {scheduled} scheduled over them: with "
-                f"training.schedule_steps={steps} as well they stay at their last values from there "
-                "on, and past updates what they were"
+                f"training.steps {steps}, not {wanted}, with {scheduled} scheduled over them: set "
+                f"training.schedule_steps={steps} too, so that past updates are unchanged and "
+                "schedules then stay at their last values"
             )
         return _joined(differing)
 
     def deviation(self, other: ExperimentConfig, ignored: Sequence[str] = ()) -> str:
-        """The same of all keys, but for some of ``[training]``."""
+        """The same for all keys, except some of ``[training]``."""
         tables = [config.tables() for config in (self, other)]
         for key in ignored:
             for table in tables:
@@ -161,10 +161,10 @@ def load_config(
     """Reads a config from a TOML file; see :func:`parse_config` for the rest.
 
     Args:
-        path: as in :func:`experiment_path`.
+        path: as for :func:`experiment_path`.
 
     Raises:
-        InputError: also for a file that is not there, cannot be read or is not TOML (the message
+        InputError: also for a file that is missing, cannot be read or is not TOML (the message
             names the line).
     """
     return parse_config(read_toml(experiment_path(path)), overrides, **shorthands)
@@ -174,11 +174,11 @@ def experiment_path(name: str | PathLike[str], folder: str | PathLike[str] = "")
     """The file of an experiment or a study.
 
     Args:
-        name: a path, or the name of what is shipped, like ``digits``. A file of that name comes first.
-        folder: where a relative path starts.
+        name: a path, or the name of a shipped one, such as ``digits``. A file of that name comes first.
+        folder: the base of a relative path.
 
     Raises:
-        InputError: a name of nothing.
+        InputError: there is neither such a file nor such a name.
     """
     path, name = Path(folder, name), str(name)
     if not re.fullmatch(r"[\w-]+", name) or os.path.isfile(path):
@@ -196,7 +196,7 @@ def read_toml(path: str | PathLike[str]) -> dict[str, Any]:
     """The tables of a TOML file, unchecked.
 
     Raises:
-        InputError: not there, not readable or not TOML (the message names the line).
+        InputError: missing, not readable or not TOML (the message names the line).
     """
     text = read_text(path)
     try:
@@ -213,19 +213,19 @@ def parse_config(
 ) -> ExperimentConfig:
     """Checks the tables of a config and fills in every default.
 
-    If an override or a shorthand chooses another component than the file does, the file's options
-    that the new one does not have are left out, and ``notes`` says which. What overrides set is
-    never left out.
+    If an override or a shorthand chooses a different component from the file's, the file's options
+    that the new one does not have are left out, and ``notes`` lists them. Options set by overrides
+    are never left out.
 
     Args:
-        tables: what a TOML file holds.
-        overrides: each ``table.key=value``, the value in TOML, or else taken as a plain string.
+        tables: the contents of a TOML file.
+        overrides: each ``table.key=value``; a value that is not TOML is taken as a plain string.
         shorthands: ``objective``, ``guide``, ``model`` (names), ``control_variate``, ``device``,
-            ``seed``, ``init``; None: not given.
+            ``seed``, ``init``; None if not given.
 
     Raises:
-        InputError: anything unknown, missing or out of range. The message is one line of all that is
-            wrong, but for the values of components' options where :func:`check_config` finds something.
+        InputError: anything unknown, missing or out of range. The message lists all errors in one line,
+            except values of components' options if :func:`check_config` finds something.
         TypeError: a shorthand that does not exist.
     """
     plain, by_hand, parts = _begin(tables, overrides, shorthands)
@@ -242,11 +242,11 @@ def parse_config(
 def check_config(
     tables: Mapping[str, Any], overrides: Sequence[str] = (), **shorthands: str | int | None
 ) -> None:
-    """The part of :func:`parse_config` that imports no component's class, and so is done at once.
+    """The part of :func:`parse_config` that imports no component's class, and so is fast.
 
     Raises:
-        InputError: wrong tables, ``[exploration]``, ``[training]`` or names of components, or unknown
-            keys of components that are shipped.
+        InputError: wrong tables, ``[exploration]``, ``[training]`` or component names, or unknown
+            keys of shipped components.
     """
     _begin(tables, overrides, shorthands)
 
@@ -275,7 +275,7 @@ def _begin(
 
 @contextmanager
 def _noted(problems: list[str]) -> Iterator[None]:
-    """Entered where what is wrong is told together with what else there is."""
+    """A context that collects errors, so that they are reported together."""
     try:
         yield
     except InputError as error:

@@ -17,7 +17,7 @@ from pydantic import (
 
 __all__ = ["NonNegativeSchedule", "PositiveSchedule", "Schedule"]
 
-# Strict: the string "0.1" and the truth value true are no numbers.
+# Strict: the string "0.1" and the Boolean true are not numbers.
 _Number = Annotated[float, Strict(), Field(allow_inf_nan=False)]
 _Fraction = Annotated[float, Strict(), Field(ge=0.0, le=1.0)]
 
@@ -36,7 +36,7 @@ class Schedule(BaseModel):
     * ``cosine``: end + (start - end) (1 + cos(pi t)) / 2
     * ``exponential``: start (end / start)^t
 
-    Fractions, not steps, so that a run of any length anneals fully.
+    These are fractions, not steps, so that a run of any length anneals fully.
 
     Raises:
         pydantic.ValidationError: not a number or a table as above, or an exponential schedule with
@@ -49,13 +49,13 @@ class Schedule(BaseModel):
     end: _Number
     shape: Literal["linear", "cosine", "exponential"] = "linear"
     begin: _Fraction = Field(default=0.0, alias="from")
-    """The fraction of the run at which the change begins; ``from`` in TOML."""
+    """The fraction of the run at which the change starts; ``from`` in TOML."""
     until: _Fraction = 1.0
     """The fraction at which it is complete."""
 
     @classmethod
     def fixed(cls, value: float) -> Schedule:
-        """The schedule that stays at ``value``."""
+        """The schedule that is always ``value``."""
         return cls(start=value, end=value)
 
     @model_validator(mode="before")
@@ -74,7 +74,7 @@ class Schedule(BaseModel):
         if self.shape == "exponential" and min(self.start, self.end) <= 0.0:
             raise ValueError("an exponential schedule needs start and end above 0")
         if self.constant:
-            # It is written as a number: what is read back from that must be equal to this one.
+            # It is written as a number, and reading that back must give an equal schedule.
             # Through __dict__, since the model is frozen.
             self.__dict__.update(shape="linear", begin=0.0, until=1.0)
         return self
@@ -105,7 +105,7 @@ class Schedule(BaseModel):
         """The value at a point of the run, between ``start`` and ``end``.
 
         Args:
-            progress: the fraction of the run that is done; outside [0, 1] the nearest end counts.
+            progress: the fraction of the run that is done; values outside [0, 1] are clamped.
         """
         if not progress > self.begin:
             return self.start
@@ -113,12 +113,12 @@ class Schedule(BaseModel):
             return self.end
         t = (progress - self.begin) / (self.until - self.begin)
         if self.shape == "exponential":
-            # The logarithms are mixed, since the ratio itself can overflow.
+            # Interpolates logarithms, since the ratio itself can overflow.
             value = math.exp((1.0 - t) * math.log(self.start) + t * math.log(self.end))
         else:
             share = t if self.shape == "linear" else (1.0 - math.cos(math.pi * t)) / 2.0
             value = (1.0 - share) * self.start + share * self.end
-        # Rounding must not carry it past an end: a width or a rate could turn negative.
+        # Rounding must not move it past an end: a width or a rate could become negative.
         low, high = sorted((self.start, self.end))
         return min(max(value, low), high)
 

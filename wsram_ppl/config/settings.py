@@ -31,7 +31,7 @@ def _none_if_off(value: object) -> object:
 
 _Value = TypeVar("_Value")
 _Immaterial = Annotated[_Value, _IMMATERIAL]
-# TOML has no null: "none" stands for it, and 0 where that cannot be meant.
+# TOML has no null: "none" stands for it, and 0 where a number cannot be 0.
 _OrUnset = Annotated[_Value | None, BeforeValidator(_none_if_unset)]
 _OrOff = Annotated[
     _Value | None, BeforeValidator(_none_if_off), PlainSerializer(lambda value: value or 0)
@@ -39,7 +39,7 @@ _OrOff = Annotated[
 
 
 def check_device(value: str) -> str:
-    """The name of a device, if it is one that a run can name."""
+    """The name of a device, checked to be one that a run can use."""
     if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", value, re.ASCII):
         raise ValueError("should be auto, cpu, cuda, cuda:N or mps")
     return value
@@ -63,7 +63,7 @@ class ExplorationSettings(BaseModel):
     entropy: NonNegativeSchedule = Schedule.fixed(0.0)
     """Weight of the entropy bonus on the policy's conditional distributions."""
     temperature: PositiveSchedule = Schedule.fixed(1.0)
-    """Of the proposal: multiplies a Normal's variance, and divides a Categorical's logits."""
+    """Temperature of the proposal: multiplies a Normal's variance, divides a Categorical's logits."""
     coverage: NonNegativeSchedule = Schedule.fixed(0.0)
     """Weight of the divergence of the minibatch's choices from uniform."""
 
@@ -76,25 +76,25 @@ class TrainingSettings(BaseModel):
     steps: _Immaterial[PositiveInt] = 20_000
     """Number of updates."""
     schedule_steps: _Immaterial[_OrOff[PositiveInt]] = None
-    """Updates over which schedules run from start to end, where they stay; None (in TOML 0 or "none"):
-    all ``steps``."""
+    """Updates over which schedules run from start to end, after which they stay constant; None (in TOML
+    0 or "none"): all ``steps``."""
     batch_size: PositiveInt = 64
-    """Examples per update, of all processes together."""
+    """Examples per update, over all processes."""
     learning_rate: NonNegativeSchedule = Schedule(start=3e-3, end=3e-5, shape="cosine")
-    """Of the model's parameters."""
+    """Learning rate of the model's parameters."""
     guide_learning_rate: _OrUnset[NonNegativeSchedule] = None
-    """Of the guide's own parameters; None (in TOML "none"): as ``learning_rate``."""
+    """Learning rate of the guide's own parameters; None (in TOML "none"): ``learning_rate``."""
     optimizer: Literal["adam", "adamw", "sgd"] = "adam"
-    """The class in ``torch.optim``."""
+    """The optimizer, a class in ``torch.optim``."""
     weight_decay: Annotated[float, Field(ge=0.0, allow_inf_nan=False)] = 0.0
-    """As the optimizer understands it."""
+    """Weight decay, as the optimizer defines it."""
     gradient_clip: _OrOff[Annotated[float, Field(gt=0.0, allow_inf_nan=False)]] = 5.0
-    """Largest norm of the gradient, of baseline networks and of all else each; None (in TOML 0 or
-    "none"): any."""
+    """Largest norm of the gradient, separately for baseline networks and all else; None (in TOML 0 or
+    "none"): no limit."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
-    """Of everything random in the run; 32 bits, as NumPy takes no more."""
+    """Seed of everything random in the run; 32 bits, NumPy's limit."""
     init: _OrUnset[Annotated[str, Field(min_length=1)]] = None
-    """A run from whose weights this one starts, as far as they fit; None (in TOML "none"): none."""
+    """A run to take initial weights from, where they fit; None (in TOML "none"): none."""
     log_every: _Immaterial[PositiveInt] = 50
     """Updates between rows of the metrics."""
     eval_every: _Immaterial[NonNegativeInt] = 1000
@@ -115,20 +115,20 @@ class TrainingSettings(BaseModel):
     device: _Immaterial[Annotated[str, AfterValidator(check_device)]] = "cpu"
     """auto, cpu, cuda, cuda:N or mps."""
     devices: _Immaterial[PositiveInt] = 1
-    """Processes on this machine, one per GPU (or so many on the CPU); they share each minibatch."""
+    """Processes on this machine, one per GPU (or on the CPU); they share each minibatch."""
     num_nodes: _Immaterial[PositiveInt] = 1
-    """Machines, each with so many devices."""
+    """Number of machines, each with ``devices`` processes."""
     precision: Literal["32-true", "64-true", "bf16-mixed"] = "32-true"
-    """Of the arithmetic, as in Lightning Fabric."""
+    """Precision of the arithmetic, as in Lightning Fabric."""
     matmul_precision: Literal["highest", "high", "medium"] = "highest"
-    """Of products of float32 matrices, as in ``torch.set_float32_matmul_precision``: "medium" multiplies
-    in bfloat16 where the processor can, "high" in TF32 on GPUs; sums and all else stay in float32."""
+    """Precision of float32 matrix products, as in ``torch.set_float32_matmul_precision``: "medium"
+    multiplies in bfloat16 if the processor can, "high" in TF32 on GPUs; all else stays in float32."""
     threads: _Immaterial[NonNegativeInt] = 0
     """Of one operation on the CPU; 0: one or all, whichever is faster in a short trial, less one for
     ``prefetch`` (:mod:`wsram_ppl.training.threads`)."""
     prefetch: _Immaterial[bool] = True
-    """Whether a thread prepares the next minibatch while this one trains."""
-    validate_sites: bool = Field(default=False, alias="validate")  # that is a method of pydantic's
+    """Whether a thread prepares the next minibatch during an update."""
+    validate_sites: bool = Field(default=False, alias="validate")  # pydantic has a method of that name
     """Whether Pyro checks distributions and site shapes at every update (slow); ``validate`` in TOML."""
     compile: bool = False
     """Whether the gradient of an update is compiled (:mod:`wsram_ppl.training.compiled`)."""
@@ -137,7 +137,7 @@ class TrainingSettings(BaseModel):
 
     @property
     def records(self) -> bool:
-        """Whether Python runs at the first updates alone, and what changes has to be in tensors."""
+        """Whether Python runs only for the first updates, so that all changes must be in tensors."""
         return self.compile or self.cuda_graph
 
     @property
@@ -146,8 +146,8 @@ class TrainingSettings(BaseModel):
         return self.schedule_steps or self.steps
 
 
-#: The keys of ``[training]`` that do not change what an update does. Where anything is scheduled,
-#: ``steps`` and ``schedule_steps`` do, by the horizon that they make.
+#: The keys of ``[training]`` that do not change what an update does. If anything is scheduled, ``steps``
+#: and ``schedule_steps`` do change it, through the horizon that they define.
 IMMATERIAL: Final = tuple(
     info.alias or name
     for name, info in TrainingSettings.model_fields.items()

@@ -1,4 +1,4 @@
-"""Plain values, which a TOML file can hold, and how messages show values and keys."""
+"""Plain values, which a TOML file can contain, and how messages show values and keys."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ _DEEPEST: Final = 16
 
 
 def plain_tables(value: Any, key: str, depth: int = 0) -> Any:
-    """A copy of a value as TOML can hold it: enums by their values, paths as strings, tuples as lists.
+    """A copy of a value that TOML can express: enums by value, paths as strings, tuples as lists.
 
     Args:
-        key: the path of the value in messages; at the top, what the whole is called.
+        key: the path of the value in messages; at the top level, the name of the whole.
 
     Raises:
-        InputError: it holds anything that TOML cannot.
+        InputError: it contains something that TOML cannot express.
     """
     if depth > _DEEPEST:
         raise InputError(f"{key}: nested too deeply")
@@ -62,22 +62,22 @@ def plain_tables(value: Any, key: str, depth: int = 0) -> Any:
 
 
 def show_value(value: Any) -> str:
-    """A value in a message: as Python writes it (truth values as TOML does), cut where it is long."""
+    """A value in a message: as Python writes it (Booleans as in TOML), shortened if it is long."""
     try:
         text = json.dumps(value) if isinstance(value, bool) else repr(value)
-    except ValueError:  # an integer of more digits than Python likes to write
-        text = "an integer beyond all bounds"
+    except ValueError:  # an integer with more digits than Python converts
+        text = "an enormous integer"
     return text if len(text) <= 60 else text[:57] + "..."
 
 
 def join(above: str, key: str) -> str:
-    """The dotted path of a key in a table; ``above`` is the path of the table, "" at the top."""
+    """The dotted path of a key in a table; ``above`` is the path of the table, "" at the top level."""
     key = key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else repr(key)
     return f"{above}.{key}" if above else key
 
 
 def unknown_key(above: str, key: str, valid: Iterable[str]) -> str:
-    """What to say of a key that is not among the valid ones."""
+    """The message about a key that is not among the valid ones."""
     valid = list(valid)
     return (
         f"unknown key {join(above, key)};{nearest(key, valid)} valid keys: {', '.join(valid) or 'none'}"

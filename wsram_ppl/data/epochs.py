@@ -1,4 +1,4 @@
-"""What data sources share: streams of random numbers, shuffled epochs, checks of what is asked for."""
+"""Common to data sources: streams of random numbers, shuffled epochs, checks of arguments."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ __all__ = [
     "moved",
 ]
 
-#: Whole numbers, most often the places of data.
+#: Integers, usually the indices of data.
 Rows = npt.NDArray[np.int64]
 
 
 class Epochs:
-    """Data in a fresh random order every epoch, the epochs following each other without a gap.
+    """Data in a new random order every epoch; the epochs follow each other without a gap.
 
     Args:
-        count: N, of the data.
-        stream: the random numbers that fix the order of an epoch, by seed and epoch.
+        count: N, the number of data.
+        stream: the random numbers that determine the order of an epoch, by seed and epoch.
     """
 
     def __init__(self, count: int, stream: Callable[[int, int], np.random.Generator]) -> None:
@@ -41,7 +41,7 @@ class Epochs:
         self._orders: dict[tuple[int, int], Rows] = {}
 
     def span(self, first: int, size: int, seed: int) -> Rows:
-        """Which data come from place ``first`` of the endless sequence on: [size], each below N."""
+        """The data from position ``first`` of the infinite sequence on: [size], each below N."""
         epoch, place = divmod(first, self._count)
         parts = [self._order(seed, epoch)[place : place + size]]
         missing = size - len(parts[0])
@@ -55,26 +55,26 @@ class Epochs:
         """The permutation of an epoch, [N]."""
         key = (seed, epoch)
         if key not in self._orders:
-            while len(self._orders) > 1:  # two: a span may need the next epoch's too
+            while len(self._orders) > 1:  # two: a batch may also need the next epoch
                 del self._orders[next(iter(self._orders))]
             self._orders[key] = self._stream(seed, epoch).permutation(self._count)
         return self._orders[key]
 
 
 def generator(*key: int) -> np.random.Generator:
-    """Random numbers of their own for each key: neighbouring keys give unrelated streams."""
+    """Independent random numbers for each key: neighbouring keys give unrelated streams."""
     return np.random.default_rng(key)  # NumPy hashes the whole key
 
 
 def check_whole(what: str, value: Any, *, at_least: int) -> None:
-    """InputError unless ``value`` is a whole number of at least so much."""
+    """InputError unless ``value`` is a whole number and at least ``at_least``."""
     whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
     if not whole or value < at_least:
         raise InputError(f"{what} must be a whole number of at least {at_least}, not {value!r}")
 
 
 def check_batch(step: int, size: int, seed: int, count: int | None = None, what: str = "data") -> None:
-    """InputError unless a batch of these arguments can be drawn (from ``count`` of ``what``)."""
+    """InputError unless a batch with these arguments can be drawn (from ``count`` of ``what``)."""
     check_whole("the step", step, at_least=0)
     check_whole("the batch size", size, at_least=1)
     check_whole("the seed", seed, at_least=0)
@@ -85,20 +85,20 @@ def check_batch(step: int, size: int, seed: int, count: int | None = None, what:
 
 
 def check_split(name: str) -> None:
-    """InputError unless ``name`` is that of a held-out split."""
+    """InputError unless ``name`` is a held-out split."""
     if name not in get_args(HeldOut):
         raise InputError(f"unknown split {name!r}; held-out splits are validation and test")
 
 
 def check_held_out(size: int, limit: int | None, what: str) -> None:
-    """InputError unless ``size`` and ``limit`` (of ``what``) can be those of held-out batches."""
+    """InputError unless ``size`` and ``limit`` (of ``what``) are valid for held-out batches."""
     check_whole("the batch size", size, at_least=1)
     if limit is not None:
         check_whole(f"the number of {what}", limit, at_least=1)
 
 
 def moved(tensor: Tensor, device: torch.device) -> Tensor:
-    """A tensor on the host, moved to ``device``; nobody waits for its arrival on a GPU."""
+    """A tensor on the host, moved to ``device``, without waiting for the copy to a GPU."""
     if device.type == "cuda":
         tensor = tensor.pin_memory()
     return tensor.to(device, non_blocking=True)

@@ -1,4 +1,4 @@
-"""Where a run computes, and with which random numbers."""
+"""The device of a run, and the seeds of its random numbers."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ __all__ = ["Stream", "resolve_device", "seed_for"]
 
 
 class Stream(IntEnum):
-    """What random numbers of a run are for; each has its own at every step."""
+    """The uses of random numbers in a run; each has its own stream at every step."""
 
     PARAMETERS, SAMPLES, LOGGING, EVALUATION, PROBE = range(5)
 
 
 def seed_for(seed: int, stream: int, step: int = 0, *process: int) -> int:
-    """A 64-bit seed for one use of random numbers at one step (of one process, if given).
+    """A 64-bit seed for one use of random numbers at one step (in one process, if given).
 
     Seeding by (seed, stream, step), rather than running one generator on, makes every step's draws
     the same whether or not the run was interrupted, evaluated or logged before it.
@@ -33,7 +33,7 @@ def resolve_device(name: str) -> torch.device:
     """The torch device of a config's ``training.device``.
 
     Raises:
-        InputError: it is not there, or no such device is supported.
+        InputError: it is not available, or not supported.
     """
     try:
         check_device(name)
@@ -45,7 +45,7 @@ def resolve_device(name: str) -> torch.device:
     if device.type == "cuda":
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if (device.index or 0) >= count:
-            raise InputError(f"device '{name}' is not there: torch sees {count} CUDA devices; use cpu")
+            raise InputError(f"device '{name}' does not exist: torch sees {count} CUDA devices; use cpu")
     if device.type == "mps" and not torch.backends.mps.is_available():
-        raise InputError("device 'mps' is not there; use cpu")
+        raise InputError("device 'mps' does not exist; use cpu")
     return device

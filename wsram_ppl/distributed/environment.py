@@ -1,6 +1,6 @@
-"""What the environment says about the processes of a run: who has started them, and which this one is.
+"""What the environment says about the processes of a run: who started them, and which one this is.
 
-Nothing here waits for torch: a process can tell who it is before that is imported.
+Nothing here needs torch: a process knows its rank before torch is imported.
 """
 
 from __future__ import annotations
@@ -19,25 +19,25 @@ if TYPE_CHECKING:
 
 __all__ = ["end_with_launcher", "from_torchrun", "is_worker", "name_launcher", "process_rank"]
 
-#: The number of the process that has started the others, for these to see that it is gone.
+#: The id of the process that started the others, so that they notice when it has ended.
 _LAUNCHER: Final = "WSRAM_LAUNCHER"
 
 
 def from_torchrun() -> bool:
-    """Whether ``torchrun`` has started this process."""
+    """Whether ``torchrun`` started this process."""
     return "TORCHELASTIC_RUN_ID" in os.environ
 
 
 def _from_srun() -> bool:
-    # As Lightning Fabric tells it: within a job of these names processes are started by hand.
+    # Like Lightning Fabric: inside a job with one of these names processes are started by hand.
     by_hand = os.environ.get("SLURM_JOB_NAME") in ("bash", "interactive")
     return "SLURM_NTASKS" in os.environ and not by_hand and not from_torchrun()
 
 
 def process_rank(training: TrainingSettings) -> int:
-    """This process's number in the run, as whoever has started it says; 0 speaks to the user.
+    """This process's rank in the run, as set by whatever started it; rank 0 prints messages.
 
-    A run of one process ignores the cluster that it is on.
+    A run of one process ignores the cluster that it runs on.
 
     Raises:
         InputError: the environment contradicts the config, or itself.
@@ -72,7 +72,7 @@ def process_rank(training: TrainingSettings) -> int:
 
 
 def _rank_in_slurm(devices: int, nodes: int, asked: str) -> int:
-    # Fabric asks for the number of tasks on each node wherever there are several.
+    # Fabric needs the number of tasks on each node if there are several.
     tasks, each = _number("SLURM_NTASKS", 1), _number("SLURM_NTASKS_PER_NODE", 0)
     remedy = f"srun --nodes={nodes} --ntasks-per-node={devices}"
     if tasks != devices * nodes or each != devices or _number("SLURM_NNODES", nodes) != nodes:
@@ -92,26 +92,26 @@ def _number(name: str, default: int) -> int:
     return int(text)
 
 
-# The processes that the first one has started.
+# The processes that the first one started.
 
 
 def name_launcher() -> None:
-    """To be called before this process starts the others, which inherit its number."""
+    """Call before this process starts the others, which inherit its id."""
     os.environ[_LAUNCHER] = str(os.getpid())
 
 
 def is_worker() -> bool:
-    """Whether another process of the run has started this one."""
+    """Whether another process of the run started this one."""
     return _LAUNCHER in os.environ and os.environ.get("LOCAL_RANK", "0") != "0"
 
 
 @functools.cache  # once in a process
 def end_with_launcher() -> None:
-    """From now on a process that the first one has started ends as soon as that is gone.
+    """From now on a process that the first one started ends as soon as the first one has ended.
 
     Does nothing in other processes.
     """
-    if sys.platform == "win32" or not is_worker():  # Windows keeps the number of a parent that is gone
+    if sys.platform == "win32" or not is_worker():  # Windows keeps the id of a parent that has ended
         return
     launcher = int(os.environ[_LAUNCHER])
 

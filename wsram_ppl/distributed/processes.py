@@ -1,4 +1,4 @@
-"""The processes of a run: started by Lightning Fabric or by ``torchrun``, ended together.
+"""The processes of a run: started by Lightning Fabric or ``torchrun``, ended together.
 
 Each process works on its rows of every minibatch (:mod:`wsram_ppl.distributed.sharding`), and gradients
 are summed (:mod:`wsram_ppl.collectives`). The first process decides, reads and writes. Fabric chooses
@@ -42,7 +42,7 @@ from wsram_ppl.errors import Diverged, InputError, RunError, WorkerExit, exit_co
 
 _T = TypeVar("_T")
 
-#: How long a process may wait for another, say for a download. Processes that die are noticed at once.
+#: How long a process may wait for another, for a download say. Dead processes are noticed at once.
 _PATIENCE = timedelta(hours=1)
 
 
@@ -57,16 +57,16 @@ class _OnePerDevice(DDPStrategy):
         self._launcher = _Launcher(self.cluster_environment, self.num_processes, self.num_nodes)
 
     def end_workers(self) -> None:
-        """Ends the processes that this one has started, if any."""
+        """Ends the processes that this one started, if any."""
         assert isinstance(self.launcher, _Launcher)
         workers = list(self.launcher.workers)
-        self.launcher.workers.clear()  # so that nobody wonders
+        self.launcher.workers.clear()  # so that they are not reported as failed
         for worker in workers:
             worker.kill()
 
 
 class _Launcher(_SubprocessScriptLauncher):
-    """Fabric's, with another watch: Fabric's own would kill this process without a word."""
+    """Fabric's launcher with another watcher: Fabric's own would kill this process silently."""
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
@@ -75,17 +75,17 @@ class _Launcher(_SubprocessScriptLauncher):
     def _call_children_scripts(self) -> None:
         name_launcher()
         super()._call_children_scripts()
-        self.workers, self.procs = self.procs, []  # Fabric's watch finds none
+        self.workers, self.procs = self.procs, []  # Fabric's watcher finds none
         _Watch(self.workers).start()
 
 
 @dataclass(frozen=True)
 class Processes:
-    """All processes of a run, as one of them sees them.
+    """All processes of a run, seen from one of them.
 
     Args:
         fabric: devices and precision.
-        shard: what this process does of each minibatch.
+        shard: this process's part of each minibatch.
     """
 
     fabric: Fabric
@@ -93,13 +93,13 @@ class Processes:
 
     @classmethod
     def launch(cls, training: TrainingSettings) -> Processes:
-        """Starts the other processes, unless that was done from outside, and waits for them.
+        """Starts the other processes, unless they were started from outside, and waits for them.
 
         They run the same command as this one.
 
         Raises:
             InputError: they cannot be started as the config asks.
-            RunError: they did not come.
+            RunError: they did not connect.
         """
         device = resolve_device(training.device)
         count = training.devices * training.num_nodes
@@ -109,7 +109,7 @@ class Processes:
                 accelerator=device.type,
                 devices=[device.index or 0] if device.type == "cuda" else 1,
                 precision=training.precision,
-                plugins=LightningEnvironment(),  # else Fabric would ask the cluster that it is on
+                plugins=LightningEnvironment(),  # else Fabric would query the cluster that it runs on
             )
             return cls(fabric, BatchShard(0, 1, fabric.device))
         strategy = _OnePerDevice(timeout=_PATIENCE)
@@ -128,7 +128,7 @@ class Processes:
         except (RuntimeError, OSError) as error:
             strategy.end_workers()
             text = " ".join(str(error).split())[:200]
-            raise RunError(f"the {count} processes did not find each other: {text}") from error
+            raise RunError(f"the {count} processes could not connect to each other: {text}") from error
         return cls(fabric, BatchShard(fabric.global_rank, fabric.world_size, fabric.device))
 
     @property
@@ -137,7 +137,7 @@ class Processes:
         return self.shard.rank == 0
 
     def decide(self, work: Callable[[], _T]) -> _T:
-        """What the first process finds or does, for all; an error there is an error everywhere."""
+        """Runs something in the first process, for all; an error there is raised everywhere."""
         found = work() if self.first else None
         collectives.exchange(["decide"])
         result: _T = collectives.broadcast(found)
@@ -145,7 +145,7 @@ class Processes:
 
     @contextmanager
     def one_after_the_other(self) -> Iterator[None]:
-        """The first process first, then all others at once."""
+        """A context that the first process enters first, then all others at once."""
         if not self.first:
             collectives.exchange(["turn"])
         yield
@@ -153,10 +153,10 @@ class Processes:
             collectives.exchange(["turn"])
 
     def agreed(self, error: Exception) -> Exception:
-        """What to raise for a failure of this process, or of another: to be called by all of them.
+        """The error to raise for a failure of this process or another; all processes must call it.
 
         Returns:
-            In the first process the error to be told; in the others one that tells nothing.
+            In the first process the error to report; in the others one that prints nothing.
         """
         if self.shard.count == 1:
             return error
@@ -166,28 +166,28 @@ class Processes:
                 collectives.exchange(failed=True)
             told = collectives.gather(None if own is None else _portable(own))
         except RunError as lost:
-            # Another has died without a word. What this one knows is worth telling.
+            # Another has died silently. Report what this one knows.
             return lost if own is None else own
         self.close()
         failed: dict[int, Exception] = {r: e for r, e in enumerate(told) if e is not None}
         causes = [r for r, found in failed.items() if getattr(found, "has_cause", True)]
         rank = min(causes or failed)
         if not self.first:
-            # To Fabric a worker that ends with another code than 0 has died, which is another story.
+            # To Fabric a worker that exits with a code other than 0 has died, which this one has not.
             return WorkerExit(exit_code(failed[rank]) if from_torchrun() else 0)
         if rank == 0 or len(causes) == len(told):
             return failed[rank]
         return _prefixed(failed[rank], f"process {rank} of {len(told)}: ")
 
     def close(self) -> None:
-        """Lets go of the other processes, which have come to the end too."""
+        """Releases the other processes, which have finished too."""
         if self.shard.count > 1:
             collectives.use_host_group(None)
             dist.destroy_process_group()
 
 
 def check_processes(training: TrainingSettings, device: torch.device) -> None:
-    """Whether so many processes can be started here.
+    """Checks that the requested number of processes can be started here.
 
     Raises:
         InputError: they cannot; the message says what to change.
@@ -226,7 +226,7 @@ def check_processes(training: TrainingSettings, device: torch.device) -> None:
 
 
 def _portable(error: Exception) -> Exception:
-    """The error in a form that another process can read."""
+    """The error in a form that can be sent to another process."""
     if isinstance(error, Diverged):
         tensors = {name: tensor.detach().cpu() for name, tensor in error.tensors.items()}
         return Diverged(str(error), tensors, error.data, error.has_cause)
@@ -241,9 +241,9 @@ def _prefixed(error: Exception, prefix: str) -> Exception:
 
 
 class _Watch(threading.Thread):
-    """Ends this process when a worker has died and it does not notice by itself.
+    """Ends this process if a worker has died and it does not notice by itself.
 
-    Over gloo the connection breaks and the next exchange fails; a collective on GPUs would wait.
+    With gloo the connection breaks and the next exchange fails; a collective on GPUs would wait.
     """
 
     def __init__(self, workers: list[subprocess.Popen[bytes]]) -> None:
@@ -259,8 +259,8 @@ class _Watch(threading.Thread):
                     code = worker.returncode
                     killed = f"was killed by {signal.Signals(-code).name}" if code < 0 else ""
                     print(
-                        f"error: process {number} {killed or f'ended with {code}'}: what is saved is "
-                        "whole, and the same command goes on from there",
+                        f"error: process {number} {killed or f'ended with {code}'}: saved checkpoints "
+                        "are intact, and the same command resumes from there",
                         file=sys.stderr,
                         flush=True,
                     )

@@ -1,4 +1,4 @@
-"""One process's share of a minibatch, with the draws that its data would get in a single process."""
+"""One process's part of a minibatch, with the draws that its data would get in a single process."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ class BatchShard:
     """Which rows of each minibatch belong to this process, and the random numbers for them.
 
     A sample site's random numbers are drawn for all rows of the minibatch, from a stream that is the
-    same in every process, and this process keeps those of its own rows. So a datum's draws are those
-    that it would get in a single process, to the bit, however many processes there are; all else that is
-    random (dropout) comes from a stream of the process's own. With one process this class does nothing.
+    same in every process, and this process keeps those of its own rows. So a datum's draws are bit for
+    bit those that it would get in a single process, however many processes there are. Everything else
+    that is random (dropout) has a stream per process. With one process this class does nothing.
 
     Args:
-        rank: this process's number, from 0.
-        count: of processes.
+        rank: this process's rank, from 0.
+        count: number of processes.
         device: where sites are sampled.
     """
 
@@ -36,7 +36,7 @@ class BatchShard:
         self._plate: str | None = None
 
     def rows(self, size: int) -> slice:
-        """This process's rows of ``size``: a contiguous part, as long as the others' or one shorter."""
+        """This process's rows of ``size``: a contiguous part; parts differ by at most one row."""
         return slice(size * self.rank // self.count, size * (self.rank + 1) // self.count)
 
     def part(self, batch: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -47,26 +47,26 @@ class BatchShard:
         """Seeds both streams.
 
         Args:
-            sites: of the sample sites; the same in every process.
-            own: of everything else; unused with one process, whose only stream is the first.
+            sites: seed of the sample sites; the same in every process.
+            own: seed of everything else; unused with one process, which has only the first stream.
         """
         generator = _generator(self.device)
         if self.count > 1:
             self._stream = generator.manual_seed(sites).get_state()
         seed = sites if self.count == 1 else own
-        # Not torch.manual_seed, which looks for all other devices every time.
+        # Not torch.manual_seed, which looks for all other devices every time it is called.
         torch.default_generator.manual_seed(seed)
         generator.manual_seed(seed)
 
     def drawing(self, size: int) -> AbstractContextManager[Any]:
-        """Entered while programs run on this process's rows of a minibatch of ``size``."""
+        """A context for running programs on this process's rows of a minibatch of ``size``."""
         return nullcontext() if self.count == 1 else _RowsOfAll(self, size)
 
     def data_plate(self, msg: dict[str, Any], size: int) -> int:
         """The dimension of the plate over the data.
 
         Raises:
-            InputError: the site lies in none, or in two that may be it.
+            InputError: the site lies in none, or in two possible ones.
         """
         frames = [f for f in msg["cond_indep_stack"] if f.vectorized and f.name != PARTICLE_PLATE]
         found = [f for f in frames if f.size == size]
@@ -93,7 +93,7 @@ class BatchShard:
 
     @contextmanager
     def site_stream(self) -> Iterator[None]:
-        """The stream that all processes share takes the generator's place."""
+        """Replaces the generator by the stream that all processes share."""
         assert self._stream is not None, "seed comes first"
         generator = _generator(self.device)
         own = generator.get_state()
@@ -106,9 +106,9 @@ class BatchShard:
 
 
 class _RowsOfAll(Messenger):
-    """Samples latent sites as for the whole minibatch and keeps the rows of one share.
+    """Samples latent sites as for the whole minibatch and keeps the rows of one process.
 
-    Entered outside of everything else, it sees distributions as other handlers have left them, after
+    As the outermost handler it sees distributions as other handlers have left them, after
     plates have broadcast them.
     """
 
@@ -117,7 +117,7 @@ class _RowsOfAll(Messenger):
         self.shard, self.size = shard, size
         rows = shard.rows(size)
         self.start, self.length = rows.start, rows.stop - rows.start
-        # Row g of all stands for row g - start of this share; what the other rows hold is immaterial.
+        # Row g of all is row g - start of this share; the contents of other rows do not matter.
         self.all = (torch.arange(size, device=shard.device) - self.start).remainder(max(self.length, 1))
 
     def _pyro_sample(self, msg: dict[str, Any]) -> None:
@@ -131,7 +131,7 @@ class _RowsOfAll(Messenger):
             wide = select_rows(fn, dim, self.all)
         except NoRule as kind:
             warnings.warn(
-                f"each process draws site '{msg['name']}' from a stream of its own (there is no rule to "
+                f"each process draws site '{msg['name']}' from its own stream (there is no rule to "
                 f"split the draws of a {kind}): the number of processes changes them as a seed does",
                 stacklevel=2,
             )

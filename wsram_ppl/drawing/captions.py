@@ -1,4 +1,4 @@
-"""Pictures of a caption: for each word, in which layer and where the model looked."""
+"""Pictures of a caption: for each word, the layer and the place where the model looked."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from wsram_ppl.errors import InputError, RunError
 
 __all__ = ["draw_caption", "draw_captions"]
 
-_SIDE = 176  # of a photo in the picture, its longer one
+_SIDE = 176  # the longer side of a photo in the picture
 _GAP = 8
 _LINE = 20
-_DIM = 0.5  # brightness of what was not looked at
+_DIM = 0.5  # brightness where the model did not look
 
 
 def draw_caption(
@@ -31,18 +31,18 @@ def draw_caption(
     path: Path,
     columns: int = 6,
 ) -> None:
-    """Writes a PNG: the photo, then once more for each word with what was looked at for it.
+    """Writes a PNG: the photo, then a copy for each word that shows where the model looked.
 
-    What the paths of looks saw is bright, the more the more of them saw it; the frame is what the most
-    probable path saw, in the colour of its layer, which is named beside the word.
+    The more paths of looks saw a region, the brighter it is; the frame is what the most probable path
+    saw, in the colour of its layer, which is named beside the word.
 
     Args:
         photo: [height, width, 3].
-        words: as many as are to be shown, "." for the end.
-        looks: of this photo alone (B = 1), for at least these words.
+        words: the words to show, "." for the end.
+        looks: for this photo alone (B = 1), and at least these words.
         sizes: (height, width) of each layer, in cells.
         path: the file to write.
-        columns: photos in a row.
+        columns: photos per row.
     """
     small = _shrunk(photo)
     tiles = [_tile(small, "", None)]
@@ -66,17 +66,17 @@ def draw_caption(
 def draw_captions(
     source: CaptionSource, names: Sequence[str], sentences: Sentences, folder: Path
 ) -> list[Path]:
-    """Draws the captions of pictures that a source knows by name, each to a file of its own.
+    """Draws the captions of pictures that a source knows by name, each to its own file.
 
     Returns:
-        The files, FOLDER/NAME.png, or NAME-2.png and so on where that is another picture's.
+        The files, FOLDER/NAME.png, or NAME-2.png and so on if a name is taken.
 
     Raises:
-        InputError: the model did not tell where it looked.
+        InputError: the model did not report where it looked.
         RunError: a file cannot be written.
     """
     if sentences.looks is None:
-        raise InputError("this model does not tell where it looks: there is nothing to draw")
+        raise InputError("this model does not report where it looks: there is nothing to draw")
     sizes = [(height, width) for _, height, width in source.layer_shapes]
     files = [folder / f"{stem}.png" for stem in distinct(Path(name).stem for name in names)]
     try:
@@ -99,7 +99,7 @@ def _shrunk(photo: npt.NDArray[np.uint8]) -> Image.Image:
 
 
 def _box(looks: Looks, s: int, t: int, image: Image.Image) -> tuple[int, int, int, int]:
-    """Left, top, right and lower edge of what was read, in pixels; at least one pixel wide."""
+    """Left, top, right and bottom edge of what was read, in pixels; at least one pixel wide."""
     x, y = looks.centres[s, 0, t].tolist()
     wide, high = looks.sizes[s, 0, t].tolist()
     edges = []

@@ -18,9 +18,9 @@ __all__ = ["draw_gaze", "draw_look", "gaze_page", "seen_share"]
 
 _GOOD, _BAD = "#1a7f37", "#cf222e"
 _GAP = 10
-_WIDTH = 200  # of one image in the picture, about
-_LARGE = 400  # of a single image
-_LEAST = 12  # side of a patch in the picture
+_WIDTH = 200  # approximate width of one image in the picture
+_LARGE = 400  # width of a single image
+_LEAST = 12  # smallest side of a patch in the picture
 _LINE = 12  # height of a number's box
 
 #: Left, top, right and bottom, in pixels of the picture.
@@ -33,7 +33,7 @@ def draw_gaze(gaze: Gaze, path: Path, columns: int = 4, zoom: int | None = None)
     Under each image stand the patches as the model saw them, framed in the colour of their glimpse.
 
     Args:
-        columns: images in a row.
+        columns: images per row.
         zoom: picture pixels per image pixel; by default so that an image is nearly 200 pixels wide.
 
     Returns:
@@ -57,8 +57,8 @@ def draw_look(gaze: Gaze, path: Path, sampled: Tensor | None = None) -> Path:
 
     Args:
         gaze: of the one image.
-        sampled: ``[S, N, 3]``, windows of as many sampled sequences: the image then stands there once
-            more, the brighter where more of them looked.
+        sampled: ``[S, N, 3]``, windows of S sampled sequences: the image is then drawn a second time,
+            brighter where more of them looked.
 
     Returns:
         The file written.
@@ -72,7 +72,7 @@ def draw_look(gaze: Gaze, path: Path, sampled: Tensor | None = None) -> Path:
 
 
 def seen_share(windows: Tensor, size: tuple[int, int]) -> Tensor:
-    """Which share of sequences saw each pixel: ``[S, N, 3] -> [height, width]``."""
+    """The fraction of sequences that saw each pixel: ``[S, N, 3] -> [height, width]``."""
     height, width = size
     rows, columns = (torch.arange(n, device=windows.device) + 0.5 for n in size)
     total = torch.zeros(height, width, device=windows.device)
@@ -84,7 +84,7 @@ def seen_share(windows: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def _heat(image: Tensor, windows: Tensor, zoom: int, size: tuple[int, int]) -> Image.Image:
-    """The image, dark, with the share of sequences that looked there as a glow, and a scale below."""
+    """The image, darkened, with the fraction of sequences that looked there as a glow, and a scale."""
     share = seen_share(windows, (image.shape[-2], image.shape[-1])).cpu()
     picture = _picture(image, 1)
     pixels = np.asarray(picture, np.float64) * 0.45
@@ -157,16 +157,16 @@ def _cell(gaze: Gaze, index: int, shown: int, zoom: int) -> Image.Image:
     finished = shown == count
     answer = {True: _GOOD, False: _BAD, None: INK}[gaze.correct[index]]
     colour = answer if finished else INK
-    known = "," in gaze.captions[index]  # what stands before it is no answer
+    known = "," in gaze.captions[index]  # otherwise the caption is not an answer
     text = gaze.captions[index] if finished else gaze.captions[index].split(",")[0] if known else ""
     pen.text((0, picture.height + side + 8), text, fill=colour, font=font)
     return cell
 
 
 def _free_corner(window: list[float], width: int, size: tuple[int, int], taken: Sequence[_Box]) -> _Box:
-    """Where a window's number stands: outside one of its corners, where no other number stands yet.
+    """The position of a window's number: outside one of its corners, if no other number is there.
 
-    Where all are taken they stand in a column within the window and below; always within the picture.
+    If all are taken, numbers form a column inside the window and below, always inside the picture.
     """
     left, top, right, bottom = window
     above, below = top - _LINE - 1, bottom + 1
@@ -174,7 +174,7 @@ def _free_corner(window: list[float], width: int, size: tuple[int, int], taken: 
     corners += [(left + 2, top + 2 + step * (_LINE + 1)) for step in range(1 + size[1] // _LINE)]
     places = []
     for x, y in corners:
-        # Also where the window reaches over the edge.
+        # Also if the window extends over the edge.
         x, y = min(max(x, 1), size[0] - width - 2), min(max(y, 1), size[1] - _LINE - 2)
         places.append((round(x), round(y), round(x) + width, round(y) + _LINE))
     free = (
@@ -186,7 +186,7 @@ def _free_corner(window: list[float], width: int, size: tuple[int, int], taken: 
 
 
 def _picture(image: Tensor, zoom: int) -> Image.Image:
-    """``[height, width]`` or ``[channels, height, width]``; other channels than red, green and blue are
+    """``[height, width]`` or ``[channels, height, width]``; channels other than red, green and blue are
     drawn as their mean."""
     if image.dim() == 3 and image.shape[0] != 3:
         image = image.mean(0)

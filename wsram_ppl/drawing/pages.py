@@ -1,4 +1,4 @@
-"""What all pictures share: colours, and pictures side by side on a page."""
+"""Common to all pictures: colours, and pictures side by side on a page."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from PIL import Image
 
 __all__ = ["COLOURS", "INK", "PAPER", "distinct", "grid"]
 
-#: Of what was looked at, in order; repeated after the last. Readable on black and on white.
+#: The colours of looks, in order, repeated after the last. Readable on black and on white.
 COLOURS: Final = ("#ffd400", "#ff8c1a", "#ff4d6d", "#c77dff", "#4cc9f0", "#52e3a4")
 #: The colour of text and lines.
 INK: Final = "#202124"
@@ -20,7 +20,7 @@ PAPER: Final = "#ffffff"
 
 
 def distinct(names: Iterable[str]) -> Iterator[str]:
-    """The names, with a number behind those that are taken, also on disks that ignore case."""
+    """The names, with a number after those that are taken, also on disks that ignore case."""
     taken: set[str] = set()
     for name in names:
         numbered = (name if n == 1 else f"{name}-{n}" for n in count(1))
@@ -32,7 +32,7 @@ def distinct(names: Iterable[str]) -> Iterator[str]:
 
 
 def grid(cells: Sequence[Image.Image], columns: int, gap: int) -> Image.Image:
-    """Pictures of one size in rows, so many pixels apart and from the edge."""
+    """Pictures of one size in rows, with a gap between them and to the edge."""
     columns = min(columns, len(cells))
     rows = -(-len(cells) // columns)
     width, height = cells[0].width + gap, cells[0].height + gap

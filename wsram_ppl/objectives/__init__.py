@@ -2,7 +2,7 @@
 
 Each is a Pyro ELBO: a bound on log p(y | I) and an estimator of its gradient, with importance weights
 per datum. See :class:`VariationalBound`, :class:`ImportanceBound`, :class:`WakeSleep`,
-:class:`ThermodynamicBound`; the guide :class:`Prior`; and :class:`Exploration`, which goes with any.
+:class:`ThermodynamicBound`; the guide :class:`Prior`; and :class:`Exploration`, for use with any.
 """
 
 from wsram_ppl.objectives.base import Objective

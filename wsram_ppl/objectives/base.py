@@ -29,17 +29,17 @@ __all__ = ["Objective", "ObjectiveModule", "Regularizer", "aside", "check_choice
 
 
 class Regularizer(Protocol):
-    """What may be added to any objective's gradient (not to its value), and change its proposal."""
+    """Terms added to an objective's gradient (not to its value), and changes to its proposal."""
 
     @property
     def changes_proposal(self) -> bool:
-        """Whether :meth:`proposal` does anything now."""
+        """Whether :meth:`proposal` currently does anything."""
 
     def proposal(self) -> AbstractContextManager[Any]:
-        """Entered while the guide runs: changes what it samples from."""
+        """A context for running the guide: changes what it samples from."""
 
     def bonus(self, particles: Particles) -> Tensor | None:
-        """To be maximised beside the bound: a mean over particles, summed over the data plate."""
+        """A term to maximise besides the bound: a mean over particles, summed over the data plate."""
 
 
 class ObjectiveModule(ELBOModule):
@@ -60,8 +60,8 @@ class Objective(ELBO):
 
     Works under :class:`pyro.infer.SVI` and, with any ``torch.optim`` optimiser, as
     ``objective(model, guide)``. Importance weights belong to a *datum*: one element of the data plates
-    (:mod:`~wsram_ppl.objectives.plates`). Samples are constants, whose scores move the guide, but for
-    those of ``pathwise`` sites and of ``Delta`` distributions.
+    (:mod:`~wsram_ppl.objectives.plates`). Samples are constants, and the guide is trained by their
+    scores, except for ``pathwise`` sites and ``Delta`` distributions.
 
     To write your own, implement only :meth:`bound` and :meth:`surrogate`. Options are fields of a
     dataclass, as here.
@@ -69,26 +69,26 @@ class Objective(ELBO):
     Args:
         num_particles: M, samples of the guide per datum, at least 1.
         max_plate_nesting: how many batch dimensions the plates of model and guide use; guessed by
-            running both once (without touching the random state) when not given.
+            running both once (without touching the random state) if not given.
         vectorize_particles: draw all particles in one run, as a plate left of all others. Otherwise
-            one after the other, which also allows runs of different structure.
+            they are drawn one after another, which also allows runs of different structure.
         pathwise: latent sites whose reparameterised samples are differentiated through: names, in which
-            ``*`` stands for anything, or True for every site that has such samples.
-        retain_graph: as in Pyro's ``ELBO``.
+            ``*`` matches anything, or True for every site that has such samples.
+        retain_graph: as for Pyro's ``ELBO``.
         regularizer: exploration terms and a tempered proposal
             (:class:`~wsram_ppl.objectives.exploration.Exploration`).
 
     Attributes:
-        statistics: of the last evaluation, constants on the device of the data: ``bound`` (mean per
+        statistics: of the last evaluation, as constants on the device of the data: ``bound`` (mean per
             datum, in nats) and ``ess`` (mean effective sample size, in [1, M]).
 
     Raises:
-        ValueError: in use, for what has no meaning here (enumerated sites, scales inside an importance
-            weight, sites that only one of guide and model samples) and, where Pyro's validation is on,
-            for what Pyro refuses; the message says what to do.
+        ValueError: when evaluated, for what has no meaning here (enumerated sites, scales inside an
+            importance weight, sites that only one of guide and model samples) and, if Pyro's validation
+            is on, for what Pyro refuses; the message says what to do.
 
     Warns:
-        UserWarning: once per objective, of a program that is likely not meant so
+        UserWarning: once per objective, about a program that is probably a mistake
             (:mod:`~wsram_ppl.objectives.inspection`).
     """
 
@@ -120,7 +120,7 @@ class Objective(ELBO):
         self._global_names: frozenset[str] | None = None
         self._inspected = False
 
-    # The two methods that make an objective.
+    # The two methods that define an objective.
 
     @abstractmethod
     def bound(self, log_weights: Tensor) -> Tensor:
@@ -128,12 +128,12 @@ class Objective(ELBO):
 
     @abstractmethod
     def surrogate(self, particles: Particles) -> Tensor:
-        """A scalar whose *gradient* is to be ascended, summed over data; its value means nothing."""
+        """A scalar whose *gradient* is ascended, summed over data; its value has no meaning."""
 
-    # What an objective may want besides.
+    # What an objective may override besides.
 
     def check(self, model: Program, guide: Program) -> None:
-        """Whether this objective can train these two, as far as that can be told without running them.
+        """Checks that this objective can train these two, as far as possible without running them.
 
         Raises:
             ValueError: it cannot; the message says what to change.
@@ -142,7 +142,7 @@ class Objective(ELBO):
             raise InputError(
                 f"the guide {type(guide).__name__} takes earlier samples as constants, so that "
                 "gradients through samples would be incomplete: leave out pathwise, or use Prior(model) "
-                "(guide 'prior') or a guide of your own"
+                "(guide 'prior') or your own guide"
             )
 
     @property
@@ -151,29 +151,29 @@ class Objective(ELBO):
         return False
 
     def held_constant(self, draw: TraceDraw) -> Collection[str]:
-        """The latents that are to be constants in a second evaluation (``Particles.constant``)."""
+        """The latents that are constants in a second evaluation (``Particles.constant``)."""
         return ()
 
     def evaluations(
         self, model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> list[Particles]:
-        """What the gradient is the mean of."""
+        """The evaluations that the gradient is averaged over."""
         return [self.particles(model, guide, *args, **kwargs)]
 
     def global_surrogate(
         self, evaluations: Sequence[Particles], bounds: Sequence[Tensor]
     ) -> Tensor | None:
-        """Moves model and guide by their global sites.
+        """The term that trains model and guide through their global sites.
 
         Args:
-            bounds: of each evaluation, in units of the data plates' scale; constants.
+            bounds: the bound of each evaluation, in units of the data plates' scale; constants.
         """
         return None
 
     def guide_surrogate(
         self, model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Tensor | None:
-        """A further term that needs runs of its own (the sleep phase)."""
+        """A further term that needs separate runs (the sleep phase)."""
         return None
 
     # Pyro's interface.
@@ -184,8 +184,8 @@ class Objective(ELBO):
     def differentiable_loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:
         """Minus the bound, summed over the data plates and scaled by their subsampling.
 
-        The value is the bound itself; the gradient is this objective's estimator. Nothing in here
-        waits for the device.
+        The value is the bound itself; the gradient is this objective's estimator. Nothing in it waits
+        for the device.
         """
         if not self._inspected:
             self.check(model, guide)
@@ -227,7 +227,7 @@ class Objective(ELBO):
         return self.running.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Restores what :meth:`state_dict` gave."""
+        """Restores what :meth:`state_dict` returned."""
         self.running.load_state_dict(state)
 
     def _get_trace(self, model: Program, guide: Program, args: Any, kwargs: Any) -> tuple[Trace, Trace]:
@@ -264,28 +264,28 @@ class Objective(ELBO):
         if held:
             if shares_parameters:
                 raise InputError(
-                    f"site '{next(iter(held))}' is pathwise, and this objective then tells the guide's "
-                    "part of the gradient from the model's, which are one for Prior: leave it out of "
-                    "pathwise, or use ImportanceBound without doubly_reparameterized"
+                    f"site '{next(iter(held))}' is pathwise, and this objective must separate the "
+                    "guide's part of the gradient from the model's, which are the same for Prior: leave "
+                    "it out of pathwise, or use ImportanceBound without doubly_reparameterized"
                 )
             constant = combine([sampler.again(draw, shared, held) for draw in draws], shares_parameters)
         return combine(draws, shares_parameters, constant)
 
     def _first_draw(self, sampler: Sampler) -> TraceDraw:
-        """Which latents are global shows after a run; one that took others for global is repeated."""
+        """The first draw, repeated if its global latents turn out to differ from those assumed."""
         if not self.forms_weights or sampler.num_particles == 1:
             draw = sampler.draw()
             self._global_names = draw.plates.global_names if self.forms_weights else None
             return draw
         if self._global_names is None:
-            with suppress(RuntimeError, ValueError), aside():  # the run that follows tells of them
+            with suppress(RuntimeError, ValueError), aside():  # the run that follows reports them
                 self._global_names = replace(sampler, num_particles=1).draw().plates.global_names
         for _ in range(3):
             draw = sampler.draw(shared=self._global_names or ())
             known, self._global_names = self._global_names, draw.plates.global_names
             if (known or frozenset()) == self._global_names:
                 return draw
-        raise ValueError("which latents lie outside of the data plates changes from run to run")
+        raise ValueError("which latents lie outside the data plates changes from run to run")
 
     def _find_max_plate_nesting(self, model: Program, guide: Program, args: Any, kwargs: Any) -> None:
         if self.max_plate_nesting == float("inf"):
@@ -293,7 +293,7 @@ class Objective(ELBO):
                 self._guess_max_plate_nesting(model, guide, args, kwargs)  # type: ignore[no-untyped-call]
 
     def _bounds(self, evaluations: Sequence[Particles]) -> list[Tensor]:
-        """Of each evaluation, summed over data, in units of the data plates' scale; constants."""
+        """Each evaluation's bound, summed over data, in units of the data plates' scale; constants."""
         found, means, sizes = [], [], []
         for particles in evaluations:
             bound = self.bound(particles.log_weights)
@@ -310,7 +310,7 @@ class Objective(ELBO):
 
 @contextmanager
 def aside() -> Iterator[None]:
-    """For a run that leaves gradients and the random state alone, and that no outer handler sees."""
+    """A context for a run without gradients or effects on the random state, hidden from handlers."""
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
     with torch.random.fork_rng(devices), torch.no_grad(), poutine.block():
         yield
@@ -322,7 +322,7 @@ def _mean(terms: Sequence[Tensor]) -> Tensor:
 
 
 def check_choice(option: str, value: object, choices: Sequence[str], objective: str) -> None:
-    """Raises an error that says what to write, if a value is none of the choices.
+    """Raises an error that says what to write, if a value is not one of the choices.
 
     Raises:
         ValueError: for anything else.

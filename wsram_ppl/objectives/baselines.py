@@ -1,6 +1,6 @@
-"""Pyro's declaration of a baseline on a sample site, ``infer={"baseline": {...}}``, read in full.
+"""Reads Pyro's declaration of a baseline on a sample site, ``infer={"baseline": {...}}``.
 
-The same declaration serves two purposes. ``VariationalBound(baseline="site")`` subtracts the
+The same declaration has two uses. ``VariationalBound(baseline="site")`` subtracts the
 prediction from the learning signal (NVIL; Mnih and Gregor 2014); ``WakeSleep(control_variate=
 "learned")`` uses it as the state-dependent part of a control variate's coefficient.
 """
@@ -24,7 +24,7 @@ class Baseline:
 
     Args:
         site: the site's name.
-        nn_baseline, nn_baseline_input: a network and its input (gradients into the input are cut).
+        nn_baseline, nn_baseline_input: a network and its input (which is detached).
         use_decaying_avg_baseline, baseline_beta: a running average of the signal, and its decay.
         baseline_value: the prediction itself, a function of the baseline's own parameters alone.
     """
@@ -60,11 +60,11 @@ class Baseline:
         return baseline
 
     def predict(self, batch_shape: torch.Size, arrange: Callable[[Tensor], Tensor]) -> Tensor | None:
-        """The network's (or the given) value as ``[particle, *datum, inner]``; None without one.
+        """The network's output or the given value, ``[particle, *datum, inner]``; None without either.
 
         Args:
-            batch_shape: the site's.
-            arrange: from the site's batch dimensions to ``[particle, *datum, inner]``.
+            batch_shape: that of the site.
+            arrange: maps the site's batch dimensions to ``[particle, *datum, inner]``.
 
         Raises:
             ValueError: the prediction does not broadcast to the site's batch shape.
@@ -89,8 +89,8 @@ class Baseline:
 def baseline_parameters(module: object) -> list[nn.Parameter]:
     """The parameters of the networks that a model or guide declares as baselines.
 
-    They are those of a submodule ``baselines``, which is where both optimisation and measurement look
-    for what is fitted by a regression of its own.
+    They are those of a submodule ``baselines``, where both optimisation and measurement look
+    for parameters that are fitted by a separate regression.
     """
     networks = getattr(module, "baselines", None)
     return list(networks.parameters()) if isinstance(networks, nn.Module) else []

@@ -1,4 +1,4 @@
-"""Which latents of a program depend on which, found by running it once."""
+"""Finds which latents of a program depend on which, by running it once."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from wsram_ppl.objectives.sites import Program, random_sites
 
 __all__ = ["dependencies"]
 
-#: What takes a tensor's content out of sight: it may decide what the program does next.
+#: Functions that read a tensor's values, which may then decide what the program does next.
 _READS = (
     Tensor.item,
     Tensor.tolist,
@@ -29,7 +29,7 @@ _READS = (
 
 
 class _Read(Exception):
-    """The program reads a latent's value off the device."""
+    """The program reads the value of a latent."""
 
 
 class _NoReads(TorchFunctionMode):
@@ -42,10 +42,10 @@ class _NoReads(TorchFunctionMode):
 def dependencies(
     program: Program, args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> dict[str, frozenset[str]] | None:
-    """For each latent the latents that its distribution depends on, directly or by way of others.
+    """For each latent, the latents that its distribution depends on, directly or indirectly.
 
-    None where that cannot be told: the program reads values of latents, to branch on them, or calls
-    functions that do not take tensors of a class of their own. Uses the global random state.
+    None if that cannot be determined: the program reads values of latents, to branch on them, or calls
+    functions that do not accept a subclass of tensors. Uses the global random state.
     """
     try:
         with pyro.validation_enabled(False), _NoReads(), TrackProvenance():

@@ -24,7 +24,7 @@ from wsram_ppl.objectives.wake_sleep import ControlVariate, WakeSleep
 
 @dataclass(frozen=True)
 class ImportanceSample:
-    """Particles of a guide and what they say about each datum.
+    """Particles of a guide, and what they show about each datum.
 
     Args:
         log_weights: log w~ = log p(a, y) - log q(a), ``[particle, *datum]``.
@@ -48,15 +48,15 @@ def importance_sample(
     max_plate_nesting: int | float = float("inf"),
     **kwargs: Any,
 ) -> ImportanceSample:
-    """Draws ``num_particles`` from the guide for each datum and weighs them, all in one run.
+    """Draws ``num_particles`` from the guide for each datum and weights them, all in one run.
 
     Example::
 
         >>> sample = importance_sample(model, guide, images, labels, num_particles=100)
-        >>> sample.ess.mean()  # near 100 where the guide is near the posterior
+        >>> sample.ess.mean()  # near 100 if the guide is near the posterior
 
     Raises:
-        ValueError: what the objectives do not support.
+        ValueError: for anything that the objectives do not support.
     """
     objective = ImportanceBound(
         num_particles, max_plate_nesting=max_plate_nesting, vectorize_particles=True
@@ -75,8 +75,8 @@ class GradientMoments:
     """Moments of one parameter group's gradient over repeats, on one fixed minibatch.
 
     Args:
-        mean: squared norm of the mean gradient, less its own sampling error (may be negative when
-            the mean is lost in noise).
+        mean: squared norm of the mean gradient, less its own sampling error (may be negative if
+            noise dominates the mean).
         variance: total variance (sum over parameters) of a single gradient.
         snr: signal-to-noise ratio, sqrt(max(mean, 0) / variance).
         repeats: how many gradients were drawn.
@@ -99,13 +99,13 @@ def gradient_moments(
 ) -> dict[str, GradientMoments]:
     """Mean, variance and signal-to-noise ratio of the gradient of the loss, per parameter group.
 
-    The loss is the objective's, summed over the data plate (and over processes, each of which then gives
-    its share of the minibatch). Running estimates stay as they are; so do
-    the parameters' ``.grad``. Uses the global random state.
+    The loss is the objective's, summed over the data plate (and over processes, each with its part of
+    the minibatch). Running estimates and the parameters' ``.grad`` are unchanged. Uses the global random
+    state.
 
     Args:
         repeats: how many gradients to draw, at least 2.
-        groups: parameters by name of the group; by default ``"model"`` and, if it has parameters
+        groups: parameters by group name; by default ``"model"`` and, if it has parameters
             of its own, ``"guide"``.
 
     Raises:
@@ -158,10 +158,10 @@ def fit_coefficients(
     batches: Iterable[tuple[Any, ...]],
     learning_rate: float = 3e-3,
 ) -> None:
-    """Fits what an objective learns beside model and guide, and leaves these as they are.
+    """Fits what an objective learns besides model and guide, which are unchanged.
 
-    That is its running estimates, and the networks in an attribute ``baselines`` of model or guide,
-    by Adam on the least-squares terms of the objective's own loss.
+    That means its running estimates, and the networks in an attribute ``baselines`` of model or guide,
+    fitted by Adam on the least-squares terms of the objective's own loss.
 
     Args:
         batches: one update each.
@@ -185,9 +185,9 @@ def all_estimators(
     """Every objective with every choice of control variate or baseline, by name.
 
     Args:
-        num_particles: of each, at least 2.
+        num_particles: of each objective, at least 2.
         max_plate_nesting, pathwise: see :class:`~wsram_ppl.objectives.base.Objective`. With ``pathwise``
-            sites those that take their gradient through the samples are there a second time.
+            sites, objectives that can differentiate through the samples are included a second time.
     """
     common: dict[str, Any] = {
         "num_particles": num_particles,
@@ -217,7 +217,7 @@ class EstimatorMoments:
 
     Args:
         moments: per parameter group.
-        milliseconds: of one evaluation with its gradient (median).
+        milliseconds: duration of one evaluation with its gradient (median).
     """
 
     moments: dict[str, GradientMoments]
@@ -237,9 +237,9 @@ def compare_estimators(
 
     Args:
         estimators: objectives by name. Each starts from copies of model and guide.
-        repeats: gradients drawn from each; the median time is that of as many, at most 5.
+        repeats: gradients drawn from each; the median time is over at most 5 of them.
         fit_batches: minibatches on which each first fits its own coefficients and baselines
-            (:func:`fit_coefficients`); without any, they are what the checkpoint holds.
+            (:func:`fit_coefficients`); without any, those in the checkpoint are used.
     """
     found = {}
     for name, objective in estimators.items():
@@ -255,7 +255,7 @@ def compare_estimators(
 def gradient_milliseconds(
     objective: Objective, model: nn.Module, guide: nn.Module, *batch: Any, repeats: int
 ) -> float:
-    """The median time of one gradient on a minibatch; running estimates go on."""
+    """The median time of one gradient on a minibatch; updates running estimates."""
     parameters = [p for p in (*model.parameters(), *guide.parameters()) if p.requires_grad]
     times = []
     for _ in range(repeats):
@@ -271,8 +271,8 @@ def gradient_milliseconds(
 def parameter_groups(model: nn.Module, guide: nn.Module) -> dict[str, list[nn.Parameter]]:
     """The model's parameters, and the guide's own, by group name; a group without any is left out.
 
-    A module that declares its coefficient networks in an attribute ``baselines`` has them in neither
-    group: their gradient is that of a regression.
+    Coefficient networks that a module declares in an attribute ``baselines`` are in neither group: their
+    gradient is that of a regression.
     """
     groups: dict[str, list[nn.Parameter]] = {}
     seen: set[int] = set()

@@ -1,8 +1,8 @@
-r"""The estimators as pure functions on ``[particle, *datum]`` tensors.
+r"""The estimators, as pure functions of ``[particle, *datum]`` tensors.
 
-Dimension 0 holds the M particles of each datum; nothing is ever normalised across the others. All
+Dimension 0 holds the M particles of each datum; nothing is normalised across the other dimensions. All
 inputs and outputs are constants: a gradient estimator is ``sum_m coefficient_m * d log-density_m``,
-and the functions here give the coefficients. Weights stay in log space until they are normalised.
+and these functions return the coefficients. Weights stay in log space until they are normalised.
 
 Equation numbers are those of Ba, Grosse, Salakhutdinov, Frey (NIPS 2015, arXiv 1509.06812); VIMCO is
 Mnih, Rezende (ICML 2016, arXiv 1602.06725), OVIS Liévin et al. (NeurIPS 2020, arXiv 2008.01998), the
@@ -19,7 +19,7 @@ from torch import Tensor
 
 
 def multi_sample_bound(log_weights: Tensor) -> Tensor:
-    """L_M = log mean_m w~_m (eq. 9), ``[*datum]``; -inf where no particle has any weight."""
+    """L_M = log mean_m w~_m (eq. 9), ``[*datum]``; -inf if no particle has any weight."""
     return torch.logsumexp(log_weights, 0) - math.log(log_weights.shape[0])
 
 
@@ -29,27 +29,27 @@ def variational_bound(log_weights: Tensor) -> Tensor:
 
 
 def normalized_weights(log_weights: Tensor) -> Tensor:
-    """w = softmax_m(log w~), ``[particle, *datum]``; all 0 where every w~ is 0."""
+    """w = softmax_m(log w~), ``[particle, *datum]``; all 0 if every w~ is 0."""
     return torch.softmax(log_weights, 0).nan_to_num(0.0)
 
 
 def effective_sample_size(log_weights: Tensor) -> Tensor:
-    """1 / sum_m w_m^2, in [1, M], ``[*datum]``; 0 where every w~ is 0."""
+    """1 / sum_m w_m^2, in [1, M], ``[*datum]``; 0 if every w~ is 0."""
     squared = normalized_weights(log_weights).square().sum(0)
     return torch.where(squared > 0, squared.reciprocal(), squared)
 
 
 def ratio(log_ratio: Tensor) -> Tensor:
-    """r = exp(log r), saturating at the fourth root of the largest float.
+    """r = exp(log r), clamped to the fourth root of the largest float.
 
     Beyond that (e^22 in float32) r^2, which the coefficients below average, would soon overflow;
-    an estimator that meets such a ratio has no useful variance anyway.
+    an estimator with such a ratio has no useful variance anyway.
     """
     return log_ratio.clamp(max=math.log(torch.finfo(log_ratio.dtype).max) / 4).exp()
 
 
 def finite(log_density: Tensor) -> Tensor:
-    """The log-density with -inf replaced by a constant 0, so that a zero coefficient leaves zero.
+    """The log-density with -inf replaced by a constant 0, so that a zero coefficient gives zero.
 
     A particle ruled out by the model has weight 0, but 0 * -inf is not a number.
     """
@@ -62,9 +62,9 @@ def weighted(coefficient: Tensor, log_density: Tensor) -> Tensor:
 
 
 def squared_error(residual: Tensor, mask: Tensor | None) -> Tensor:
-    """sum residual^2 where the mask is true, to be differentiated; its own value is 0.
+    """sum residual^2 where the mask is true, to be differentiated; the value itself is 0.
 
-    The square itself would overflow float32 from 1e19 on, although its gradient does not.
+    The square would overflow float32 above 1e19, although its gradient does not.
     """
     squared = 2 * residual.detach() * (residual - residual.detach())
     return squared.sum() if mask is None else (squared * mask).sum()
@@ -74,8 +74,8 @@ def _others(x: Tensor, scan: str) -> Tensor:
     """The running ``scan`` ("sum" or "logsumexp") over all *other* particles, in O(M).
 
     Joins an exclusive scan from the front with one from the back. Subtracting a particle from the
-    total would be shorter and wrong: it cancels when that particle holds all the weight, and is
-    inf - inf when its log-weight is infinite.
+    total would be shorter but wrong: it cancels if that particle has all the weight, and is inf - inf
+    if its log-weight is infinite.
     """
     accumulate: Callable[[Tensor, int], Tensor]
     join: Callable[[Tensor, Tensor], Tensor]
@@ -90,15 +90,15 @@ def _others(x: Tensor, scan: str) -> Tensor:
 
 
 def leave_one_out_mean(signal: Tensor) -> Tensor:
-    """The mean of the other particles' signals, a baseline that leaves the expectation as it is.
+    """The mean of the other particles' signals, a baseline that does not change the expectation.
 
     Raises:
-        ValueError: with one particle there are no others.
+        ValueError: there is only one particle.
     """
     if signal.shape[0] < 2:
         raise ValueError("a leave-one-out baseline needs at least 2 particles")
     others = _others(signal, "sum") / (signal.shape[0] - 1)
-    # Others that are ruled out (-inf) make a useless baseline; 0 is as unbiased.
+    # Others that are ruled out (-inf) make a useless baseline; 0 is just as unbiased.
     return torch.where(torch.isfinite(others), others, 0.0)
 
 
@@ -117,7 +117,7 @@ def vimco_signal(log_weights: Tensor) -> Tensor:
         signal = bound - torch.where(torch.isfinite(without), without, 0.0)
     else:
         signal = log_weights
-    # Where every particle is ruled out the bound is -inf and has no gradient.
+    # If every particle is ruled out the bound is -inf and has no gradient.
     return torch.where(torch.isfinite(bound), signal, 0.0)
 
 
@@ -139,7 +139,7 @@ def ovis_signal(log_weights: Tensor, gamma: float) -> Tensor:
     without = _others(log_weights, "logsumexp") - math.log(count - 1)
     signal = bound - torch.where(torch.isfinite(without), without, 0.0)
     signal = signal + gamma * normalized_weights(log_weights) - (1 - gamma) * math.log1p(-1 / count)
-    # Where every particle is ruled out the bound is -inf and has no gradient.
+    # If every particle is ruled out the bound is -inf and has no gradient.
     return torch.where(torch.isfinite(bound), signal, 0.0)
 
 
@@ -180,6 +180,6 @@ def _tempered(log_weights: Tensor, temperatures: Tensor) -> tuple[Tensor, Tensor
     """softmax(beta log w~) at each step's left end, ``[K, particle, *datum]``; the steps' widths."""
     shape = (-1, *[1] * log_weights.dim())
     beta = temperatures[:-1].reshape(shape)
-    # At beta = 0 a particle that is ruled out counts as any other: 0 * -inf is to be 0.
+    # At beta = 0 a particle that is ruled out counts like any other: 0 * -inf should be 0.
     heated = torch.where(beta > 0, beta * log_weights, 0.0)
     return torch.softmax(heated, 1).nan_to_num(0.0), temperatures.diff().reshape(shape[:-1])

@@ -1,13 +1,13 @@
 """The three exploration heuristics of Ba et al. (2015), section 4.5, for any model and objective.
 
-They read the latent sites' distributions off the traces, so no model holds code for them:
+They read the latent sites' distributions from the traces, so models need no code for them:
 
 * ``temperature`` T of the proposal: the guide's distributions are flattened (Normal: variance times
-  T; Categorical, Bernoulli: logits over T) while it runs. The tempered density is what enters the
-  importance weights, so the bound and its gradients stay right for the proposal in use.
-* ``entropy``: a bonus of that weight on the entropy of every latent site's conditional distribution,
+  T; Categorical, Bernoulli: logits over T) while it runs. The tempered density is used in the
+  importance weights, so the bound and its gradients are correct for the proposal in use.
+* ``entropy``: a bonus with this weight on the entropy of every latent site's conditional distribution,
   in model and guide, summed over sites.
-* ``coverage``: a penalty of that weight on how far the minibatch's marginal over each site's choices
+* ``coverage``: a penalty with this weight on how far the minibatch's marginal over each site's choices
   is from uniform (Kullback-Leibler divergence), in the model.
 
 The two weights add to the gradient only; the value of an objective remains the bound.
@@ -33,24 +33,24 @@ from wsram_ppl.primitives.distributions import innermost, rewrapped, unwrapped
 
 __all__ = ["GRID", "Exploration", "Temper", "in_place", "tempered"]
 
-#: Cells per dimension in which the marginal of a location in [-1, 1]^d is compared with uniform.
+#: Grid cells per dimension for comparing the marginal of a location in [-1, 1]^d with uniform.
 GRID = 8
 
 
 def in_place(held: float | Tensor, value: float) -> float | Tensor:
-    """``value``, in the place of what is held if that is a tensor, where a recording looks for it."""
+    """``value``, written in place if the current value is a tensor, which a recording reads."""
     return held.fill_(value) if isinstance(held, Tensor) else value
 
 
 class Exploration:
     """Exploration terms for an objective's ``regularizer``; the attributes may change at every step.
 
-    They are numbers, or tensors without dimensions: what is in a tensor changes without the program's
-    knowing, so its term is always computed.
+    They are numbers, or tensors without dimensions. A tensor may change without notice, so its term is
+    always computed.
 
     Args:
         entropy: weight of the entropy bonus, in nats of bound per nat of entropy; >= 0.
-        temperature: T of the proposal; > 0, 1 leaves it alone.
+        temperature: T of the proposal; > 0, 1 for no change.
         coverage: weight of the coverage penalty; >= 0.
 
     Raises:
@@ -74,21 +74,21 @@ class Exploration:
         self.coverage: float | Tensor = coverage
 
     def set(self, **values: float) -> None:
-        """Changes attributes, those that are tensors in their place."""
+        """Changes attributes, in place if they are tensors."""
         for name, value in values.items():
             setattr(self, name, in_place(getattr(self, name), value))
 
     @property
     def changes_proposal(self) -> bool:
-        """Whether the temperature is other than 1."""
+        """Whether the temperature differs from 1."""
         return isinstance(self.temperature, Tensor) or self.temperature != 1.0
 
     def proposal(self) -> AbstractContextManager[Any]:
-        """Entered while the guide runs: tempers what it samples from."""
+        """A context for running the guide: tempers the distributions that it samples from."""
         return Temper(self.temperature) if self.changes_proposal else nullcontext()
 
     def bonus(self, particles: Particles) -> Tensor | None:
-        """The entropy bonus and the term of coverage, to be maximised; None where both are off."""
+        """The entropy bonus and the coverage term, to be maximised; None if both are off."""
         terms = []
         if _is_on(self.entropy):
             for draw in particles.draws:
@@ -169,9 +169,9 @@ def _entropy(trace: Trace, draw: TraceDraw) -> Tensor:
 
 
 def _distance_from_uniform(particles: Particles) -> Tensor:
-    """KL(marginal over minibatch and particles || uniform), summed over sites, times the data's number.
+    """KL(marginal over minibatch and particles || uniform), summed over sites, times the number of data.
 
-    Pools particles drawn one after the other, so that they are penalised as those drawn at once.
+    Pools particles drawn one after another, so that they are penalised like those drawn at once.
     """
     chosen: dict[str, Tensor] = {}
     for draw in particles.draws:
@@ -184,7 +184,7 @@ def _distance_from_uniform(particles: Particles) -> Tensor:
                     probs = _where(site["mask"], probs)
                 counts = probs.reshape(-1, probs.shape[-1]).sum(0)
                 chosen[name] = counts + chosen[name] if name in chosen else counts
-    everywhere = collectives.sum_by_name(chosen)  # of all processes, each with its share of the data
+    everywhere = collectives.sum_by_name(chosen)  # over all processes, each with its part of the data
     divergences = []
     for name, own in chosen.items():
         counts = own + (everywhere[name] - own).detach()
@@ -203,7 +203,7 @@ def _cell_probabilities(fn: Any, site: str) -> Tensor:
     plain = fn.event_dim == base.event_dim
     probs: Tensor | None = None
     if any(isinstance(each, MaskedDistribution) for each in unwrapped(fn)):
-        pass  # inside of an event a mask has no rows to leave out
+        pass  # inside an event a mask has no rows to leave out
     elif plain and isinstance(
         base, (torch.distributions.Categorical, torch.distributions.OneHotCategorical)
     ):
@@ -221,7 +221,7 @@ def _cell_probabilities(fn: Any, site: str) -> Tensor:
 
 
 def _grid_probabilities(normal: Any) -> Tensor:
-    """``[*batch, d] -> [*batch, GRID ** d]``: of each cell of [-1, 1]^d."""
+    """``[*batch, d] -> [*batch, GRID ** d]``: the probability of each cell of [-1, 1]^d."""
     edges = torch.linspace(-1, 1, GRID + 1, device=normal.loc.device, dtype=normal.loc.dtype)
     below = torch.special.ndtr((edges - normal.loc.unsqueeze(-1)) / normal.scale.unsqueeze(-1))
     along = below.diff(dim=-1)  # [*batch, dimensions, GRID]
@@ -232,7 +232,7 @@ def _grid_probabilities(normal: Any) -> Tensor:
 
 
 def _where(mask: Any, probs: Tensor) -> Tensor:
-    """``probs [*batch, cells]`` with 0 where the mask (a truth value, or ``[*batch]``) is not true."""
+    """``probs [*batch, cells]`` with 0 where the mask (a Boolean, or ``[*batch]``) is not true."""
     if isinstance(mask, bool):
         return probs if mask else torch.zeros_like(probs)
     counted: Tensor = mask.unsqueeze(-1)

@@ -27,18 +27,18 @@ class ImportanceBound(MultiSampleObjective):
 
     * theta (model): sum_m w_m d log p(y, a^m), w = softmax(log w~);
     * eta (guide): sum_m (signal_m - w_m) d log q(a^m), with VIMCO's leave-one-out signal (Mnih,
-      Rezende 2016) or that of OVIS (Liévin et al. 2020), in O(M). Where sites are ``pathwise``,
+      Rezende 2016) or that of OVIS (Liévin et al. 2020), in O(M). For ``pathwise`` sites,
       sum_m w_m d log w~_m through their values, or doubly reparameterised (Tucker et al. 2019)
       sum_m w_m^2 (d log w~_m / d a) d a / d eta.
 
     Exactly unbiased for the gradient of E[L_M] with respect to both, also with the prior as
-    proposal, where theta receives the score term too; but for OVIS with ``ovis_gamma`` > 0.
+    proposal, where theta receives the score term too; except for OVIS with ``ovis_gamma`` > 0.
 
     Args:
         num_particles: M. With 1 this is the variational bound, with log w~ itself as the signal.
         guide_gradient: ``"vimco"``, or ``"ovis"`` (needs ``num_particles`` >= 2).
-        ovis_gamma: in [0, 1]; its expectation is the exact gradient plus ``ovis_gamma`` times that of
-            wake-q. 0 suits few effective particles and 1 many, says the paper.
+        ovis_gamma: in [0, 1]; the expectation is the exact gradient plus ``ovis_gamma`` times that of
+            wake-q. According to the paper, 0 suits few effective particles and 1 many.
         doubly_reparameterized: for ``pathwise`` sites; model and guide then run twice.
         num_global_particles: see :class:`~wsram_ppl.objectives.multi_sample.MultiSampleObjective`.
         max_plate_nesting, vectorize_particles, pathwise, retain_graph, regularizer: see
@@ -101,14 +101,14 @@ def pathwise_names(draw: TraceDraw) -> list[str]:
     names = [site.name for site in draw.latents if site.pathwise]
     if not names:
         raise InputError(
-            "doubly_reparameterized=True needs a latent inside of the data plates that is pathwise "
+            "doubly_reparameterized=True needs a latent inside the data plates that is pathwise "
             "(and, in the guide, depends on a parameter): name it in pathwise"
         )
     return names
 
 
 def through_samples(coefficient: Tensor, particles: Particles) -> Tensor:
-    """sum coefficient (d log w~ / d a) d a: what parameters do directly cancels."""
+    """sum coefficient (d log w~ / d a) d a: the direct effect of parameters cancels."""
     assert particles.constant is not None
     held = particles.constant.log_weights_with_gradient
     return weighted(coefficient, particles.log_weights_with_gradient) - weighted(coefficient, held)

@@ -1,4 +1,4 @@
-"""What is likely not meant so in a program: looked for once, at an objective's first gradient."""
+"""Looks for probable mistakes in a program, once, at an objective's first gradient."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["inspect"]
 
 
 class Inspected(Protocol):
-    """What is to be known of an objective; see :class:`~wsram_ppl.objectives.base.Objective`."""
+    """What must be known of an objective; see :class:`~wsram_ppl.objectives.base.Objective`."""
 
     pathwise: bool | Sequence[str]
 
@@ -32,10 +32,10 @@ class Inspected(Protocol):
 
 
 def inspect(objective: Inspected, particles: Particles, model: Program, guide: Program) -> None:
-    """Warns of each thing that this module finds, with the site's name and what to do.
+    """Warns about everything that this module finds, with the site's name and what to do.
 
     Raises:
-        InputError: a name in ``pathwise`` fits no site, or one without reparameterised samples.
+        InputError: a name in ``pathwise`` matches no site, or one without reparameterised samples.
     """
     _check_pathwise(objective, particles)
     found = []
@@ -65,7 +65,7 @@ def _check_pathwise(objective: Inspected, particles: Particles) -> None:
         fitting = [name for name in sites if fnmatchcase(name, pattern)]
         if not fitting:
             raise InputError(
-                f"pathwise names '{pattern}', which fits no latent site: there are {[*sites]}"
+                f"pathwise names '{pattern}', which matches no latent site: there are {[*sites]}"
             )
         for name in fitting:
             if not sites[name]["fn"].has_rsample:
@@ -80,15 +80,15 @@ def _one_weight(particles: Particles) -> str | None:
     if site is None or particles.num_particles == 1:
         return None
     return (
-        f"site '{site}' lies outside of a plate that holds others, so that all data share one "
-        "importance weight per particle, which no few particles can carry: put it into the plate of its "
+        f"site '{site}' lies outside a plate that contains others, so that all data share one "
+        "importance weight per particle, which needs too many particles: put it into the plate of its "
         "data, or use VariationalBound, which needs no weights"
     )
 
 
 def _counted_twice(particles: Particles) -> str | None:
     if particles.shares_parameters or any(site.pathwise for site in _latents(particles)):
-        return None  # a value that carries gradients takes the guide's parameters to the model
+        return None  # a value with gradients brings the guide's parameters into the model
     draw = particles.draws[0]
     theirs = random_sites(draw.guide_trace)
     for name, site in random_sites(draw.model_trace).items():

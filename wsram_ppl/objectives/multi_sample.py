@@ -1,4 +1,4 @@
-"""What objectives on importance weights have in common: several particles per datum."""
+"""The common part of objectives with importance weights: several particles per datum."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ _DECAY = 0.9
 class MultiSampleObjective(Objective):
     r"""A bound from M importance weights per datum, given one draw of the global sites.
 
-    With global sites g, outside of the data plates (:mod:`~wsram_ppl.objectives.plates`), the bound is
+    With global sites g, outside the data plates (:mod:`~wsram_ppl.objectives.plates`), the bound is
 
         E_{g ~ q}[ log p(g) - log q(g) + sum_d scale L_M,d(g) ],
 
-    and their guide follows its gradient: through the sample where it is ``pathwise``, else by its score,
-    with the whole bound as signal, less the mean of the other draws of g, or with a single draw less
-    a running mean.
+    and their guide follows its gradient: through the sample if it is ``pathwise``, else by its score,
+    with the whole bound as signal, minus the mean of the other draws of g, or minus a running mean for
+    a single draw.
 
     Args:
         num_global_particles: draws of g per evaluation, each with its own M particles of the local
@@ -56,7 +56,7 @@ class MultiSampleObjective(Objective):
         names = first.draws[0].plates.global_names
         if not names and self.num_global_particles > 1:
             raise InputError(
-                "num_global_particles is above 1, but no latent lies outside of the data plates: use "
+                "num_global_particles is above 1, but no latent lies outside the data plates: use "
                 "num_particles"
             )
         if names and collectives.count() > 1:

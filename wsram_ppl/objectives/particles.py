@@ -1,4 +1,4 @@
-"""What every estimator reads: log-densities of M particles of each datum, ``[particle, *datum]``."""
+"""The input of every estimator: log-densities of M particles of each datum, ``[particle, *datum]``."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ class Latent:
         name: the site's name.
         prior: its term in the model; None for an auxiliary site, which only the guide has.
         proposal: its term in the guide.
-        prefix_size: how many latents, in the model's order, make the smallest set that contains this
-            one and comes first in both programs: the partial ratio up to here is a ratio of two
-            normalised densities only over such a set. n + 1 for the n-th when the orders agree.
+        prefix_size: the size of the smallest set of latents, in the model's order, that contains this
+            one and comes first in both programs: only over such a set is the partial ratio a ratio of
+            two normalised densities. n + 1 for the n-th if the orders agree.
         last_parent: position, in the guide's order, of the last latent drawn before this one in the
             model; -1 for none.
         prior_baseline: the baseline declared on the model's site; known before a_n in the model.
         proposal_baseline: the same for the guide's site.
-        pathwise: whether its value carries gradients; otherwise its score is what moves the guide.
+        pathwise: whether its value carries gradients; otherwise its score trains the guide.
     """
 
     name: str
@@ -50,11 +50,11 @@ class TraceDraw:
 
     Args:
         latents: the local latent sites in the model's order.
-        globals: those outside of the data plates, ``[particle]`` (one if they were drawn once).
+        globals: the sites outside the data plates, ``[particle]`` (size 1 if they were drawn once).
         observations: log-densities of observed sites and factors.
         plates: which are the data plates, and how dimensions map to ``[particle, *datum]``.
         size: the shape ``[particle, *datum]`` of this draw.
-        model_trace, guide_trace: where it was read.
+        model_trace, guide_trace: the traces that it was read from.
     """
 
     latents: tuple[Latent, ...]
@@ -71,7 +71,7 @@ class TraceDraw:
         return self.plates.layout
 
     def total(self, terms: Sequence[Tensor]) -> Tensor:
-        """The sum of local sites' ``[particle, *datum]``."""
+        """The sum over local sites, ``[particle, *datum]``."""
         return add(terms, self._some.new_zeros(()) if not terms else None).expand(self.size)
 
     @cached_property
@@ -116,7 +116,7 @@ class TraceDraw:
 
 
 def add(terms: Sequence[Tensor], start: Tensor | None = None) -> Tensor:
-    """The sum; ``start`` where there is nothing to sum."""
+    """The sum; ``start`` if there is nothing to sum."""
     if not terms:
         assert start is not None
         return start
@@ -128,17 +128,17 @@ def add(terms: Sequence[Tensor], start: Tensor | None = None) -> Tensor:
 
 @dataclass(frozen=True)
 class Particles:
-    """What every estimator reads: M particles a^m ~ q(a | y, I) of each datum.
+    """The input of every estimator: M particles a^m ~ q(a | y, I) of each datum.
 
-    Log-densities are in units of the data plates' scale: a site that is scaled otherwise
+    Log-densities are in units of the data plates' scale: a site with another scale
     (:func:`pyro.poutine.scale`) counts as often as its scale says.
 
     Args:
         draws: one vectorised draw, or one draw per particle (whose sites may then differ: stochastic
             control flow).
-        shares_parameters: the guide's density is a function of the model's parameters (the prior
-            as proposal), so that gradients of ``log_proposal`` go to theta.
-        constant: the same particles with values that carry no gradients, where the estimator needs both.
+        shares_parameters: whether the guide's density is a function of the model's parameters (the
+            prior as proposal), so that gradients of ``log_proposal`` go to theta.
+        constant: the same particles with values without gradients, if the estimator needs both.
     """
 
     draws: tuple[TraceDraw, ...]
@@ -213,7 +213,7 @@ class Particles:
         return self.log_prior + self.log_likelihood - self.log_proposal
 
     def rows(self) -> Iterator[tuple[TraceDraw, slice]]:
-        """Each draw with the rows of ``[particle, *datum]`` that it fills."""
+        """Each draw, with the rows of ``[particle, *datum]`` that it fills."""
         start = 0
         for draw in self.draws:
             stop = start + draw.size[0]

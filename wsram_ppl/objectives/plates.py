@@ -1,9 +1,9 @@
-"""Where particles and data lie among the batch dimensions of a site, and log-densities laid out so.
+"""Finds particles and data among the batch dimensions of a site, and arranges log-densities by them.
 
 A *datum* is one element of the data plates: those that enclose every observed site (and factor) and
 every latent that lies in at least one plate that encloses all observed sites. Latents in none of these
-are *global*. Everything to the right of the data plates is summed out. Without data plates there is one
-weight for the whole trace, and no latent is global.
+plates are *global*. Everything to the right of the data plates is summed out. Without data plates there
+is one weight for the whole trace, and no latent is global.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ __all__ = ["PlateLayout", "Plates", "Term", "plates_of"]
 
 @dataclass(frozen=True)
 class PlateLayout:
-    """Where the particle and some plates lie among a site's batch dimensions.
+    """The positions of the particle and some plates among a site's batch dimensions.
 
     Args:
         kept: the (negative) dimensions to keep, leftmost first: the particle's, then the plates'.
-        names: of these plates, the particle's included.
-        shape: their sizes, without the particle's; -1 for a plate without a size.
+        names: of these plates, including the particle's.
+        shape: their sizes, without the particle's; -1 for a plate of unknown size.
         vectorized: whether the first of them is the particle's.
     """
 
@@ -53,17 +53,17 @@ class PlateLayout:
     def total(self, x: Tensor) -> Tensor:
         """``[batch dimensions of a site] -> [particle, *plates]``, the rest summed out."""
         if self.vectorized and self._plain(x):
-            return x  # the common case, spared the views
+            return x  # the common case, without views
         arranged = self.arrange(x)
         return arranged.squeeze(-1) if arranged.shape[-1] == 1 else arranged.sum(-1)
 
     def _plain(self, x: Tensor) -> bool:
-        """Whether the dimensions of ``x`` are those kept, in order."""
+        """Whether the dimensions of ``x`` are exactly those kept, in order."""
         return self.kept == tuple(range(-x.dim(), 0))
 
     @classmethod
     def of(cls, plates: Iterable[CondIndepStackFrame]) -> PlateLayout:
-        """For these plates, of which one may be the particles'."""
+        """The layout for these plates, one of which may be the particles'."""
         frames = sorted((f for f in plates if f.vectorized), key=lambda f: f.dim or 0)
         particle = [f for f in frames if f.name == PARTICLE_PLATE]
         kept = particle + [f for f in frames if f.name != PARTICLE_PLATE]
@@ -83,14 +83,14 @@ class Plates:
     """The plates of one run of model and guide.
 
     Args:
-        data: the data plates, with the particles' where that is one.
-        particle: the particles' plate alone, where there is one.
-        global_names: the latents outside of all data plates.
-        nested: whether some latent lies in other plates than exactly the data plates.
-        scale: a factor of the finished bound: the scale that all local sites have in common, or else the
+        data: the data plates, including the particles' if it is a plate.
+        particle: the particles' plate alone, if there is one.
+        global_names: the latents outside all data plates.
+        nested: whether some latent lies in plates other than exactly the data plates.
+        scale: a factor of the finished bound: the scale common to all local sites, or else the
             data plates' subsampling.
-        unequal: why the scales have no meaning inside an importance weight, where they have none.
-        misplaced: a site that is why there are plates and yet no data plate; None otherwise.
+        unequal: why the scales have no meaning inside an importance weight, if so.
+        misplaced: the site that prevents plates from being data plates; None if there is none.
     """
 
     data: Frames
@@ -103,22 +103,22 @@ class Plates:
 
     @cached_property
     def layout(self) -> PlateLayout:
-        """Of a datum: ``[particle, *datum]``."""
+        """The shape for a datum: ``[particle, *datum]``."""
         return PlateLayout.of(self.data)
 
     @cached_property
     def global_layout(self) -> PlateLayout:
-        """Of a global site: ``[particle]``."""
+        """The shape for a global site: ``[particle]``."""
         return PlateLayout.of(self.particle)
 
 
 def plates_of(model: Mapping[str, Site], guide: Mapping[str, Site]) -> Plates:
-    """Finds the data plates and the global latents, and what the scales are.
+    """Finds the data plates, the global latents, and the scales.
 
     Args:
         model, guide: the random sites by name.
     """
-    # Pyro's frames are slow to hash, and most sites lie in the same plates: each stack is read once.
+    # Pyro's frames are slow to hash, and most sites lie in the same plates: read each stack once.
     read: dict[tuple[tuple[object, ...], ...], Frames] = {}
     sites: list[tuple[Site, Frames]] = []
     for site in (*model.values(), *guide.values()):
@@ -141,7 +141,7 @@ def plates_of(model: Mapping[str, Site], guide: Mapping[str, Site]) -> Plates:
             latent[site["name"]] = latent.get(site["name"], plates) & plates
     enclosing = frozenset.intersection(*observed) if observed else everywhere
     outside = [name for name, plates in latent.items() if not plates & enclosing]
-    # Nothing but globals: the trace is the datum.
+    # Only globals: the trace is the datum.
     only_globals = bool(outside) and len(outside) == len(latent)
     local = {plates for name, plates in latent.items() if plates & enclosing}
     data = frozenset() if only_globals else frozenset.intersection(enclosing, *local)
@@ -166,7 +166,7 @@ def plates_of(model: Mapping[str, Site], guide: Mapping[str, Site]) -> Plates:
 
 
 def _common_scale(sites: Iterable[tuple[Site, Frames]], data: Frames) -> tuple[float, str | None]:
-    """The scale of the local sites, and why it has no meaning inside an importance weight, if so."""
+    """The scale of the local sites, and the reason if it has no meaning inside an importance weight."""
     scales, problem = set(), None
     for site, stack in sites:
         if isinstance(site["scale"], Tensor):
@@ -195,15 +195,15 @@ def _common_scale(sites: Iterable[tuple[Site, Frames]], data: Frames) -> tuple[f
 
 @dataclass(frozen=True)
 class Term:
-    """One log-density and how much of the guide must have run before it is known.
+    """One log-density, and how much of the guide must run before it is known.
 
     Args:
         log_prob: in the site's batch dimensions, masked, not scaled, in float32 or better.
         site_mask: where the site counts, broadcastable to ``log_prob``; None for everywhere.
-        layout: of these dimensions.
+        layout: the layout of these dimensions.
         last_dependency: position, in the guide's order, of the last latent that it may depend on;
             -1 for none.
-        scale: the site's own, in units of the data plates'.
+        scale: the site's own, in units of the data plates' scale.
         stack: the plates that the site lies in.
     """
 
@@ -218,7 +218,7 @@ class Term:
     def of(
         cls, site: Site, value: Tensor, layout: PlateLayout, last_dependency: int, unit: float = 1.0
     ) -> Term:
-        """From a traced site and its log-density as the distribution gives it.
+        """Makes a term from a traced site and the log-density of its distribution.
 
         Args:
             unit: the scale of the data plates.
@@ -234,7 +234,7 @@ class Term:
 
     @property
     def is_scaled(self) -> bool:
-        """Whether its scale is another than the data plates'."""
+        """Whether its scale differs from the data plates'."""
         return isinstance(self.scale, Tensor) or self.scale != 1.0
 
     @cached_property
@@ -247,14 +247,14 @@ class Term:
         return self.elements if layout is self.layout else layout.arrange(self.log_prob)
 
     def arranged_mask(self, layout: PlateLayout) -> Tensor | None:
-        """Of the shape of ``arranged``."""
+        """The mask, in the shape of ``arranged``."""
         if layout is self.layout or self.site_mask is None:
             return self.mask
         return layout.arrange(self.site_mask.expand(self.log_prob.shape))
 
     @cached_property
     def mask(self) -> Tensor | None:
-        """Of the shape of ``elements``."""
+        """The mask, in the shape of ``elements``."""
         if self.site_mask is None:
             return None
         return self.layout.arrange(self.site_mask.expand(self.log_prob.shape))

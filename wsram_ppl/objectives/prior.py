@@ -1,4 +1,4 @@
-"""The prior as proposal: look where the prediction network itself would look."""
+"""The prior as proposal: looks where the prediction network itself would look."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ class Prior(nn.Module):
     """Proposes from the model's own prior; works on any Pyro model and has no parameters.
 
     Runs the model with its observed sites hidden. Objectives read ``is_prior`` and then take the
-    guide's densities from the model's one run, as functions of the same parameters.
+    guide's densities from a single run of the model, as functions of the same parameters.
 
     Args:
-        model: any Pyro model. It is not made a submodule: its parameters stay its own.
+        model: any Pyro model. It does not become a submodule, so the guide has no parameters.
 
     Example::
 
@@ -33,7 +33,7 @@ class Prior(nn.Module):
 
     def __init__(self, model: Program) -> None:
         super().__init__()
-        self._model = (model,)  # in a tuple, lest nn.Module registers it
+        self._model = (model,)  # in a tuple, so that nn.Module does not register it
 
     @property
     def model(self) -> Program:

@@ -1,4 +1,4 @@
-"""Running estimates over minibatches: the only state that an objective keeps."""
+"""Running estimates over minibatches, the only state of an objective."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _DECAY = "decay of "
 class RunningMeans:
     """Exponential moving averages of scalars, by name.
 
-    A value read during one minibatch was computed from *earlier* ones: whoever uses it reads first and
-    updates after. Under ``torch.distributed`` every process holds the same values: with equal shares of
-    the minibatch those of a single process, since a mean over data is the mean of the shares' means. A
-    name that only some processes meet (a site that their programs reached) is averaged over these.
+    A value read during one minibatch was computed from *earlier* ones: read first, then update. Under
+    ``torch.distributed`` every process holds the same values: with equal parts of the minibatch they are
+    those of a single process, since a mean over data is the mean of the parts' means. A name that occurs
+    only in some processes (a site that their programs reached) is averaged over these.
 
     Example::
 
@@ -34,21 +34,21 @@ class RunningMeans:
         self._means: dict[str, Tensor] = {}
 
     def get(self, name: str, default: Tensor) -> Tensor:
-        """The mean, on the device and in the type of ``default``; ``default`` before any update.
+        """The mean, with the device and dtype of ``default``; ``default`` before any update.
 
-        It may change with the next update: it is to be used, not kept.
+        It may change with the next update: use it now, do not keep it.
         """
         mean = self._means.get(name)
         return default if mean is None else mean.to(default)
 
     def update(self, values: Mapping[str, Tensor], decay: float | Mapping[str, float]) -> None:
-        """Mixes one minibatch's values in; the first value of a name is taken as it is.
+        """Averages in one minibatch's values; the first value of a name is taken unchanged.
 
-        Every process is to call it at every update, with whatever it has, be it nothing.
+        Every process must call it at every update, even without any values.
 
         Args:
             values: by name.
-            decay: of all means, or of each.
+            decay: one for all means, or one for each.
         """
         fresh = {name: value.detach() for name, value in values.items()}
         if isinstance(decay, Mapping):  # a process that lacks a name does not know its decay either
@@ -64,7 +64,7 @@ class RunningMeans:
                 continue
             mixed = torch.lerp(value, held.to(value), weight)
             if (held.device, held.dtype) == (mixed.device, mixed.dtype):
-                held.copy_(mixed)  # in its place, where a recorded update looks for it
+                held.copy_(mixed)  # in place, where a recorded update reads it
             else:
                 self._means[name] = mixed
 
@@ -73,7 +73,7 @@ class RunningMeans:
         return {name: mean.clone() for name, mean in self._means.items()}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Replaces the means with those of ``state``, in their place where they have one."""
+        """Replaces the means with those of ``state``, in place if they exist."""
         held, self._means = self._means, {}
         for name, mean in state.items():
             place = held.get(name)
@@ -84,9 +84,9 @@ class RunningMeans:
 
 
 class MinibatchMeans:
-    """Values of one minibatch, by name: averaged over its draws, then mixed in all at once.
+    """Values of one minibatch, by name: averaged over its draws, then all added to the means at once.
 
-    Several processes then exchange one message.
+    So several processes exchange only one message.
     """
 
     def __init__(self) -> None:
@@ -105,8 +105,8 @@ class RunningRatio:
     """c = E[x r] / E[r^2], the coefficient that minimises E[(x - c r)^2], over earlier minibatches.
 
     Args:
-        running: where the two means are kept.
-        name: what their names begin with.
+        running: holds the two means.
+        name: the prefix of their names.
     """
 
     def __init__(self, running: RunningMeans, name: str) -> None:
@@ -114,12 +114,12 @@ class RunningRatio:
         self._names = f"{name}/numerator", f"{name}/denominator"
 
     def value(self, like: Tensor) -> Tensor:
-        """c, a scalar in the type of ``like``; 0 before the first minibatch."""
+        """c, a scalar with the dtype of ``like``; 0 before the first minibatch."""
         zero = like.new_zeros(())
         numerator, denominator = (self._running.get(name, zero) for name in self._names)
         return torch.where(denominator > 0, numerator / denominator, zero)
 
     def observe(self, x: Tensor, r: Tensor, means: MinibatchMeans) -> None:
-        """Adds a minibatch's values to what is mixed in at its end."""
+        """Adds a minibatch's values to the means that are updated at its end."""
         for name, value in zip(self._names, (x * r, r.square()), strict=True):
             means.add(name, value)

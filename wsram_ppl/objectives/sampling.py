@@ -1,4 +1,4 @@
-"""Runs a guide and a model, and reads particles off their traces."""
+"""Runs a guide and a model, and reads particles from their traces."""
 
 from __future__ import annotations
 
@@ -48,12 +48,12 @@ class Sampler:
 
     Args:
         model, guide: the programs.
-        args, kwargs: what they are called with.
+        args, kwargs: their arguments.
         is_prior: whether the guide is the model's own prior, so that one run gives both densities.
-        num_particles: in one run; 1 where they are drawn one after the other.
+        num_particles: in one run; 1 if they are drawn one after another.
         max_plate_nesting: including the particles' plate, if ``num_particles`` > 1.
-        carries_gradients: of a site, whether its value does.
-        proposal: makes what is entered while the guide samples.
+        carries_gradients: whether the value of a site carries gradients.
+        proposal: makes the context in which the guide samples.
         forms_weights: see :func:`~wsram_ppl.objectives.traces.read_draw`.
     """
 
@@ -72,8 +72,8 @@ class Sampler:
         """One run of both programs.
 
         Args:
-            shared: latents that all particles of the run share.
-            given: values of latents that are not to be drawn.
+            shared: latents shared by all particles of the run.
+            given: values of latents that are not drawn.
         """
         known = Substitute(given, "guide", partial=True) if given else nullcontext()
         with Memoize():
@@ -110,12 +110,12 @@ class Sampler:
         return poutine.trace(program).get_trace(*self.args, **self.kwargs)
 
     def one_by_one(self) -> Sampler:
-        """The same for a single particle a run."""
+        """The same for runs of a single particle."""
         return replace(self, num_particles=1)
 
 
 def _latents(model_trace: Trace) -> Trace:
-    """The prior's own trace, read off the model's."""
+    """The prior's own trace, read from the model's."""
     guide_trace = Trace()
     for name, site in model_trace.nodes.items():
         if site["type"] == "sample" and not site["is_observed"]:

@@ -1,4 +1,4 @@
-"""The random sites of a trace, and what is asked of their distributions."""
+"""The random sites of a trace, and operations on their distributions."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Site = Mapping[str, Any]
 
 
 def random_sites(trace: Trace) -> dict[str, Site]:
-    """The sample sites that have a density: no plate subsamples, no ``pyro.deterministic``."""
+    """The sample sites that have a density, without plate subsamples and ``pyro.deterministic``."""
     return {
         name: site
         for name, site in trace.nodes.items()
@@ -38,15 +38,15 @@ def values_of(trace: Trace) -> dict[str, Any]:
 
 
 def log_density(site: Site) -> Tensor:
-    """As the distribution gives it: without mask and scale."""
+    """The log-density of the distribution, without mask and scale."""
     value: Tensor = site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"])
     return value
 
 
 def without_masked(site: Site) -> Site:
-    """The site, where an observation is masked (it may be missing, NaN) with a value of its support.
+    """The site with masked observations (they may be missing, NaN) replaced by values of the support.
 
-    A masked log-density of NaN is not counted, but its gradient of zero times NaN would be.
+    A masked log-density of NaN does not count, but its gradient, zero times NaN, would.
     """
     fn, value = site["fn"], site["value"]
     if not (site["is_observed"] and isinstance(value, Tensor) and value.is_floating_point()):
@@ -59,7 +59,7 @@ def without_masked(site: Site) -> Site:
 
 
 def _supported(fn: Any, value: Tensor) -> Tensor:
-    """Values that the distribution can take: the image of 0, or 0 for counts and truth values."""
+    """Values that the distribution can take: the image of 0, or 0 for counts and Booleans."""
     try:
         transform = transform_to(fn.support)
     except NotImplementedError:

@@ -21,13 +21,13 @@ class ThermodynamicBound(MultiSampleObjective):
     r"""Thermodynamic bound sum_k (beta_{k+1} - beta_k) E_{beta_k}[log w~] (TVO; Masrani et al. 2019).
 
     log p(y) is the integral of E_beta[log w~], under a density proportional to q^(1 - beta) p^beta, over
-    beta from 0 to 1. The integrand rises with beta, so that the left Riemann sum is a lower bound: with
-    one temperature (beta = 0) the variational bound, and the closer to log p(y) the more there are.
+    beta from 0 to 1. The integrand increases with beta, so that the left Riemann sum is a lower bound:
+    with one temperature (beta = 0) the variational bound, and closer to log p(y) with more temperatures.
 
     Model and guide follow the covariance gradient, which needs neither pathwise gradients nor baselines.
     Expectations under the tempered densities are estimated from the M particles with
     self-normalised weights softmax(beta log w~): bound and gradient are consistent, with a bias of
-    O(1/M) from every temperature above 0. With ``num_temperatures = 1`` both are unbiased, but for the
+    O(1/M) from every temperature above 0. With ``num_temperatures = 1`` both are unbiased, except the
     guide's gradient with one particle, which has no covariance.
 
     Args:
@@ -39,7 +39,7 @@ class ThermodynamicBound(MultiSampleObjective):
             :class:`~wsram_ppl.objectives.base.Objective`. Only global sites may be ``pathwise``.
 
     Raises:
-        ValueError: a number out of range; a pathwise site inside of the data plates.
+        ValueError: a number out of range; a pathwise site inside the data plates.
 
     Example::
 
@@ -60,7 +60,7 @@ class ThermodynamicBound(MultiSampleObjective):
         super().__post_init__()
 
     def temperatures(self, like: Tensor) -> Tensor:
-        """0 = beta_0 < ... < beta_K = 1, ``[K + 1]``, in the type of ``like``."""
+        """0 = beta_0 < ... < beta_K = 1, ``[K + 1]``, with the dtype of ``like``."""
         between = self.first_temperature ** torch.linspace(
             1.0, 0.0, self.num_temperatures, device=like.device, dtype=like.dtype
         )
@@ -75,8 +75,8 @@ class ThermodynamicBound(MultiSampleObjective):
         if particles.log_pathwise is not None:
             names = [site.name for draw in particles.draws for site in draw.latents if site.pathwise]
             raise InputError(
-                f"site '{names[0]}' is pathwise, but the covariance gradient of ThermodynamicBound is "
-                "of scores: leave it out of pathwise, or use ImportanceBound"
+                f"site '{names[0]}' is pathwise, but the covariance gradient of ThermodynamicBound uses "
+                "scores: leave it out of pathwise, or use ImportanceBound"
             )
         model, guide = estimators.thermodynamic_coefficients(
             particles.log_weights, self.temperatures(particles.log_weights)

@@ -22,7 +22,7 @@ __all__ = ["combine", "read_draw"]
 
 
 def _check(model: Mapping[str, Site], guide: Mapping[str, Site]) -> None:
-    """What Pyro would accept, or only warn of, and these objectives cannot."""
+    """Refuses what Pyro would accept, or only warn about, but these objectives cannot handle."""
     for whose, sites in (("model", model), ("guide", guide)):
         for name, site in sites.items():
             if site["infer"].get("enumerate") or site["infer"].get("_enumerate_dim") is not None:
@@ -46,7 +46,7 @@ def _check(model: Mapping[str, Site], guide: Mapping[str, Site]) -> None:
                 "functions of it"
             )
         if model[name]["fn"].event_dim != site["fn"].event_dim:
-            continue  # told below, in Pyro's words where its validation is on
+            continue  # reported below, by Pyro if its validation is on
         theirs = {f.dim: f.name for f in model[name]["cond_indep_stack"] if f.vectorized}
         for frame in site["cond_indep_stack"]:
             other = theirs.get(frame.dim, frame.name)
@@ -58,7 +58,7 @@ def _check(model: Mapping[str, Site], guide: Mapping[str, Site]) -> None:
 
 
 def _check_events(model: Mapping[str, Site], guide: Mapping[str, Site]) -> None:
-    """What Pyro's own check tells where its validation is on."""
+    """What Pyro's own check reports if its validation is on."""
     for name in model.keys() & guide.keys():
         ours, theirs = model[name]["fn"].event_dim, guide[name]["fn"].event_dim
         if ours != theirs:
@@ -78,7 +78,7 @@ def _matched(trace: Trace) -> Trace:
 
 
 def _check_shape(site: Site, log_prob: Tensor, max_plate_nesting: float) -> None:
-    """Pyro's check of a log-density's shape, of one particle: left of its plate all would pass."""
+    """Pyro's check of a log-density's shape, for one particle: all would pass left of its plate."""
     stack = site["cond_indep_stack"]
     for frame in stack:
         if frame.name == PARTICLE_PLATE:
@@ -99,7 +99,7 @@ def _check_order(names: frozenset[str], whose: str, sites: Mapping[str, Site]) -
         elif name in names and local is not None:
             raise ValueError(
                 f"the global site '{name}' comes after the local site '{local}' in the {whose}, but "
-                "globals are drawn once, and then several particles of the local sites given them: "
+                "globals are drawn once, followed by several particles of the local sites given them: "
                 "sample globals first (or use VariationalBound)"
             )
 
@@ -107,7 +107,7 @@ def _check_order(names: frozenset[str], whose: str, sites: Mapping[str, Site]) -
 def _prefix_sizes(model: Sequence[str], guide: Sequence[str]) -> dict[str, int]:
     """For each latent, the size of the smallest common prefix of both orders that contains it.
 
-    Auxiliary sites, which only the guide has, make densities of the whole alone comparable.
+    With auxiliary sites, which only the guide has, only the complete densities are comparable.
     """
     size = len(guide)
     if len(model) < size:
@@ -125,7 +125,7 @@ def _prefix_sizes(model: Sequence[str], guide: Sequence[str]) -> dict[str, int]:
 
 
 def _size(count: int, shape: Sequence[int], terms: Sequence[Term]) -> tuple[int, ...]:
-    """``[particle, *datum]``; a plate without a size has that of what lies in it."""
+    """``[particle, *datum]``; a plate of unknown size gets the size of its contents."""
     if -1 not in shape:
         return (count, *shape)
     return tuple(torch.broadcast_shapes((count, *[1] * len(shape)), *(t.total.shape for t in terms)))
@@ -139,16 +139,16 @@ def read_draw(
     forms_weights: bool = False,
     max_plate_nesting: float = float("inf"),
 ) -> TraceDraw:
-    """Reads the log-densities of one run off the traces of model and guide.
+    """Reads the log-densities of one run from the traces of model and guide.
 
     Args:
         num_particles: how many particles the run holds (1 unless vectorised).
         forms_weights: whether importance weights are formed, over particles that share the globals.
-        max_plate_nesting: including the particles' plate; for Pyro's checks, which run where its
+        max_plate_nesting: including the particles' plate; for Pyro's checks, which run if its
             validation is on.
 
     Raises:
-        ValueError: what the objectives do not support; the message says what to do.
+        ValueError: for anything that the objectives do not support; the message says what to do.
     """
     model = {name: without_masked(site) for name, site in random_sites(model_trace).items()}
     guide = random_sites(guide_trace)
@@ -203,7 +203,7 @@ def read_draw(
         else:
             proposal = term(guide[name], order[name])
         value, fn = guide[name]["value"], guide[name]["fn"]
-        if isinstance(fn, Unit):  # a factor of the guide's density, which says what it is
+        if isinstance(fn, Unit):  # a factor of the guide's density, which it defines
             carries_gradients = bool(getattr(fn, "has_rsample", False))
         else:
             carries_gradients = isinstance(value, Tensor) and value.requires_grad
@@ -239,7 +239,7 @@ def combine(
     """
     if len({(draw.size[1:], draw.plates.scale, draw.plates.global_names) for draw in draws}) > 1:
         raise ValueError(
-            "particles drawn one after the other have different data plates "
+            "particles drawn one after another have different data plates "
             f"{sorted({draw.size[1:] for draw in draws})}: the plates that enclose all sample "
             "sites must be the same in every run"
         )

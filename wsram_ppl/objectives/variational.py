@@ -24,7 +24,7 @@ __all__ = ["VariationalBaseline", "VariationalBound", "downstream_signals"]
 #: What may be subtracted from the learning signal.
 VariationalBaseline = Literal["none", "leave-one-out", "site"]
 
-#: For each latent of a guide, those that it depends on.
+#: For each latent of a guide, the latents that it depends on.
 Upstream = Mapping[str, frozenset[str]]
 
 #: Why a baseline is valid: it may use anything that is known before a_n is drawn.
@@ -43,13 +43,13 @@ class VariationalBound(Objective):
     * theta (model): d log p(y, a^m); with the prior as proposal this is eq. 5 of Ba et al. (2015),
       d log p(y|a) + log p(y|a) d log p(a);
     * eta (guide): (signal - baseline) d log q(a^m). The term -d log q has mean zero and is left out.
-      Where sites are ``pathwise``, d F_m through their values instead, as in
+      For ``pathwise`` sites, d F_m through their values instead, as in
       :class:`pyro.infer.Trace_ELBO`.
 
     A site's signal is the part of F_m in its own plates: an element of a plate does not see the terms of
-    its neighbours (unless a later latent of the guide, outside of the plate, depends on all of them),
-    and global latents, outside of the data plates, see all. Sites may be scaled
-    (:func:`pyro.poutine.scale`) and plates subsampled at will.
+    its neighbours (unless a later latent of the guide, outside the plate, depends on all of them),
+    and global latents, outside the data plates, see all. Sites may be scaled
+    (:func:`pyro.poutine.scale`) and plates subsampled freely.
 
     Exactly unbiased for the gradient of E[F] with every baseline.
 
@@ -58,8 +58,8 @@ class VariationalBound(Objective):
             ``"none"``: nothing.
             ``"leave-one-out"``: the mean signal of the other particles (needs ``num_particles`` >= 2).
             ``"site"``: per site, what Pyro's ``infer={"baseline": {...}}`` declares on it (nothing
-            where nothing is declared), fitted by least squares within this objective; and the signal of
-            a site leaves out every term that is known before the site is drawn.
+            if there is no declaration), fitted by least squares within this objective; and the signal
+            of a site leaves out every term that is known before the site is drawn.
         num_particles, max_plate_nesting, vectorize_particles, pathwise, retain_graph, regularizer: see
             :class:`~wsram_ppl.objectives.base.Objective`.
 
@@ -185,15 +185,15 @@ class VariationalBound(Objective):
 
 
 def _scores(draw: TraceDraw) -> Iterator[Latent]:
-    """The latents whose scores move the guide."""
+    """The latents whose scores train the guide."""
     return (site for site in (*draw.latents, *draw.globals) if not site.pathwise)
 
 
 def own_plates(draw: TraceDraw, upstream: Upstream | None) -> dict[str, Frames]:
-    """For each latent the plates (and the particles') whose elements do not see each other's terms.
+    """For each latent, the plates (and the particles') whose elements do not see each other's terms.
 
-    These are its own, but for one that a later latent of the guide, outside of it, may carry an
-    element's choice out of, to the terms of others.
+    These are its own plates, except one through which a later latent of the guide, outside it, may
+    carry the choice of one element to the terms of others.
 
     Args:
         upstream: what each latent of the guide depends on; None if that is not known.
@@ -208,7 +208,7 @@ def own_plates(draw: TraceDraw, upstream: Upstream | None) -> dict[str, Frames]:
 
 
 def plates_of_latents(draw: TraceDraw) -> dict[str, Frames]:
-    """Those of each latent, with the particles', in the guide's order."""
+    """The plates of each latent, with the particles', in the guide's order."""
     names = {site.name for site in (*draw.latents, *draw.globals)}
     return {
         name: frozenset(f for f in site["cond_indep_stack"] if f.vectorized)
@@ -229,7 +229,7 @@ def _signal(draw: TraceDraw, layout: PlateLayout) -> Tensor:
 
 
 def _declared(site: Latent) -> Baseline | None:
-    """The baseline of a site: the guide's, or the model's where that is known soon enough."""
+    """The baseline of a site: the guide's, or the model's if that is known early enough."""
     if site.proposal_baseline is not None or site.prior_baseline is None:
         return site.proposal_baseline
     if site.last_parent >= site.proposal.last_dependency:
@@ -244,7 +244,7 @@ def downstream_signals(draw: TraceDraw, layout: PlateLayout) -> list[Tensor]:
     n in the guide: its product with d log q(a_n) has mean zero. ``[particle, *plates]`` each, constants.
 
     Args:
-        layout: of the plates for whose elements the signals are.
+        layout: that of the plates whose elements have signals.
     """
     latents = (*draw.latents, *draw.globals)
     buckets: list[list[Tensor]] = [[] for _ in latents]

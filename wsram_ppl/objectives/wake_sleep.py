@@ -28,7 +28,7 @@ from wsram_ppl.primitives.handlers import DetachSamples, ParticlePlate, Substitu
 
 __all__ = ["ControlVariate", "WakeSleep", "partial_log_ratios"]
 
-#: What keeps the gradient's variance low: see :class:`WakeSleep`.
+#: How the gradient's variance is reduced: see :class:`WakeSleep`.
 ControlVariate = Literal["none", "self-normalized", "unnormalized", "adaptive", "learned"]
 
 
@@ -52,19 +52,19 @@ class WakeSleep(MultiSampleObjective):
     (w_m - c_n(state)) per site for ``"learned"``.
 
     All but ``"self-normalized"`` have exactly the expectation of ``"none"``: the theta-gradient of
-    E[L_M] where q does not depend on theta (an O(1/M)-biased estimate of d log p(y)). The paper's
-    choice has that expectation only where q = p. With the prior as proposal r = 1, and theta gets no
+    E[L_M] if q does not depend on theta (an O(1/M)-biased estimate of d log p(y)). The paper's
+    choice has that expectation only if q = p. With the prior as proposal r = 1, and theta gets no
     second gradient through the guide.
 
     ``"learned"`` takes c_n from the baseline network that a site declares with Pyro's
     ``infer={"baseline": {"nn_baseline": ..., "nn_baseline_input": ...}}``: the model's site for theta
     (c_n = running constant + network), the guide's site for eta (c_n = (1 + network) / M). A site
-    that declares none gets the running constant, and 1/M. The networks are fitted by least squares,
+    without a declaration gets the running constant and 1/M. The networks are fitted by least squares,
     E[(w - c_n r_{1:n}/M)^2] and E[(w - c_n)^2], as part of the loss.
 
-    Samples of local sites are constants, but that wake-q of ``pathwise`` sites may be
+    Samples of local sites are constants, except that wake-q of ``pathwise`` sites may be
     ``doubly_reparameterized`` (Tucker et al. 2019): sum_m (w_m - w_m^2) (d log w~_m / d a) d a / d eta,
-    of the same expectation. Global sites follow the bound, as in
+    with the same expectation. Global sites follow the bound, as in
     :class:`~wsram_ppl.objectives.importance.ImportanceBound`.
 
     Args:
@@ -74,7 +74,7 @@ class WakeSleep(MultiSampleObjective):
             must then take a keyword ``observations``, a dict from observed site to value, as in
             :class:`pyro.infer.ReweightedWakeSleep`.
         num_particles: M, at least 2; also the number of fantasies per datum.
-        decay: of the running averages behind ``"adaptive"`` and ``"learned"``.
+        decay: of the running averages used by ``"adaptive"`` and ``"learned"``.
         doubly_reparameterized: for local ``pathwise`` sites; model and guide then run twice.
         num_global_particles: see :class:`~wsram_ppl.objectives.multi_sample.MultiSampleObjective`.
         max_plate_nesting, vectorize_particles, pathwise, retain_graph, regularizer: see
@@ -155,7 +155,7 @@ class WakeSleep(MultiSampleObjective):
             return gain
         if self.doubly_reparameterized:
             return gain + self.insomnia * through_samples(weights - weights.square(), particles)
-        # The bound's gradient by way of what the guide's local sites take from global samples.
+        # The bound's gradient through what the guide's local sites take from global samples.
         signal = estimators.vimco_signal(particles.log_weights) - weights
         gain = gain + weighted(signal, particles.log_proposal)
         return gain - weighted(signal, particles.constant.log_proposal)
@@ -217,7 +217,7 @@ class WakeSleep(MultiSampleObjective):
         if not _takes_observations(guide):
             raise ValueError(
                 "insomnia < 1 needs a guide with a keyword argument 'observations' (a dict from "
-                "observed site to the value to infer from), to be shown the model's fantasies"
+                "observed site to the value to infer from), for training on the model's fantasies"
             )
 
     def guide_surrogate(

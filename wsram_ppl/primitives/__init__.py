@@ -1,4 +1,4 @@
-"""What Pyro programs are written with: effect handlers, distributions, layers, glimpses."""
+"""Building blocks of Pyro programs: effect handlers, distributions, layers, glimpses."""
 
 from wsram_ppl.primitives.distributions import Categorical
 from wsram_ppl.primitives.glimpses import Pyramid, build_pyramid, extract, window

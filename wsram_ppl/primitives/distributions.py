@@ -1,4 +1,4 @@
-"""A lean categorical, and what is asked of distributions: parameters, what they wrap, rows."""
+"""A lean categorical, and operations on distributions: parameters, wrappers, rows."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ __all__ = [
 
 
 class Categorical(dist.Categorical):
-    """:class:`pyro.distributions.Categorical` on logits, for the many small ones of an attention model.
+    """:class:`pyro.distributions.Categorical` on logits, for the many small choices of attention models.
 
     The same distribution with fewer operations: logits are normalised once, and a choice is the winner
-    of a race of exponential clocks, as it is in ``torch.multinomial``, without that function's check of
-    its input (which ends the process on an accelerator). The entropy's gradient is finite where choices
-    are ruled out.
+    of a race of exponential clocks, as in ``torch.multinomial`` but without that function's check of
+    its input (which ends the process on an accelerator). The entropy's gradient is finite even if
+    choices are ruled out.
 
     Args:
-        logits: ``[..., choices]``, in any normalisation; -inf rules a choice out.
-        validate_args: as in Pyro.
+        logits: ``[..., choices]``, with any normalisation; -inf rules a choice out.
+        validate_args: as for Pyro's distributions.
 
     Raises:
-        ValueError: logits without dimension; with validation, logits that are not numbers.
+        ValueError: logits without dimensions; with validation, NaN logits.
     """
 
     def __init__(self, logits: Tensor, validate_args: bool | None = None) -> None:
@@ -50,7 +50,7 @@ class Categorical(dist.Categorical):
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> Categorical:
         if _instance is None and torch.Size(batch_shape) == self.batch_shape:
-            return self  # as most are that a plate expands
+            return self  # the usual case when a plate expands
         new = self.__new__(type(self)) if _instance is None else _instance
         return super().expand(batch_shape, new)  # type: ignore[no-any-return, no-untyped-call]
 
@@ -61,7 +61,7 @@ class Categorical(dist.Categorical):
     def sample(self, sample_shape: Any = ()) -> Tensor:
         with torch.no_grad():
             shape = (*self._extended_shape(torch.Size(sample_shape)), self._num_events)
-            # In half precision a clock may show 0.
+            # In half precision a clock may be 0.
             precision = torch.promote_types(self.probs.dtype, torch.float32)
             clocks = self.probs.new_empty(shape, dtype=precision).exponential_()
             return (self.probs / clocks).argmax(-1)
@@ -71,8 +71,8 @@ class Categorical(dist.Categorical):
         return -(self.probs * logits).sum(-1)
 
 
-#: Distributions that treat the elements of a batch alike and apart, and are fixed by their parameters:
-#: these classes alone, since a subclass may be made of something else.
+#: Distributions that treat the elements of a batch alike and independently, given by their parameters:
+#: exactly these classes, since a subclass may be constructed differently.
 ELEMENTWISE = frozenset(
     (
         dist.Normal,
@@ -116,7 +116,7 @@ def rewrapped(fn: Any, change: Callable[[Any], Any]) -> Any:
 
 
 def parameters(fn: Any) -> Iterator[tuple[str, Tensor]]:
-    """The tensors that a distribution holds, by name, derived ones too."""
+    """The tensors that a distribution holds, by name, including derived ones."""
     fn = innermost(fn)
     if isinstance(fn, torch.distributions.OneHotCategorical):
         fn = fn._categorical
@@ -127,7 +127,7 @@ def parameters(fn: Any) -> Iterator[tuple[str, Tensor]]:
 
 
 def select_rows(fn: Any, dim: int, rows: Tensor) -> Any:
-    """The distribution with the given rows, in order, along a batch dimension; a mask is left out.
+    """The distribution with the given rows, in order, along a batch dimension; a mask is dropped.
 
     Args:
         dim: negative.
@@ -151,7 +151,7 @@ def select_rows(fn: Any, dim: int, rows: Tensor) -> Any:
         return base.expand(torch.Size(shape))
     if isinstance(fn, torch.distributions.OneHotCategorical):
         return type(fn)(logits=fn.logits.index_select(dim - 1, rows), validate_args=False)
-    # Their samplers take as many random numbers whatever the parameters are. (A Gamma's rejection
+    # Their samplers use the same number of random numbers whatever the parameters. (A Gamma's rejection
     # sampler does not.)
     if type(fn) not in ELEMENTWISE:
         raise NoRule(type(fn).__name__)
@@ -163,8 +163,8 @@ def select_rows(fn: Any, dim: int, rows: Tensor) -> Any:
 
 
 def given_parameters(fn: Any) -> dict[str, Tensor]:
-    """The parameters that one of the :data:`ELEMENTWISE` distributions was made of, by name."""
+    """The parameters that one of the :data:`ELEMENTWISE` distributions was constructed from, by name."""
     given = {name: fn.__dict__[name] for name in fn.arg_constraints if name in fn.__dict__}
-    if len(given) > 1 and hasattr(fn, "_param"):  # logits and probabilities: the one it is made of
+    if len(given) > 1 and hasattr(fn, "_param"):  # logits and probabilities: the one given
         given = {name: value for name, value in given.items() if value is fn._param}
     return given

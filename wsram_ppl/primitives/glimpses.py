@@ -1,13 +1,13 @@
-"""Glimpses: small patches read from an image, at a chosen place and at a chosen scale.
+"""Glimpses: small patches read from an image, at a chosen location and scale.
 
 A glimpse of scale s is a k x k patch whose pixels are averages over s x s image pixels, so it shows
 a window of (s k) x (s k) pixels. :func:`build_pyramid` averages an image once for all scales;
-:func:`extract` reads any number of patches from the result. No coarse patch aliases, since it is
-interpolated between averages, not between pixels that lie s apart.
+:func:`extract` reads any number of patches from the result. Coarse patches do not alias, since they are
+interpolated between averages, not between pixels at distance s.
 
-Places are (x, y), x to the right and y downwards, with (0, 0) the centre of the image and -1 and +1
+Locations are (x, y), x to the right and y downwards, with (0, 0) the centre of the image and -1 and +1
 its edges (the edges of the outermost pixels, as in ``grid_sample`` with ``align_corners=False``).
-Outside of the image everything is 0.
+Outside the image everything is 0.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ __all__ = ["Levels", "Pyramid", "build_pyramid", "extract", "window"]
 
 @dataclass(frozen=True)
 class Levels:
-    """Where an image's levels lie in a row of numbers, for images of one size.
+    """The positions of an image's levels in one flat row, for images of one size.
 
-    The levels lie behind each other, each with a frame of zeros one pixel wide: whatever lies outside is
-    read from there, so that a patch over the edge needs no case of its own.
+    The levels follow each other, each with a frame of zeros one pixel wide. Everything outside is read
+    from the frame, so that a patch over the edge is not a special case.
 
     Attributes:
         image_size: (height, width) of the images, in pixels.
@@ -50,7 +50,7 @@ class Levels:
 
     @classmethod
     def of(cls, images: Tensor, scales: Sequence[int]) -> Levels:
-        """For such images, on their device.
+        """The levels for such images, on their device.
 
         Raises:
             InputError: an argument is out of range.
@@ -61,7 +61,7 @@ class Levels:
         total = 0
         for scale in scales:
             rows, columns = -(-height // scale), -(-width // scale)
-            # The zero on the right of a row is also the one on the left of the next.
+            # The zero to the right of a row is also the one to the left of the next.
             stride = columns + 1
             spans.append((total + 1 + stride, stride, rows, columns))
             total += 1 + stride * (rows + 2)
@@ -83,7 +83,7 @@ class Levels:
         )
 
     def fit(self, images: Tensor) -> bool:
-        """Whether they are images of this size, in this precision, on this device."""
+        """Whether the images have this size, dtype and device."""
         return (
             images.shape[-2:] == self.image_size
             and images.is_floating_point()
@@ -94,15 +94,15 @@ class Levels:
 
 @dataclass(frozen=True)
 class Pyramid:
-    """Images at several scales, laid out so that one lookup reads patches of all of them.
+    """Images at several scales, laid out so that one lookup reads patches at any scale.
 
     Attributes:
         buffer: [N, total], N the product of ``batch_shape``. A row holds the levels of one image, or of
             one channel of it.
         batch_shape: leading dimensions of the images, channels included.
-        levels: where they lie in a row.
+        levels: the positions of the levels in a row.
         patch: k, the side of a patch in level pixels.
-        colour: whether the last dimension of ``batch_shape`` is that of channels.
+        colour: whether the last dimension of ``batch_shape`` holds the channels.
     """
 
     buffer: Tensor
@@ -123,13 +123,13 @@ def build_pyramid(
 ) -> Pyramid:
     """Averages images by each of ``scales``, for :func:`extract`.
 
-    A size that a scale does not divide is filled up with zeros on the right and at the bottom.
-    Gradients flow to the images. Mixed precision leaves the pixels' type alone.
+    If a scale does not divide a size, zeros are added on the right and at the bottom.
+    Gradients flow to the images. Mixed precision does not change the pixels' dtype.
 
     Args:
         images: [..., H, W], or in colour [..., C, H, W]; floating point.
-        scales: image pixels per patch pixel, whole numbers from 1; no two alike. Or the levels of images
-            of the same size, which spares the way to the device.
+        scales: image pixels per patch pixel, distinct whole numbers from 1. Or the levels of images
+            of the same size, which avoids a copy to the device.
         patch: k, the side of the patches in pixels.
         colour: whether the images have channels: a patch then shows all of them.
 
@@ -145,7 +145,7 @@ def build_pyramid(
     levels = scales if isinstance(scales, Levels) else Levels.of(images, scales)
     if not levels.fit(images):
         raise InputError(
-            f"these levels are for other images than {images.dtype} of shape {tuple(images.shape)} on "
+            f"these levels are not for images of {images.dtype} and shape {tuple(images.shape)} on "
             f"{images.device}: make them with Levels.of"
         )
     flat = images.reshape(-1, *levels.image_size)
@@ -161,27 +161,27 @@ def build_pyramid(
 
 
 def extract(pyramid: Pyramid, location: Tensor, scale_index: Tensor) -> Tensor:
-    """The patches of the chosen levels at the chosen places, by bilinear interpolation.
+    """The patches of the chosen levels at the chosen locations, by bilinear interpolation.
 
     All pixels of a patch have the same offset from the pixels of its level, so a patch is read as
     one (k + 1) x (k + 1) window, then interpolated between its rows and between its columns.
 
-    Places are not clamped: a patch far outside is all zeros (at infinity too). Where a place is
-    NaN, the patch is NaN. Gradients flow to the images, and to places that ask for them (samples that
-    are differentiated through): the derivative of the interpolation, which jumps where a place passes
-    from one pixel to the next, and is 0 where all is black.
+    Locations are not clamped: a patch far outside is all zeros (at infinity too). If a location is
+    NaN, the patch is NaN. Gradients flow to the images, and to locations that require them (samples that
+    are differentiated through): the derivative of the interpolation, which jumps where a location
+    passes from one pixel to the next, and is 0 where everything is black.
 
     Args:
-        pyramid: of images with batch shape [..., B].
+        pyramid: made from images with batch shape [..., B].
         location: [..., B, 2], (x, y) with -1 and +1 the edges of the image.
-        scale_index: [..., B] int64, index into the pyramid's scales (not checked: that would wait
+        scale_index: [..., B] int64, index into the pyramid's scales (not checked, which would wait
             for the device).
             The shapes of the images' batch, ``location`` (without its 2) and ``scale_index`` are
             broadcast together, so either may lack the particle dimensions on the left.
 
     Returns:
-        [..., B, k * k], row by row, in the images' type. Of images in colour [..., B, C * k * k],
-        channel by channel; the images' batch is then what comes before their channels.
+        [..., B, k * k], row by row, with the images' dtype. For images in colour [..., B, C * k * k],
+        channel by channel; the images' batch is then everything before their channels.
 
     Example::
 
@@ -189,14 +189,14 @@ def extract(pyramid: Pyramid, location: Tensor, scale_index: Tensor) -> Tensor:
         patches = extract(pyramid, location, scale_index)                  # [5, B, 144]
     """
     k = pyramid.patch
-    if pyramid.colour:  # all channels are read at the same places
+    if pyramid.colour:  # all channels are read at the same locations
         location, scale_index = location.unsqueeze(-2), scale_index.unsqueeze(-1)
     geometry = _rows(pyramid.levels.geometry, scale_index)
     layout = _rows(pyramid.levels.layout, scale_index)
     half, size = geometry[..., :2], geometry[..., 2:]
-    # Where the centre of the patch's first pixel lies, 0 being the centre of the level's first.
+    # The centre of the patch's first pixel; 0 is the centre of the level's first pixel.
     first = torch.addcmul(half - k / 2, location.to(half.dtype), half)
-    # Just outside is as good as far outside, and a whole number that fits into an index.
+    # Just outside is equivalent to far outside, and fits into an integer index.
     first = torch.minimum(first.clamp(min=-(k + 1)), size)
     corner = first.detach().floor()
     fraction = (first - corner).to(pyramid.buffer.dtype)
@@ -230,7 +230,7 @@ def window(
 
     Returns:
         left, top, side: each [...], in image pixels; 0 is the left (upper) edge of the first pixel.
-        The square may reach over the image's edges.
+        The square may extend over the image's edges.
     """
     height, width = image_size
     x, y = location.detach().unbind(-1)
@@ -239,7 +239,7 @@ def window(
 
 
 def _rows(table: Tensor, index: Tensor) -> Tensor:
-    """table[index], without a wait for the device: [levels, n], [...] -> [..., n]."""
+    """table[index], without waiting for the device: [levels, n], [...] -> [..., n]."""
     return table.index_select(0, index.reshape(-1)).view(index.shape + table.shape[1:])
 
 
@@ -247,7 +247,7 @@ def _averages(images: Tensor, scales: Sequence[int]) -> list[Tensor]:
     """Images [N, H, W] averaged by each scale."""
     found = {1: images}
     for scale in sorted(scales):
-        # Averages of averages: the coarser levels cost next to nothing.
+        # Averages of averages: the coarser levels are almost free.
         finer = max(s for s in found if scale % s == 0)
         found[scale] = _average(found[finer], scale // finer)
     return [found[scale] for scale in scales]

@@ -1,4 +1,4 @@
-"""Effect handlers: small pieces that change how a Pyro program runs, and leave the program alone."""
+"""Effect handlers, which change how a Pyro program runs without changing the program."""
 
 from __future__ import annotations
 
@@ -36,30 +36,30 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-#: The plate around a program that draws all particles at once, under the name that Pyro gives it.
+#: The name that Pyro gives the plate around a program that draws all particles at once.
 PARTICLE_PLATE = "num_particles_vectorized"
 
 
 def is_subsample(site: Mapping[str, Any]) -> bool:
-    """Whether a sample site is the choice of a plate's rows."""
+    """Whether a sample site is a plate's subsample."""
     return isinstance(site["fn"], _Subsample)
 
 
 def has_density(site: Mapping[str, Any]) -> bool:
-    """Whether a sample site is random: no plate's choice of rows, no ``pyro.deterministic``."""
+    """Whether a sample site is random: not a plate's subsample, not ``pyro.deterministic``."""
     return not is_subsample(site) and not (site["infer"] or {}).get("_deterministic")
 
 
 class ParticlePlate(Messenger):
     """Draws all particles at once: the plate that Pyro's ``ELBO`` puts left of all others.
 
-    To a program, its distributions and its trace it is ``pyro.plate(PARTICLE_PLATE, size, dim=dim)``,
-    less the plate's own site and the expansion of distributions that hold all particles already.
+    A program, its distributions and its trace see ``pyro.plate(PARTICLE_PLATE, size, dim=dim)``, without
+    the plate's own site and without expanding distributions that hold all particles already.
 
     Args:
         size: M, the number of particles.
-        dim: where they go, negative, left of the program's plates.
-        shared: names of sites that all particles share.
+        dim: their dimension, negative, left of the program's plates.
+        shared: names of sites shared by all particles.
 
     Raises:
         ValueError: a distribution has another size there.
@@ -103,13 +103,13 @@ class DetachSamples(Messenger):
     """Makes every latent value a constant *while the program runs*.
 
     The program and its trace both see the detached value, so a recurrent guide with reparameterised
-    (``rsample``) sites has no pathwise gradient from one site into the next. Detaching a finished
-    trace would come too late: later sites have used the value by then.
+    (``rsample``) sites has no pathwise gradient from one site to the next. Detaching a finished
+    trace would be too late: later sites have used the value by then.
 
     Must be entered outside the handler that records the trace.
 
     Args:
-        keep: of a site, whether its value may carry gradients all the same.
+        keep: whether the value of a site may carry gradients nevertheless.
     """
 
     def __init__(self, keep: Callable[[Mapping[str, Any]], bool] | None = None) -> None:
@@ -119,7 +119,7 @@ class DetachSamples(Messenger):
     def _pyro_post_sample(self, msg: dict[str, Any]) -> None:
         value = msg["value"]
         if msg["is_observed"] or not isinstance(value, Tensor) or not value.requires_grad:
-            return  # a constant stays the same object, as Memoize wants
+            return  # a constant stays the same object, as Memoize requires
         if self.keep is None or not self.keep(msg):
             msg["value"] = value.detach()
 
@@ -132,7 +132,7 @@ class Substitute(Messenger):
 
     Args:
         values: the value of every latent site, and of every plate's subsample, by name.
-        whose: how to call the program in an error message.
+        whose: the program's name in error messages.
         partial: whether sites without a value are sampled.
 
     Raises:
@@ -175,7 +175,7 @@ class Substitute(Messenger):
             )
 
     def _compare(self, name: str, chosen: Any) -> None:
-        """Warns if the program chose other rows than those proposed (this waits for the device)."""
+        """Warns if the program's subsample differs from the proposed one (this waits for the device)."""
         rows = self.values[name]
         if chosen is None or chosen is rows or not is_validation_enabled():
             return
@@ -206,7 +206,7 @@ class Memoize(Messenger):
     """Computes each :func:`shared` call once while entered.
 
     Guide and model of a recurrent attention model run the same recurrence on the same glimpses.
-    Entered around both, this handler records what the first run computes and gives it to the second.
+    Entered around both, this handler records what the first run computes and passes it to the second.
     A call is the same when function and arguments are the *same objects* (by identity, as for an
     ``lru_cache`` on tensors): the values proposed to the model are the guide's own tensors, so a
     replayed recurrence hits, and anything that differs is computed afresh.
@@ -222,7 +222,7 @@ class Memoize(Messenger):
         return self
 
     def __exit__(self, *error: Any) -> None:
-        self._results = {}  # also lets go of the graph
+        self._results = {}  # also releases the graph
         super().__exit__(*error)
 
     def call(self, fn: Callable[..., R], args: tuple[Any, ...], kwargs: dict[str, Any]) -> R:
@@ -231,7 +231,7 @@ class Memoize(Messenger):
         key = (fn, names, torch.is_grad_enabled(), *map(id, passed))
         held = self._results.get(key)
         if held is None:
-            # The arguments are kept, so that no identity is used again for another object.
+            # The arguments are kept, so that no identity is reused for another object.
             held = self._results[key] = (fn(*args, **kwargs), passed)
         result: R = held[0]
         return result
@@ -240,8 +240,8 @@ class Memoize(Messenger):
 def memoize(fn: Callable[P, R]) -> Callable[P, R]:
     """Marks a deterministic function (or method) that guide and model both call.
 
-    Without :class:`Memoize` entered it is the plain function. Only the innermost ``Memoize`` has a say:
-    no message goes through the stack of handlers.
+    Outside :class:`Memoize` it is the plain function. Only the innermost ``Memoize`` takes effect: no
+    message goes through the stack of handlers.
     """
 
     @functools.wraps(fn)
@@ -256,10 +256,10 @@ def memoize(fn: Callable[P, R]) -> Callable[P, R]:
 
 @contextmanager
 def pyro_settings(*, validate: bool) -> Iterator[None]:
-    """Parameters belong to their modules; distributions are checked only if asked for.
+    """A context in which parameters belong to their modules, and validation is on only if asked for.
 
-    Checks wait for the device, and a module's parameters in Pyro's global store would be shared with
-    every other module that has parameters of the same names.
+    Validation waits for the device, and a module's parameters in Pyro's global store would be shared
+    with every other module with parameters of the same names.
     """
     with pyro.settings.context(module_local_params=True), pyro.validation_enabled(validate):
         yield
@@ -267,7 +267,7 @@ def pyro_settings(*, validate: bool) -> Iterator[None]:
 
 @contextmanager
 def evaluating(*modules: nn.Module) -> Iterator[None]:
-    """Modules are in evaluation mode (no dropout) while entered, and then as they were."""
+    """A context in which modules are in evaluation mode (no dropout); restores their modes."""
     modes = [module.training for module in modules]
     for module in modules:
         module.eval()

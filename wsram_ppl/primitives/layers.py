@@ -10,10 +10,10 @@ __all__ = ["Linear", "affine"]
 
 
 class Linear(nn.Linear):
-    """``nn.Linear``, with what usually follows it in the same call; see :func:`affine`.
+    """``nn.Linear`` fused with what usually follows it; see :func:`affine`.
 
     Args:
-        in_features, out_features, bias: as for ``nn.Linear``, and so are the parameters' names.
+        in_features, out_features, bias: as for ``nn.Linear``, with the same parameter names.
         relu: apply a ReLU at the end.
     """
 
@@ -45,14 +45,14 @@ def affine(
     also: tuple[Tensor, Tensor] | None = None,
     relu: bool = False,
 ) -> Tensor:
-    """input @ weight^T + bias + also[0] @ also[1]^T + plus, then a ReLU if wanted.
+    """input @ weight^T + bias + also[0] @ also[1]^T + plus, then an optional ReLU.
 
     Args:
         input: ``[..., inputs]``.
         weight: ``[outputs, inputs]``.
         bias: ``[outputs]``.
         plus: broadcastable to the result ``[..., outputs]``, or the other way round.
-        also: a second input and its weight, such as a recurrent layer has.
+        also: a second input and its weight, as in a recurrent layer.
 
     Example::
 

@@ -1,4 +1,4 @@
-"""Checkpoints: all that a run goes on from, in one checked file, written whole or not at all."""
+"""Checkpoints: all that a run needs to resume, in one checksummed file, written atomically."""
 
 from __future__ import annotations
 
@@ -29,21 +29,21 @@ __all__ = [
     "save_checkpoint",
 ]
 
-#: What the header says of a file that this module wrote, and of one that an earlier version wrote.
+#: The format in the header of files written by this module, and by earlier versions.
 FORMAT, _EARLIER = "wsram_ppl checkpoint 2", {"wsram_ppl checkpoint 1": "0.1"}
 
 
 @dataclass(frozen=True)
 class TrainingState:
-    """What a run's weights and optimiser are called in a checkpoint.
+    """The tensors of a run in a checkpoint, and their names.
 
     ``model.NAME`` and ``guide.NAME`` are parameters and buffers, ``objective.NAME`` running estimates,
-    ``optimizer.INDEX.NAME`` what the optimiser holds for a parameter. Random streams have no state: they
+    ``optimizer.INDEX.NAME`` the optimiser's state for a parameter. Random streams have no state: they
     are seeded by the number of the update.
 
     Args:
         components: model, guide and objective.
-        optimizer: None where only the weights are of interest.
+        optimizer: None if only the weights are needed.
     """
 
     components: Components
@@ -55,7 +55,7 @@ class TrainingState:
         return {f"{part}.{k}": v for part, module in parts for k, v in module.state_dict().items()}
 
     def tensors(self) -> dict[str, Tensor]:
-        """All of it."""
+        """All tensors."""
         found = self.weights()
         found |= {f"objective.{k}": v for k, v in self.components.objective.state_dict().items()}
         if self.optimizer is not None:
@@ -64,7 +64,7 @@ class TrainingState:
         return found
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
-        """Puts everything back.
+        """Restores all tensors.
 
         Raises:
             InputError: names or shapes do not fit.
@@ -83,13 +83,13 @@ class TrainingState:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint as it was read.
+    """A checkpoint, as read.
 
     Args:
         path: its file.
         tensors: by the names of :class:`TrainingState`.
         data: ``step``, ``seconds`` and other plain data.
-        refused: newer checkpoints that were passed over, with the reason.
+        refused: newer checkpoints that were skipped, with the reason.
     """
 
     path: Path
@@ -99,7 +99,7 @@ class Checkpoint:
 
     @property
     def step(self) -> int:
-        """How many updates are behind it."""
+        """The number of updates done when it was written."""
         return int(self.data["step"])
 
 
@@ -119,13 +119,13 @@ def load_checkpoint(path: Path) -> Checkpoint:
     """Reads what :func:`save_checkpoint` wrote; never runs code from the file.
 
     Raises:
-        InputError: not there, not a checkpoint, of another version, cut short, or altered (the checksum
+        InputError: missing, not a checkpoint, of another version, truncated, or altered (the checksum
             differs).
     """
     if not path.is_file():
         raise InputError(f"there is no checkpoint {path}")
     try:
-        content = path.read_bytes()  # safetensors opens no path that is not UTF-8
+        content = path.read_bytes()  # safetensors cannot open a path that is not UTF-8
         tensors = load(content)
         header = content[8 : 8 + int.from_bytes(content[:8], "little")]
         metadata = json.loads(header).get("__metadata__", {})
@@ -133,7 +133,9 @@ def load_checkpoint(path: Path) -> Checkpoint:
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:
         if isinstance(error, InputError):
             raise
-        raise InputError(f"{path} is not a whole checkpoint: {' '.join(str(error).split())}") from error
+        raise InputError(
+            f"{path} is not an intact checkpoint: {' '.join(str(error).split())}"
+        ) from error
     text = metadata.get("data", "")
     if _digest(tensors, text) != metadata.get("sha256"):
         raise InputError(f"{path} is damaged: its checksum does not match")
@@ -143,8 +145,8 @@ def load_checkpoint(path: Path) -> Checkpoint:
 def _check_format(path: Path, found: str | None) -> None:
     if found in _EARLIER:
         raise InputError(
-            f"{path} was written by wsram_ppl {_EARLIER[found]}, whose checkpoints {__version__} does "
-            "not read: use that version, or train anew"
+            f"{path} was written by wsram_ppl {_EARLIER[found]}, whose checkpoints {__version__} cannot "
+            "read: use that version, or train again"
         )
     if found != FORMAT:
         raise InputError(f"{path} is not a checkpoint of this library")
@@ -161,7 +163,7 @@ def _digest(tensors: Mapping[str, Tensor], data: str) -> str:
 
 
 def _part(part: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors of a part, by their names in it."""
+    """The tensors of a part, by their names within it."""
     prefix = f"{part}."
     return {name[len(prefix) :]: t for name, t in tensors.items() if name.startswith(prefix)}
 
@@ -169,17 +171,17 @@ def _part(part: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def copy_weights(
     module: nn.Module, part: str, tensors: Mapping[str, Tensor], options: Collection[str]
 ) -> tuple[int, list[str]]:
-    """Puts those parameters and buffers of a part back that fit.
+    """Restores those parameters and buffers of a part that fit.
 
     Args:
-        options: names of buffers without dimension that are options: these stay what they are.
+        options: names of scalar buffers that hold options: these are left unchanged.
 
     Returns:
-        How many there were, and a text for each other one.
+        How many were restored, and a text for each of the others.
     """
     found, others = 0, []
     given = _part(part, tensors)
-    own = module.state_dict()  # what it holds is the module's own
+    own = module.state_dict()  # its tensors are the module's own
     with torch.no_grad():
         for name, tensor in own.items():
             if name in options and not tensor.dim():
@@ -195,7 +197,7 @@ def copy_weights(
 
 
 def load_weights(module: nn.Module, part: str, tensors: Mapping[str, Tensor]) -> None:
-    """Puts the parameters and buffers of a part (``model`` or ``guide``) back.
+    """Restores the parameters and buffers of a part (``model`` or ``guide``).
 
     Raises:
         InputError: names or shapes do not fit.

@@ -25,7 +25,7 @@ from wsram_ppl.config import (
 from wsram_ppl.errors import InputError, RunError
 from wsram_ppl.files import locked, make_folder, make_next_folder, to_json, write_atomically
 
-if TYPE_CHECKING:  # to look at a run's settings takes no torch
+if TYPE_CHECKING:  # reading a run's settings does not need torch
     import torch
     from torch import Tensor, nn
 
@@ -34,9 +34,9 @@ if TYPE_CHECKING:  # to look at a run's settings takes no torch
 
 CONFIG, SUMMARY, DATA, LOCK = "config.toml", "summary.json", "data.json", "lock"
 CHECKPOINT, PREVIOUS = "last.safetensors", "previous.safetensors"
-#: Keys of a checkpoint's data: what is said whenever it is measured, and that no run can go on from it.
+#: Keys of a checkpoint's data: a note shown whenever it is measured; a mark that it cannot be resumed.
 NOTE, WEIGHTS_ONLY = "note", "weights_only"
-#: The key of a record that is of interest only where training goes on.
+#: The key of a data record that matters only when training is resumed.
 TRAINING = "training"
 _log = logging.getLogger(__name__)
 _WRITTEN_BY, _EARLIER_CONFIG = "# wsram_ppl ", "spec.toml"
@@ -47,7 +47,7 @@ class LoadedModel(NamedTuple):
 
     Attributes:
         source: the class of its data source.
-        record: what was kept of the data.
+        record: what the run recorded of the data.
     """
 
     config: ExperimentConfig
@@ -60,8 +60,8 @@ class RunDirectory:
     """The files of one run.
 
     Args:
-        path: the directory; created with the first file written.
-        moved: whether the run may go on with its data in another place.
+        path: the directory; created when the first file is written.
+        moved: whether the run may resume with its data in another place.
     """
 
     def __init__(self, path: Path | str, *, moved: bool = False) -> None:
@@ -77,10 +77,10 @@ class RunDirectory:
         return self.path / CHECKPOINT
 
     def finished(self, config: ExperimentConfig) -> dict[str, Any] | None:
-        """The summary, if the directory holds this run and it has come to this end; writes nothing.
+        """The summary, if the directory holds this run and it has finished; writes nothing.
 
         Raises:
-            InputError: the directory holds something else, or a run that has come further.
+            InputError: the directory holds something else, or a run with more updates.
         """
         found = self.summary() if self._holds(config) else None
         if found is None or found["updates"] < config.training.steps:
@@ -89,7 +89,7 @@ class RunDirectory:
         return found
 
     def is_empty(self) -> bool:
-        """Whether nothing is there, but for the lock of a process that has ended."""
+        """Whether it is empty, apart from the lock of a process that has ended."""
         if not self.path.exists():
             return True
         return self.path.is_dir() and all(file.name == LOCK for file in self.path.iterdir())
@@ -98,7 +98,7 @@ class RunDirectory:
         steps = config.training.steps
         if done > steps:
             raise InputError(
-                f"{self.path} has {done} updates behind it, and training.steps = {steps} is fewer: ask "
+                f"{self.path} has done {done} updates already, more than training.steps = {steps}: ask "
                 f"for at least {done}, or choose another --out"
             )
 
@@ -141,10 +141,10 @@ class RunDirectory:
                 )
 
     def check_free(self) -> None:
-        """Makes sure that no other process trains this run now; writes nothing.
+        """Makes sure that no other process is training this run; writes nothing.
 
         Raises:
-            RunError: one does.
+            RunError: another process is.
         """
         if (self.path / LOCK).exists():
             with self._locked():
@@ -152,18 +152,18 @@ class RunDirectory:
 
     @contextmanager
     def claim(self, config: ExperimentConfig) -> Iterator[None]:
-        """Makes the directory, or finds in it an earlier part of the same run.
+        """Creates the directory, or finds an earlier part of the same run in it.
 
-        While entered, no other process can do so.
+        Inside the context no other process can claim it.
 
         Raises:
             InputError: the directory holds something else.
-            RunError: it cannot be made, or another process has claimed it.
+            RunError: it cannot be created, or another process has claimed it.
         """
         self._holds(config)
         make_folder(self.path)
         with self._locked():
-            self._holds(config)  # another process may have left it just now
+            self._holds(config)  # another process may just have written to it
             yield
 
     @contextmanager
@@ -173,43 +173,43 @@ class RunDirectory:
             yield
 
     def begin(self, config: ExperimentConfig, data: DataSource) -> Checkpoint | None:
-        """Writes the config, and what the data ask to be kept, into a directory that is claimed.
+        """Writes the config, and the record of the data, into a directory that is claimed.
 
         Returns:
-            The newest whole checkpoint, to go on from; None where there is none yet.
+            The newest intact checkpoint, to resume from; None if there is none yet.
 
         Raises:
-            InputError: there are checkpoints, but not one is whole and of this config; the run has come
-                further; its data have changed.
+            InputError: there are checkpoints, but none is intact and of this config; the run has more
+                updates; its data have changed.
             RunError: a file cannot be written.
         """
         saved = self.saved(config)
         if saved is not None:
             if saved.data.get(WEIGHTS_ONLY):
                 raise InputError(
-                    f"{self.path} holds weights alone, from which a run cannot go on: start another one "
+                    f"{self.path} holds only weights, which a run cannot resume from: start a new one "
                     f"from them, with train EXPERIMENT --init {self.path}"
                 )
             self._check_length(saved.step, config)
             self.check_data(data)
         self.write_config(config)
         self.keep_data(data)
-        # That of an earlier end, of fewer updates.
+        # The summary of an earlier end, after fewer updates.
         (self.path / SUMMARY).unlink(missing_ok=True)
         return saved
 
     def write_config(self, config: ExperimentConfig) -> None:
-        """Writes ``config.toml``, whole or not at all."""
+        """Writes ``config.toml`` atomically."""
         text = f"{_WRITTEN_BY}{__version__}\n{config.to_toml()}"
         write_atomically(self.path / CONFIG, text.encode())
 
     def keep_data(self, data: DataSource) -> None:
-        """Writes what a data source asks to be kept with a run: its ``record``, if it has one.
+        """Writes the ``record`` of a data source, which is kept with a run, if it has one.
 
-        That is what weights mean nothing without, like the numbers of words.
+        It is what the weights mean nothing without, such as the numbers of words.
 
         Raises:
-            InputError: an earlier part of the run had other data.
+            InputError: an earlier part of the run used other data.
         """
         record = _record(data)
         if record is not None and not (self.path / DATA).exists():
@@ -218,22 +218,22 @@ class RunDirectory:
         self.check_data(data)
 
     def check_data(self, data: DataSource, *, other: bool = False) -> None:
-        """Makes sure that the data are what the run kept of them, if anything.
+        """Makes sure that the data match the run's record of them, if there is one.
 
         Args:
-            other: whether they are meant to be others than the run was trained on. What is kept of the
-                training data (``training`` in the record) does not count then, nor what they lack.
+            other: whether they are meant to differ from those that the run was trained on. If so, the
+                record's ``training`` part does not count, nor does what the data lack.
 
         Raises:
-            InputError: they are not, or the file cannot be read.
+            InputError: they do not, or the file cannot be read.
         """
         path = self.path / DATA
         record = _record(data)
         if not path.exists():
             if record is not None:
                 raise InputError(
-                    f"there is no {path}, which says what data {self.path} began with: bring it back, "
-                    "or train anew"
+                    f"there is no {path}, which records what data {self.path} started with: restore "
+                    "it, or train again"
                 )
             return
         kept = self._kept() or {}
@@ -242,12 +242,12 @@ class RunDirectory:
         changed = [key for key in compared if kept.get(key) != now.get(key)]
         if changed:
             raise InputError(
-                f"the data have changed since {self.path} began ({', '.join(changed)} not as in "
-                f"{path}): its weights have no meaning for them; bring the old data back, or train anew"
+                f"the data have changed since {self.path} was started ({', '.join(changed)} not as in "
+                f"{path}): its weights have no meaning for them; restore the old data, or train again"
             )
 
     def _kept(self) -> dict[str, Any] | None:
-        """What was kept of the data; None where nothing was."""
+        """The record of the data; None if there is none."""
         path = self.path / DATA
         try:
             kept: dict[str, Any] = json.loads(path.read_bytes())
@@ -257,8 +257,8 @@ class RunDirectory:
             raise InputError(f"cannot read {path}: {error}") from error
         return kept
 
-    def summary(self, remedy: str = "remove it to go on") -> dict[str, Any] | None:
-        """The summary of a finished run, else None; what is null in the file is NaN.
+    def summary(self, remedy: str = "remove it to continue") -> dict[str, Any] | None:
+        """The summary of a finished run, or None; null in the file is read as NaN.
 
         Args:
             remedy: what to do about a damaged one.
@@ -277,10 +277,10 @@ class RunDirectory:
         return {name: math.nan if value is None else value for name, value in found.items()}
 
     def save(self, tensors: Mapping[str, Tensor], data: Mapping[str, Any]) -> None:
-        """Writes a checkpoint; the one before it is kept, and both names hold whole files always.
+        """Writes a checkpoint and keeps the one before it; at any time both names hold intact files.
 
         Raises:
-            RunError: it cannot be written; the checkpoints there are intact.
+            RunError: it cannot be written; existing checkpoints are intact.
         """
         from wsram_ppl.runs.checkpoints import save_checkpoint
 
@@ -294,10 +294,10 @@ class RunDirectory:
             raise RunError(f"cannot write {self.checkpoint}: {error.strerror}") from error
 
     def saved(self, config: ExperimentConfig) -> Checkpoint | None:
-        """The newest whole checkpoint of the run; None if none was ever written.
+        """The newest intact checkpoint of the run; None if none was ever written.
 
         Raises:
-            InputError: there are checkpoints, but not one is whole and of this config.
+            InputError: there are checkpoints, but none is intact and of this config.
         """
         from wsram_ppl.runs.checkpoints import load_checkpoint
 
@@ -318,11 +318,11 @@ class RunDirectory:
         return None
 
     def has_checkpoint(self) -> bool:
-        """Whether there is something to go on from."""
+        """Whether there is a checkpoint to resume from."""
         return self.checkpoint.exists() or (self.path / PREVIOUS).exists()
 
     def newest(self) -> Checkpoint:
-        """The newest whole checkpoint, whatever its config.
+        """The newest intact checkpoint, whatever its config.
 
         Raises:
             InputError: there is none.
@@ -339,9 +339,9 @@ class RunDirectory:
         """The resolved config of the run.
 
         Args:
-            overrides, shorthands: as in :func:`~wsram_ppl.config.load_config`; only of what does not
-                change its updates.
-            other_data: whether overrides may be of anything in ``[data]``, to measure the run there.
+            overrides, shorthands: as for :func:`~wsram_ppl.config.load_config`; they must not change
+                the run's updates.
+            other_data: whether overrides may change anything in ``[data]``, to measure on other data.
 
         Raises:
             InputError: this is not a run's directory, its config is not valid, or an override changes
@@ -357,7 +357,7 @@ class RunDirectory:
         with self._explained(path):
             tables = read_toml(path)
             check_config(tables)
-        check_config(tables, overrides, **shorthands)  # before torch is waited for
+        check_config(tables, overrides, **shorthands)  # before torch is imported, which is slow
         with self._explained(path):
             found = parse_config(tables)
         config = parse_config(tables, overrides, **shorthands)
@@ -365,14 +365,14 @@ class RunDirectory:
         if found.fingerprint() != same.fingerprint():
             places = "".join(f", data.{key}" for key in sorted(found.data.paths))
             raise InputError(
-                f"{self.path} is a run of other settings ({found.difference(same)}); those that may "
+                f"{self.path} is a run with other settings ({found.difference(same)}); those that may "
                 f"change are training.steps, the device, how often to log, evaluate and save{places}"
             )
         return config
 
     @contextmanager
     def _explained(self, path: Path) -> Iterator[None]:
-        """Entered where an error is one of the config that the run has."""
+        """A context in which an error is one of the run's own config."""
         try:
             yield
         except InputError as error:
@@ -384,12 +384,12 @@ class RunDirectory:
     def _check_version(self) -> None:
         if (self.path / _EARLIER_CONFIG).is_file() and not (self.path / CONFIG).exists():
             raise InputError(
-                f"{self.path} was written by wsram_ppl 0.1, whose runs {__version__} does not read: use "
-                "that version, or train anew in another directory"
+                f"{self.path} was written by wsram_ppl 0.1, whose runs {__version__} cannot read: use "
+                "that version, or train again in another directory"
             )
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
-        """Writes ``summary.json``, whole or not at all."""
+        """Writes ``summary.json`` atomically."""
         write_atomically(self.path / SUMMARY, (to_json(summary, indent=2) + "\n").encode())
 
     def load(
@@ -398,11 +398,11 @@ class RunDirectory:
         """Builds the run's components with the weights of its last checkpoint.
 
         Args:
-            config: that of the run, with its data in another place or with other data
+            config: the run's config, with its data in another place or with other data
                 (:meth:`config`); None: as it is.
 
         Returns:
-            The config, the components on the device, and the number of updates behind the weights.
+            The config, the components on the device, and the weights' number of updates.
 
         Raises:
             InputError: not a run; a checkpoint that is missing, damaged or of another config; changed
@@ -416,7 +416,7 @@ class RunDirectory:
         config = config or own
         saved = self.saved(own)
         if saved is None:
-            raise InputError(f"there is no checkpoint {self.checkpoint}: the run has not come that far")
+            raise InputError(f"there is no checkpoint {self.checkpoint}: the run has not got that far")
         components = build(config)
         self.check_data(components.data, other=config.data != own.data)
         TrainingState(components).load(saved.tensors)
@@ -432,7 +432,7 @@ class RunDirectory:
 
         Raises:
             InputError: not a run; a checkpoint that is missing, damaged or of another config; a data
-                source that reads no pictures.
+                source that cannot read single images.
         """
         from wsram_ppl.config import build_model
         from wsram_ppl.interfaces import ReadsPictures
@@ -441,13 +441,13 @@ class RunDirectory:
         config = self.config()
         source = config.data.cls
         if not isinstance(source, ReadsPictures):
-            raise InputError(f"data source '{config.data.name}' reads no pictures of your own")
+            raise InputError(f"data source '{config.data.name}' cannot read your own images")
         saved = self.saved(config)
         if saved is None:
-            raise InputError(f"there is no checkpoint {self.checkpoint}: the run has not come that far")
+            raise InputError(f"there is no checkpoint {self.checkpoint}: the run has not got that far")
         record = self._kept()
         if record is None:
-            raise InputError(f"there is no {self.path / DATA}, which says what the classes are")
+            raise InputError(f"there is no {self.path / DATA}, which names the classes")
         model = build_model(config, source.implied_options(record))
         load_weights(model, "model", saved.tensors)
         return LoadedModel(config, model.to(device), source, record)
@@ -460,7 +460,7 @@ def _record(data: DataSource) -> Mapping[str, Any] | None:
 
 
 class NewRunDirectory(RunDirectory):
-    """A directory that is not there yet: once claimed, the first free one of PATH, PATH-2, ..."""
+    """A directory that does not exist yet: once claimed, the first free one of PATH, PATH-2, ..."""
 
     def finished(self, config: ExperimentConfig) -> None:
         return None

@@ -22,22 +22,22 @@ _PREFIX: Final = "events.out.tfevents."
 
 
 class EventLog:
-    """A file of events, written row by row by the caller's own thread.
+    """A file of events, written row by row in the caller's thread.
 
-    ``torch.utils.tensorboard`` writes from a thread of its own, up to two minutes later: a run that is
-    killed would lose these events for good, and on a full disk that thread ends with a traceback.
+    ``torch.utils.tensorboard`` writes from its own thread, up to two minutes later: a run that is
+    killed would lose those events, and on a full disk that thread ends with a traceback.
 
     Args:
-        folder: for the file; made if need be.
-        after: the number of updates behind which earlier files' events are void, if any.
+        folder: for the file; created if necessary.
+        after: the number of updates after which earlier files' events are void, if any.
 
     Raises:
-        OSError: the file cannot be written; so does every method.
+        OSError: the file cannot be written; every method may raise it.
     """
 
     def __init__(self, folder: Path, after: int = 0) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        # TensorBoard reads the files of a folder in the order of their names. The clock may have been
+        # TensorBoard reads the files of a folder in order of their names. The clock may have been
         # set back since the last one.
         earlier = [number for file in folder.iterdir() if (number := _number(file.name))]
         number = max([time.time_ns(), *(each + 1 for each in earlier)])
@@ -87,6 +87,6 @@ class EventLog:
 
 
 def _number(name: str) -> int:
-    """The number in the name of a file of events; 0 where it is none."""
+    """The number in the name of a file of events; 0 if it is not one."""
     number = name.removeprefix(_PREFIX).partition(".")[0]
     return int(number) if name.startswith(_PREFIX) and number.isdecimal() else 0

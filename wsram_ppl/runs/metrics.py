@@ -1,4 +1,4 @@
-"""``metrics.csv``: what a run measured along its way."""
+"""``metrics.csv``: what a run measured during training."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ class MetricsLog:
     Args:
         run: the run's directory.
         columns: names of the numbers that a row may have; a row leaves the others empty.
-        after: the number of updates behind the checkpoint that the run goes on from: rows up to
-            there are kept, later ones (which will come again) are dropped.
+        after: the number of updates at the checkpoint that the run resumes from: rows up to it are
+            kept, later ones (which will be written again) are dropped.
 
     Attributes:
-        columns: all of the file.
-        measured: the splits that have a row after so many updates.
+        columns: all columns of the file.
+        measured: the splits that have a row for that number of updates.
     """
 
     def __init__(self, run: Path, columns: Iterable[str], after: int = 0) -> None:
@@ -75,14 +75,14 @@ class Rows:
 
     Attributes:
         steps: updates done, ``[T]``, increasing.
-        columns: each ``[T]``; NaN where a row says nothing.
+        columns: each ``[T]``; NaN where a row is empty.
     """
 
     steps: Numbers
     columns: Mapping[str, Numbers]
 
     def measured(self, name: str) -> tuple[Numbers, Numbers] | None:
-        """Steps and values of the rows that have this number; None where none has."""
+        """Steps and values of the rows that have this number; None if no row has it."""
         values = self.columns.get(name)
         if values is None or not (known := ~np.isnan(values)).any():
             return None
@@ -121,7 +121,7 @@ def rows_until(run: Path, step: int) -> list[tuple[int, str, dict[str, float]]]:
 
 
 def last_row(run: Path) -> tuple[int, dict[str, float]] | None:
-    """The update and the numbers of the last row of a run at work; None where there is none to be read.
+    """The update and the numbers of the last row of a run in progress; None if there is none to read.
 
     The rows before it are not read.
     """
@@ -130,7 +130,7 @@ def last_row(run: Path) -> tuple[int, dict[str, float]] | None:
             header = file.readline()
             file.seek(max(file.tell(), os.fstat(file.fileno()).st_size - _TAIL))
             tail = file.read()
-        last = tail[: tail.rfind(b"\n") + 1].splitlines()[-1:]  # what follows is half a row
+        last = tail[: tail.rfind(b"\n") + 1].splitlines()[-1:]  # what follows is an incomplete row
         (row,) = csv.DictReader(io.StringIO(b"\n".join([header.rstrip(), *last]).decode()))
         if None in row or None in row.values():
             return None
@@ -144,7 +144,7 @@ def _numbers(row: Mapping[str, str]) -> dict[str, float]:
 
 
 def _rows_until(path: Path, step: int) -> tuple[list[str], list[dict[str, str]]]:
-    """The columns of ``metrics.csv`` and its whole rows up to an update; none without the file.
+    """The columns of ``metrics.csv`` and its complete rows up to an update; none without the file.
 
     Raises:
         InputError: it is damaged.
@@ -156,12 +156,12 @@ def _rows_until(path: Path, step: int) -> tuple[list[str], list[dict[str, str]]]
         return [], []
     except (OSError, ValueError, KeyError, csv.Error) as error:
         raise InputError(
-            f"{path} is damaged ({one_line(error)}): remove it to go on without its rows"
+            f"{path} is damaged ({one_line(error)}): remove it to continue without its rows"
         ) from error
 
 
 def _read(path: Path) -> tuple[list[str], list[dict[str, str]]]:
-    """The columns and the rows; a row cut short is left out."""
+    """The columns and the rows; an incomplete row is left out."""
     with open(path, newline="", encoding="utf-8") as file:
         reader = csv.DictReader(file, strict=True)
         rows = [row for row in reader if None not in row.values()]

@@ -1,4 +1,4 @@
-"""Signals that end a run cleanly: noted when they come, acted on between two updates."""
+"""Signals that end a run cleanly: recorded when received, acted on between two updates."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from typing import Any
 
 
 class Signals:
-    """While entered, the first SIGINT, SIGTERM or SIGHUP is only noted; a second one acts at once.
+    """A context in which the first SIGINT, SIGTERM or SIGHUP is only recorded; a second acts at once.
 
-    SIGHUP, which comes when a terminal is closed, may come twice then (from the shell and from the
-    system): a second one does nothing. Where it was ignored before, as under ``nohup``, it stays so.
+    SIGHUP, which is sent when a terminal is closed, may then arrive twice (from the shell and from the
+    system): a second one does nothing. If it was ignored before, as under ``nohup``, it still is.
 
-    Does nothing outside the main thread, where Python lets nobody handle signals.
+    Does nothing outside the main thread, where Python does not allow handlers of signals.
 
     Attributes:
-        received: the signal that came, or None.
+        received: the signal received, or None.
     """
 
     def __init__(self) -> None:

@@ -1,11 +1,11 @@
-"""Running a study: what is missing is run, what is finished is left alone, what fails is noted.
+"""Runs a study: missing runs are started, finished ones are left alone, failures are recorded.
 
 The folder of a study holds::
 
     runs/VARIANT/seed-N/            run directories (:mod:`wsram_ppl.runs.directory`)
-    search/VARIANT/CANDIDATE/       those of the search's trials
-    configs/, logs/                 what each run was started from and what it printed, by the same names
-    interrupted/                    runs that were not finished, put aside for those of another config
+    search/VARIANT/CANDIDATE/       run directories of the search's trials
+    configs/, logs/                 each run's config and its output, under the same names
+    interrupted/                    unfinished runs, moved away when the config has changed
     claims/                         who is at work on which run
     calls.json                      when and how the study was worked on
 
@@ -51,12 +51,12 @@ class VariantRun:
     """One run of a study and how it ended.
 
     Attributes:
-        name: also its path under the study's folder: ``runs/VARIANT/seed-N``.
+        name: its path within the study's folder: ``runs/VARIANT/seed-N``.
         seed: of all that is random in it.
         config: what to train; None where the search found nothing to train with.
-        failure: why there is no result; None: finished, or not run yet.
+        failure: why there is no result; None if the run is finished, or has not started yet.
         finished: whether there is a result.
-        command: that trained it, or would.
+        command: the one that trained it, or would train it.
     """
 
     variant: Variant
@@ -75,7 +75,7 @@ class Trial(VariantRun):
     Attributes:
         candidate: what it tried.
         value: the search's metric; None where it failed.
-        chosen: whether its variant is run with it.
+        chosen: whether the variant's runs use this candidate.
     """
 
     candidate: Candidate = field(kw_only=True)
@@ -85,14 +85,14 @@ class Trial(VariantRun):
 
 @dataclass(frozen=True)
 class Call:
-    """One time that the study was worked on.
+    """One invocation that worked on the study.
 
     Attributes:
         command: the command line.
         started: in ISO 8601, UTC.
         seconds: wall time.
         jobs: runs at once.
-        trained: runs that were finished in it.
+        trained: how many runs it finished.
     """
 
     command: str
@@ -104,7 +104,7 @@ class Call:
 
 @dataclass(frozen=True)
 class Comparison:
-    """All runs of a study, as far as they have been run."""
+    """All runs of a study and what is known of them so far."""
 
     study: Study
     folder: Path
@@ -115,7 +115,7 @@ class Comparison:
 
     @property
     def failed(self) -> list[VariantRun]:
-        """The runs that ended with an error, those of the search among them."""
+        """The runs that ended with an error, including those of the search."""
         return [run for run in (*self.trials, *self.runs) if run.failure is not None]
 
     def of(self, variant: Variant) -> list[VariantRun]:
@@ -134,14 +134,14 @@ def compare(
     run_missing: bool = True,
     call: str = "",
 ) -> Comparison:
-    """Runs what a study lacks, and says how every run ended.
+    """Runs what a study lacks, and reports how every run ended.
 
     Args:
-        folder: where everything is, or will be.
+        folder: the study's folder, existing or not.
         executor: where runs are trained; None: here, one after the other.
         only: the runs to train, as ``VARIANT/SEED``, with the search of their variants; none: all.
-        run_missing: False: only look at what is there.
-        call: the command line, for the record.
+        run_missing: if False, start nothing and only read what is there.
+        call: the command line, to be recorded.
 
     Raises:
         InputError: a finished run of another config is in the way, or something that is no run; data
@@ -204,9 +204,9 @@ class _Work:
     watcher: Watcher
     executor: Executor
     wanted: frozenset[tuple[str, int]]
-    claims: Claims | None  # None: nothing is run
+    claims: Claims | None  # None: nothing is started
     notes: list[str] = field(default_factory=list)
-    checked: list[tuple[str, dict[str, Any]]] = field(default_factory=list)  # data that are there
+    checked: list[tuple[str, dict[str, Any]]] = field(default_factory=list)  # data known to be there
     mine: list[Job] = field(default_factory=list)  # jobs that this process has started
     paces: dict[str, float] = field(default_factory=dict)  # of runs that have been, by variant
 
@@ -237,7 +237,7 @@ class _Work:
                 if study.search is None or candidate is not None:
                     run.config = study.config(variant, seed, candidate)
                 elif self.claims is not None and (variant.name, seed) in self.wanted:
-                    run.failure = "no candidate of its search could be trained"
+                    run.failure = "none of the candidates of its search could be trained"
                 runs.append(run)
                 if (variant.name, seed) in self.wanted:
                     wanted.append(run)
@@ -260,7 +260,7 @@ class _Work:
                 best = score, trial
         mine = [trial for trial in trials if trial.variant is variant]
         if best is None or any(not t.finished and not t.failure for t in mine):
-            return None  # what has not been run yet could win
+            return None  # a trial that has not run yet could win
         best[1].chosen = True
         return best[1].candidate
 
@@ -295,7 +295,7 @@ class _Work:
             done = sum((self.folder / run.name / SUMMARY).is_file() for run in runs)
             what = "trials" if runs and isinstance(runs[0], Trial) else "runs"
             raise Interrupted(
-                f"{error}: {done} of {len(runs)} {what} are finished; the same command goes on there",
+                f"{error}: {done} of {len(runs)} {what} are finished; the same command resumes there",
                 error.exit_code - 128,
             ) from error
         for run in missing.values():
@@ -339,10 +339,10 @@ class _Work:
             return run_jobs(jobs, self.executor, watcher, claims, lambda job: True, self.note)
 
     def check_data(self, runs: Sequence[VariantRun]) -> None:
-        """Makes sure that the data of runs to come are there: once, not by each run's failure.
+        """Makes sure once that the data of the coming runs are there, before each run fails by itself.
 
         Raises:
-            InputError, RunError: they are not; the message names the first variant that wants them.
+            InputError, RunError: they are not; the message names the first variant that needs them.
         """
         for run in runs:
             assert run.config is not None
@@ -375,7 +375,7 @@ class _Work:
         return self.folder / "logs" / f"{run.name}.log"
 
     def command_of(self, run: VariantRun) -> str:
-        """The command that trained a finished run, which stands above its config, or would train it."""
+        """The command that trained a finished run (the first line of its config), or would train it."""
         file = self.config_file(run)
         if run.finished and file.is_file():
             first = file.read_text(encoding="utf-8").partition("\n")[0]
@@ -407,18 +407,18 @@ class _Work:
         if self.is_finished(run, config):
             return False
         if (path / CONFIG).is_file():
-            # An earlier part of the same run: what trains goes on from its last checkpoint.
+            # An earlier part of the same run: training resumes from its last checkpoint.
             earlier = RunDirectory(path)
             earlier.check_free()
             if earlier.config().fingerprint() == config.fingerprint():
                 ended = (path / SUMMARY).exists()
-                why = "has fewer updates than the study now wants" if ended else "was not finished"
-                self.note(f"{run.name} {why}: it goes on from its last checkpoint")
-                earlier.write_config(config)  # its data may lie elsewhere by now
+                why = "has fewer updates than the study now needs" if ended else "was not finished"
+                self.note(f"{run.name} {why}: it resumes from its last checkpoint")
+                earlier.write_config(config)  # its data may have moved
                 (path / SUMMARY).unlink(missing_ok=True)
             else:
                 aside = self.folder / "interrupted" / run.name
-                self.note(f"{run.name} was not finished, of another config: it is now in {aside}")
+                self.note(f"{run.name} was not finished and has another config: it is now in {aside}")
                 _move(path, aside)
         file = self.config_file(run)
         make_folder(file.parent)
@@ -428,7 +428,7 @@ class _Work:
         return True
 
     def is_finished(self, run: VariantRun, config: ExperimentConfig) -> bool:
-        """Whether its directory holds the result of this very config.
+        """Whether its directory holds the result of exactly this config.
 
         Raises:
             InputError: the result of another config, or something else.
@@ -437,7 +437,7 @@ class _Work:
         if RunDirectory(path).is_empty():
             return False
         if not (path / CONFIG).is_file():
-            raise InputError(f"{path} is in the way: it is no run; move it, or choose another --out")
+            raise InputError(f"{path} is in the way: it is not a run; move it, or choose another --out")
         if not (path / SUMMARY).is_file():
             return False
         done = read_summary(path)["updates"]

@@ -17,14 +17,14 @@
     objective.name = "variational"
     guide.name = "prior"
 
-    [search]                        # the same for every variant: the best value of its own
+    [search]                        # the same for every variant, which keeps its own best value
     key = "training.learning_rate.start"
     values = [1e-3, 3e-3]
     steps = 2000
     metric = "bound"
 
 Overrides are merged into the base, key by key and table into table: ``[set]`` first, then the variant's,
-then those of the search. A key may be written dotted, quoted or not.
+then those of the search. A key may be dotted, quoted or not.
 """
 
 from __future__ import annotations
@@ -52,17 +52,17 @@ from wsram_ppl.errors import InputError, nearest
 
 __all__ = ["Candidate", "Figure", "Search", "Study", "Variant", "load_study"]
 
-#: What a study may ask to have drawn (:mod:`wsram_ppl.studies.figures`).
+#: The figures that a study may ask for (:mod:`wsram_ppl.studies.figures`).
 Figure = Literal[
     "error", "validation_error", "test_error", "final_error", "nll_per_word", "bound", "ess", "variance",
     "scales",
 ]  # fmt: skip
 
-#: How the best value of a search is told, on validation data.
+#: The measure, on validation data, by which a search chooses its best value.
 Metric = Literal["bound", "error"]
 
 _RESERVED: Final = {
-    ("training", "steps"): "the study's own 'steps' sets it, equal for all",
+    ("training", "steps"): "the study's own 'steps' sets it, the same for all runs",
     ("training", "seed"): "the study's own 'seeds' set it",
 }
 
@@ -70,7 +70,7 @@ _RESERVED: Final = {
 def _file_name(name: str) -> str:
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,63}", name) or name.endswith("."):
         raise ValueError(
-            "should be usable as the name of a folder: letters, digits and . _ + -, a letter or digit "
+            "should be usable as a folder name: letters, digits and . _ + -, a letter or digit "
             "first, at most 64"
         )
     return name
@@ -78,7 +78,7 @@ def _file_name(name: str) -> str:
 
 def _fraction(value: float) -> float:
     if not 0.0 <= value <= 1.0:
-        raise ValueError("should be a fraction in [0, 1], as 0.0162 for 1.62%")
+        raise ValueError("should be a fraction in [0, 1], such as 0.0162 for 1.62%")
     return value
 
 
@@ -99,7 +99,7 @@ class _Table(BaseModel):
 
 
 class _Overrides(_Table):
-    """The tables of an experiment, as far as they are overridden."""
+    """Those tables of an experiment that are overridden."""
 
     data: dict[str, Any] = {}
     model: dict[str, Any] = {}
@@ -116,15 +116,15 @@ class Variant(_Overrides):
     """One row of the comparison."""
 
     name: _FileName
-    """Of its folder; unique."""
+    """Also of its folder; unique."""
     label: str = ""
-    """In tables and figures; by default the name."""
+    """Shown in tables and figures; the name by default."""
     paper: Annotated[float, AfterValidator(_fraction)] | None = None
-    """A published error to stand beside its own, as a fraction."""
+    """A published error to show beside its own, as a fraction."""
 
     @property
     def title(self) -> str:
-        """What stands for it in tables and figures."""
+        """How tables and figures show it."""
         return self.label or self.name
 
 
@@ -138,15 +138,15 @@ class Search(_Table):
     """A search that every variant goes through before its runs."""
 
     key: str = ""
-    """What ``values`` are values of; without one there are ``candidates``, each a table."""
+    """The key that ``values`` are for; without it there are ``candidates``, each a table."""
     values: Annotated[tuple[Any, ...], Field(min_length=1)] | None = None
     candidates: Annotated[tuple[dict[str, Any], ...], Field(min_length=1)] | None = None
     steps: PositiveInt
     """Updates of each trial."""
     seed: _Seed = 0
-    """Of each trial."""
+    """The seed of each trial."""
     metric: Metric = "bound"
-    """The candidate best by this is taken (most ``bound``, least ``error``); the first of equals."""
+    """How candidates are compared: highest ``bound`` or lowest ``error``; the first wins a tie."""
 
 
 class _Settings(_Table):
@@ -155,9 +155,9 @@ class _Settings(_Table):
     base: str
     """The file of the experiment, relative to the study's, or the name of one that is shipped."""
     title: str = ""
-    """What the study is called; by default as its file."""
+    """The name of the study; by default that of its file."""
     about: str = ""
-    """What it is, for the report."""
+    """A description for the report."""
     seeds: Annotated[tuple[_Seed, ...], Field(min_length=1), AfterValidator(_distinct)] = (0,)
     """One run per variant and seed."""
     steps: PositiveInt
@@ -169,7 +169,7 @@ class _Settings(_Table):
     )
     """What is drawn."""
     smoothing: PositiveInt = 10
-    """How many rows of a run's metrics a smoothed value is the mean of."""
+    """How many rows of a run's metrics a smoothed value averages."""
     reference: str = ""
     """The name of the variant that the others are compared with, seed by seed; by default none is."""
 
@@ -190,30 +190,30 @@ class Study(_Settings):
     variants: tuple[Variant, ...]
     """The rows, in order."""
     search: Search | None
-    """What every variant goes through first."""
+    """What every variant runs first, if anything."""
     candidates: tuple[Candidate, ...]
     """The points that the search tries."""
     tables: dict[str, Any]
-    """Of the base experiment."""
+    """The tables of the base experiment."""
     common: _Overrides
-    """For all runs."""
+    """Overrides for all runs."""
     overrides: tuple[str, ...]
-    """Further ones, ``table.key=value``, which have the last word."""
+    """Further overrides, ``table.key=value``, which take precedence over all others."""
 
     def trial(self, variant: Variant, candidate: Candidate) -> ExperimentConfig:
         """The experiment of one trial of the search.
 
         Raises:
-            InputError: as :meth:`config`.
+            InputError: as for :meth:`config`.
         """
         assert self.search is not None
         return self.config(variant, self.search.seed, candidate, self.search.steps)
 
     def check(self, variant: Variant, candidate: Candidate | None = None) -> None:
-        """What is wrong with the experiments of a variant, as far as it is told at once.
+        """Checks the experiments of a variant, as far as that is fast.
 
         Raises:
-            InputError: as :func:`wsram_ppl.config.check_config`.
+            InputError: as for :func:`wsram_ppl.config.check_config`.
         """
         check_config(self.tables, self._overrides(variant, self.seeds[0], candidate, self.steps))
 
@@ -224,10 +224,10 @@ class Study(_Settings):
         candidate: Candidate | None = None,
         steps: int | None = None,
     ) -> ExperimentConfig:
-        """The experiment of one run, by default of as many steps as the study says.
+        """The experiment of one run, by default with the study's number of steps.
 
         Raises:
-            InputError: what the overrides make of the base is not valid.
+            InputError: the base with the overrides is not valid.
         """
         overrides = self._overrides(variant, seed, candidate, steps or self.steps)
         return parse_config(self.tables, overrides)
@@ -242,7 +242,7 @@ class Study(_Settings):
         merged: Any = self.tables
         for layer in layers:
             merged = _merged(merged, layer)
-        # As overrides, so that the base's options of a component that is exchanged are left out.
+        # As overrides, so that a component that is replaced loses the base's options.
         paths = {(section, key): None for layer in layers for section in layer for key in layer[section]}
         chosen = [f"{section}.{key}={_inline(merged[section][key])}" for section, key in paths]
         return [*chosen, *self.overrides]
@@ -252,13 +252,13 @@ def load_study(path: str | PathLike[str], overrides: Sequence[str] = ()) -> Stud
     """Reads and checks a study and the experiments of all its runs.
 
     Args:
-        path: of the file, or the name of a study that is shipped.
+        path: the file, or the name of a study that is shipped.
         overrides: each ``key=value``: a key of the study itself (``steps``, ``seeds``,
             ``search.steps``) or ``table.key`` of the experiment of every run.
 
     Raises:
-        InputError: anything missing, unknown or out of range, in the study, its base, or what the
-            overrides make of it; the message names the variant.
+        InputError: anything missing, unknown or out of range in the study, its base, or the base with
+            the overrides; the message names the variant.
     """
     path = experiment_path(path)
     tables = read_toml(path)
@@ -308,7 +308,7 @@ def load_study(path: str | PathLike[str], overrides: Sequence[str] = ()) -> Stud
 
 @contextmanager
 def _told_of(what: str) -> Iterator[None]:
-    """Entered where an error is one of something that its message should name."""
+    """A context whose errors name what they are about."""
     try:
         yield
     except InputError as error:
@@ -316,7 +316,7 @@ def _told_of(what: str) -> Iterator[None]:
 
 
 def _candidates(search: Search) -> tuple[Candidate, ...]:
-    """The points of a search, from either way to write them."""
+    """The points of a search, whichever way they are written."""
     key, values, tables = search.key, search.values, search.candidates
     if (tables is None) == (not key) or (not key) != (values is None):
         raise InputError("search needs either 'key' and 'values', or 'candidates'")
@@ -324,7 +324,7 @@ def _candidates(search: Search) -> tuple[Candidate, ...]:
     if values is not None:
         where, parts = "search.values", key.split(".")
         if len(parts) < 2 or not all(parts):
-            raise InputError(f"search.key = {key!r}: write table.key, as in training.weight_decay")
+            raise InputError(f"search.key = {key!r}: write table.key, such as training.weight_decay")
         tables = tuple({"name": _named(value, n), key: value} for n, value in enumerate(values, 1))
     named = [{"name": str(n), **table} for n, table in enumerate(tables or (), 1)]
     found = [_layer(Candidate, f"{where}[{index}]", table) for index, table in enumerate(named)]
@@ -333,7 +333,7 @@ def _candidates(search: Search) -> tuple[Candidate, ...]:
 
 
 def _named(value: object, number: int) -> str:
-    """The folder of a searched value: the value itself where that can be."""
+    """The folder of a searched value: the value itself where possible."""
     text = json.dumps(value) if isinstance(value, bool) else str(value)
     try:
         return _file_name(text)
@@ -344,12 +344,12 @@ def _named(value: object, number: int) -> str:
 def _check_distinct(what: str, named: Iterable[Variant | Candidate]) -> None:
     seen: dict[str, str] = {}
     for item in named:
-        key = item.name.casefold()  # some file systems tell no case
+        key = item.name.casefold()  # some file systems ignore case
         if key in seen:
             other = seen[key]
             raise InputError(
                 f"{what} name {item.name!r} is taken"
-                + ("" if other == item.name else f" (by {other!r}: case does not count)")
+                + ("" if other == item.name else f" (by {other!r}: case is ignored)")
             )
         seen[key] = item.name
 
@@ -358,14 +358,14 @@ def _check_distinct(what: str, named: Iterable[Variant | Candidate]) -> None:
 
 
 def _set_own_keys(tables: dict[str, Any], overrides: Sequence[str]) -> list[str]:
-    """Writes what overrides set of the study itself into its tables; returns the others."""
+    """Writes the overrides of the study's own keys into its tables; returns the others."""
     others = []
     for text in overrides:
         key, equals, value = text.partition("=")
         path = [part.strip() for part in key.split(".")]
         if not equals or not all(path):
             raise InputError(
-                f"--set {text!r}: write key=value, as in training.batch_size=32 or steps=1000"
+                f"--set {text!r}: write key=value, such as training.batch_size=32 or steps=1000"
             )
         if tuple(path[:2]) in _RESERVED:
             raise InputError(f"--set {text!r}: {_RESERVED[path[0], path[1]]}")
@@ -382,7 +382,7 @@ def _set_own_keys(tables: dict[str, Any], overrides: Sequence[str]) -> list[str]
 
 
 def _layer(cls: type[_Layer], where: str, table: Mapping[str, Any]) -> _Layer:
-    """A checked table of overrides: dotted keys taken apart, and nothing in it that the study sets."""
+    """A checked table of overrides: dotted keys split, and no key that the study itself sets."""
     plain: dict[str, Any] = {}
     for key, value in table.items():
         _put(plain, key.split("."), value)
@@ -423,6 +423,6 @@ def _inline(value: Any) -> str:
     if isinstance(value, list | tuple):
         return "[" + ", ".join(map(_inline, value)) + "]"
     if isinstance(value, bool | str):
-        # TOML's strings are JSON's, but for DEL.
+        # TOML's strings are JSON's, except for DEL.
         return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
     return str(value)

@@ -33,10 +33,10 @@ from wsram_ppl.studies.statistics import LEVEL, Mean
 
 __all__ = ["COLOURS", "Drawn", "Line", "draw"]
 
-#: Told apart with any colour vision (Okabe and Ito); beyond these, dashes tell.
+#: Distinguishable with any colour vision (Okabe and Ito); beyond these, dashes differ.
 COLOURS: Final = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#444444")
 _DASHES: Final = ("-", (0, (5, 2)), (0, (1.5, 1.5)))
-#: Of scales, from fine to coarse.
+#: The colours of scales, from fine to coarse.
 _SHADES: Final = ("#08306b", "#2e7ebc", "#9ecae1", "#e3eef9", "#f0b27a", "#b9770e")
 _STYLE: Final[dict[str, Any]] = {
     "font.size": 10,
@@ -69,7 +69,7 @@ class Drawn:
     """A figure that was drawn, or why it was not.
 
     Attributes:
-        title, caption: what it shows, with the definitions that a reader needs.
+        title, caption: what it shows, with the definitions that readers need.
         files: the PNG, the SVG and an SVG for a phone; empty where there was nothing to draw.
     """
 
@@ -115,14 +115,14 @@ class _Curve:
         return np.zeros_like(self.mean) if self.se is None else self.se
 
     def where(self, known: NDArray[np.bool_]) -> _Curve:
-        """The curve at some of its steps."""
+        """The curve at a subset of its steps."""
         se = None if self.se is None else self.se[known]
         return _Curve(self.steps[known], self.mean[known], se)
 
 
 @dataclass(frozen=True)
 class _Kind:
-    """How one number becomes a figure of one line per variant."""
+    """How one number is drawn, with one line per variant."""
 
     split: str
     column: str
@@ -141,7 +141,7 @@ _LINES: Final[dict[str, _Kind]] = {
         "error",
         "Training error",
         "training error",
-        "Share of the current minibatch's examples that are predicted wrongly, from as many sampled "
+        "Share of the current minibatch's examples that are predicted wrongly, using as many sampled "
         "glimpse sequences as the objective has particles",
         percent=True,
         log=None,
@@ -161,8 +161,8 @@ _LINES: Final[dict[str, _Kind]] = {
         "nll_per_word",
         "Training loss per word",
         "negative log-likelihood (nats per word)",
-        "Of the current minibatch's sentences: -log of the mean probability over as many paths of looks "
-        "as the objective has particles, drawn from the model itself, whatever the guide; with dropout",
+        "For the current minibatch's sentences: -log of the mean probability over as many sequences of "
+        "looks as the objective has particles, drawn from the model whatever the guide; with dropout",
     ),
     "bound": _Kind(
         "eval",
@@ -185,16 +185,16 @@ _LINES: Final[dict[str, _Kind]] = {
         "variance",
         "Gradient variance",
         "total variance of the gradient (nats²)",
-        "Variance, summed over the model's parameters (the guide's and the coefficient networks' left "
-        "out), of the gradient of the mean loss per example, exploration terms included, over repeated "
-        "draws of particles (probe_repeats in the config) on one fixed minibatch. It is not trained "
-        "on and, for one seed, the same in all variants. The weights are those of the run at that "
-        "update: every variant is measured along its own path",
+        "Variance, summed over the model's parameters (without those of the guide and the coefficient "
+        "networks), of the gradient of the mean loss per example, exploration terms included, over "
+        "repeated draws of particles (probe_repeats in the config) on one fixed minibatch. It is not "
+        "used for training and, for one seed, the same in all variants. The weights are those of the "
+        "run at that update: every variant is measured along its own path",
         smooth=False,
         log=True,
     ),
 }
-_LINES["test_error"] = _LINES["validation_error"]  # as studies had it when there was one held-out set
+_LINES["test_error"] = _LINES["validation_error"]  # the name in earlier studies
 
 
 def draw(names: Sequence[str], lines: Sequence[Line], folder: Path, window: int) -> list[Drawn]:
@@ -210,7 +210,7 @@ def draw(names: Sequence[str], lines: Sequence[Line], folder: Path, window: int)
     """
     make_folder(folder)
     drawn = []
-    # From the library's own style: what the user has configured must not change the bytes.
+    # In the library's own style: the user's matplotlib settings must not change the bytes.
     with style.context(["default", _STYLE]):
         for name in names:
             if name == "scales":
@@ -377,7 +377,7 @@ def _scales(lines: Sequence[Line], folder: Path, window: int) -> Drawn:
         for axes in list(grid.flat)[len(panels) - across : len(panels)]:  # the last of each column
             axes.set_xlabel("updates")
         figure.supylabel("share of glimpses", fontsize=10)
-        # As in the stack: coarse on top.
+        # In the order of the stack: coarse on top.
         figure.legend(list(handles.values())[::-1], list(handles)[::-1], loc=page.legend)
 
     return _drawn("scales", title, caption, folder, paint)
@@ -391,7 +391,7 @@ def _scale_of(column: str) -> tuple[float, str]:
 
 
 def _mean_curve(rows: Sequence[Rows], column: str, window: int) -> _Curve | None:
-    """Each run smoothed, then mean and standard error over runs. None if a run lacks the number."""
+    """The mean and standard error over the smoothed runs; None if a run lacks the number."""
     measured = [run.measured(column) for run in rows]
     known = [found for found in measured if found is not None]
     if not known or len(known) < len(rows):
@@ -417,11 +417,11 @@ def _caption(
 
 def _missing(absent: Sequence[str]) -> str:
     named = ", ".join(absent)
-    return f" Not shown, for want of such numbers of finished runs: {named}." if absent else ""
+    return f" Not shown, for lack of such numbers from finished runs: {named}." if absent else ""
 
 
 def _text(label: str) -> str:
-    """A label as matplotlib shows it: no mathematics; and a leading underscore would hide it."""
+    """A label for matplotlib: dollar signs escaped; a leading underscore would hide it."""
     return label.replace("$", r"\$").replace("_", " _", 1 if label.startswith("_") else 0)
 
 
@@ -454,7 +454,7 @@ def _drawn(
 
 
 def _save(figure: Figure, file: Path) -> None:
-    # No dates and versions in the files.
+    # No dates or versions in the files.
     metadata: Mapping[str, Any] = {"Software": None}
     if file.suffix == ".svg":
         metadata = {"Date": None, "Creator": None}

@@ -17,10 +17,10 @@ __all__ = ["StudyBars"]
 
 
 class StudyBars(Watcher):
-    """A bar for each run at work and one for all; one line for each run that has ended.
+    """A bar for each active run and one for all runs; one line for each run that has ended.
 
-    Where standard error is not a terminal, a plain line for all takes the place of the bars, every
-    minute or tenth of the work.
+    Where standard error is not a terminal, one plain line for all runs replaces the bars, every minute
+    or tenth of the work.
     """
 
     def __init__(self) -> None:
@@ -47,7 +47,7 @@ class StudyBars(Watcher):
         if self._all is not None:
             self._all.close()
         self._count, self._total = 0, len(jobs)
-        # Those of a run that goes on.
+        # Updates that a resumed run already has.
         self._steps = {job.name: (last_row(job.run) or (0,))[0] for job in jobs}
         steps, begun = sum(job.steps for job in jobs), sum(self._steps.values())
         self._all = self._bar("all", steps, begun, position=0)

@@ -1,6 +1,6 @@
 """The report of a study: tables, figures, glimpses, and one HTML page that holds them all.
 
-The page needs no network and no script: pictures are in it as data URIs.
+The page needs no network and no scripts: pictures are embedded as data URIs.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class Written:
 def write_report(comparison: Comparison) -> Written:
     """Writes ``table.csv``, ``table.md``, ``search.csv``, ``figures/``, ``glimpses/``, ``report.html``.
 
-    All into the study's folder.
+    All of them go into the study's folder.
 
     Raises:
         InputError: a finished run's files are damaged.
@@ -144,7 +144,7 @@ def _draw_glimpses(comparison: Comparison, variant: Variant) -> _Glimpses | None
         return None
     file = comparison.folder / "glimpses" / f"{variant.name}.png"
     make_folder(file.parent)
-    # The model may be the user's own, and its data may be gone by now: no reason to have no report.
+    # The model may be the user's own, and its data may be gone by now: still write the report.
     try:
         with pyro_settings(validate=False):
             config, parts, _ = RunDirectory(comparison.folder / run.name).load()

@@ -1,4 +1,4 @@
-"""What the runs of a study measured, read from their directories, over seeds."""
+"""What the runs of a study measured: read from their directories and averaged over seeds."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ __all__ = [
 #: In a run's directory: what it scored on test data, put there once the study is done.
 TEST: Final = "test.json"
 
-#: Training errors at which the updates are counted.
+#: Training errors for which the number of updates to reach them is reported.
 THRESHOLDS: Final = (0.5, 0.2)
 
 
@@ -73,7 +73,7 @@ def read_test(run: Path, updates: int) -> dict[str, float]:
 
 
 def smoothed(values: Numbers, window: int) -> Numbers:
-    """Each value's mean with the up to ``window`` - 1 values before it; ``[T] -> [T]``."""
+    """The mean of each value and the up to ``window`` - 1 values before it; ``[T] -> [T]``."""
     sums = np.concatenate(([0.0], np.cumsum(values)))
     ends = np.arange(1, len(values) + 1)
     starts = np.maximum(ends - window, 0)
@@ -82,9 +82,9 @@ def smoothed(values: Numbers, window: int) -> Numbers:
 
 
 def updates_to_reach(rows: Rows, threshold: float, window: int) -> float | None:
-    """The first update at which the mean of the last ``window`` training errors is at most this.
+    """The first update where the mean of the last ``window`` training errors is at most ``threshold``.
 
-    None: never, or not measured, or fewer rows than the window has.
+    None if that never happens, the error was not measured, or there are fewer rows than ``window``.
     """
     found = rows.measured("error")
     if found is None or len(found[0]) < window:
@@ -96,11 +96,11 @@ def updates_to_reach(rows: Rows, threshold: float, window: int) -> float | None:
 
 @dataclass(frozen=True)
 class Reached:
-    """After how many updates a training error was reached.
+    """How many updates it took to reach a training error.
 
     Attributes:
-        updates: the mean over seeds, if all reached it: one over those that did would be flattering.
-        reached, count: how many seeds did, of how many.
+        updates: the mean over seeds, if all reached it: a mean over those that did would flatter.
+        reached, count: how many seeds reached it, of how many.
     """
 
     updates: Mean | None
@@ -108,7 +108,7 @@ class Reached:
     count: int
 
 
-#: What a table tells of each variant, as far as it was measured.
+#: What a table shows of each variant, as far as it was measured.
 MEASURES: Final = ("error", "test_error", "bound", "ess", "updates_per_second", "seconds")
 
 
@@ -118,11 +118,11 @@ class Summary:
 
     Attributes:
         seed: the only one; None for a row of all seeds.
-        failed, missing: runs that failed, and that were not run.
+        failed, missing: runs that failed, and runs that have not started.
         values: of each of :data:`MEASURES`, by seed; empty where not measured (models without labels
             have no error).
-        particles: behind the bound and the effective sample size, where all runs have as many.
-        reached: by threshold.
+        particles: of the bound and the effective sample size, if all runs use the same number.
+        reached: for each threshold.
     """
 
     name: str
@@ -155,7 +155,7 @@ def summarize(
 
     Args:
         runs: directories of the finished runs, by seed.
-        window: of the smoothing, in rows.
+        window: length of the smoothing window, in rows.
     """
     summaries = {each: read_summary(run) for each, run in runs.items()}
     for each, run in runs.items():

@@ -1,6 +1,6 @@
-"""Tools to prove an estimator right: exact enumeration, and particles of one's own choice.
+"""Tools to prove an estimator correct: exact enumeration, and chosen particles.
 
-Nothing here is needed to train. :mod:`~wsram_ppl.testing.enumeration` has small models whose every
+Nothing here is needed for training. :mod:`~wsram_ppl.testing.enumeration` has small models whose every
 expectation is a finite sum, :mod:`~wsram_ppl.testing.variance` the exact variances of wake-sleep's
 estimators.
 """

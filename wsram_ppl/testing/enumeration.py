@@ -1,14 +1,14 @@
 """Small discrete models whose every expectation is a finite sum.
 
 A :class:`Problem` is a chain of discrete latents with observations in between, given by tables of
-logits, and a proposal given by tables in an order of its own. Everything about it is computed twice:
+logits, with a proposal given by tables in its own order. Everything about it is computed twice:
 
 * from the tables alone (``log_prior``, ``log_likelihood``, ``log_proposal`` over all joint values, and
-  the targets below), with no probabilistic programming: this is what the objectives must match;
+  the targets below), without probabilistic programming: this is what the objectives must match;
 * through the public API: :class:`TableModel` and :class:`TableGuide` are ordinary Pyro programs.
 
 :class:`Tuples` lists every possible tuple of M particles. Each tuple is one row of the data plate and
-has its own copy of the tables, so that one call of an objective gives the gradient estimate of every
+has its own copy of the tables, so that one call of an objective gives the gradient estimate for every
 tuple; weighted by the tuples' probabilities these add up to the estimator's exact expectation.
 """
 
@@ -71,7 +71,7 @@ class Problem:
 
     @property
     def names(self) -> list[str]:
-        """Of the latent sites, in the model's order."""
+        """The names of the latent sites, in the model's order."""
         return [f"a{n}" for n in range(len(self.prior))]
 
     @property
@@ -90,7 +90,7 @@ class Problem:
         return self.prior[-1].numel()
 
     def values(self, index: Tensor) -> dict[str, Tensor]:
-        """What each latent takes at flat joint values: ``[M, T] -> [M, T]`` per site."""
+        """The value of each latent at flat joint values: ``[M, T] -> [M, T]`` per site."""
         parts = torch.unravel_index(index.contiguous(), self.sizes)
         return dict(zip(self.names, parts, strict=True))
 
@@ -155,14 +155,14 @@ def random_problem(
 
     Args:
         sizes: values of each latent.
-        order: of the guide; the model's where not given.
-        observed: after how many latents there is an observation; after all, where not given.
-        share: of the posterior in the proposal, the rest being prior.
+        order: of the guide; by default the model's.
+        observed: after how many latents there is an observation; by default after all.
+        share: of the posterior in the proposal; the rest is prior.
         noise: standard deviation of a random factor (in logs) on the proposal.
         spread: standard deviation of the logits.
         seed: of all random numbers.
-        contrast: standard deviation of the observations' logits, where it is not ``spread``.
-        outcomes: of each observation.
+        contrast: standard deviation of the observations' logits, if it is not ``spread``.
+        outcomes: number of values of each observation.
     """
     generator = torch.Generator().manual_seed(seed)
 
@@ -198,22 +198,22 @@ class Tuples:
 
     @property
     def rows(self) -> int:
-        """How many tuples there are: rows of the data plate."""
+        """The number of tuples: rows of the data plate."""
         return len(self.index)
 
     @cached_property
     def values(self) -> dict[str, Tensor]:
-        """What each latent takes in each tuple, ``[M, T]``."""
+        """The values of each latent in each tuple, ``[M, T]``."""
         found: dict[str, Tensor] = self.problem.values(self.index.T)
         return found
 
     def log_probability(self, log_proposal: Tensor) -> Tensor:
-        """Of each tuple, when particles are drawn independently: ``[A] -> [T]``."""
+        """The log-probability of each tuple of independent particles: ``[A] -> [T]``."""
         return log_proposal[self.index].sum(1)
 
     @cached_property
     def probability(self) -> Tensor:
-        """Under the guide, a constant; ``[T]``."""
+        """The log-probability under the guide, a constant; ``[T]``."""
         return self.log_probability(self.problem.log_proposal(self.problem.eta)).exp()
 
     def of(self, per_value: Tensor) -> Tensor:
@@ -251,7 +251,7 @@ class Gradients:
         return Gradients([function(g) for g in self.theta], [function(g) for g in self.eta])
 
     def flat(self, which: str) -> Tensor:
-        """Of estimates: all components of ``"theta"`` or ``"eta"`` side by side, ``[T, components]``."""
+        """All components of ``"theta"`` or ``"eta"`` estimates side by side, ``[T, components]``."""
         return torch.cat([g.flatten(1) for g in getattr(self, which)], 1)
 
 
@@ -276,7 +276,7 @@ def _pick(table: Tensor, history: Sequence[Tensor]) -> Tensor:
 
 
 def state_of(history: Sequence[Tensor], like: Tensor) -> Tensor:
-    """What is known before the next latent: the values so far, ``[..., rows, 3]``, padded with -1."""
+    """The state before the next latent: the values so far, ``[..., rows, 3]``, padded with -1."""
     padding = [torch.full(like.shape[:1], -1)] * (3 - len(history))
     return torch.stack(torch.broadcast_tensors(*history, *padding), -1).to(like)
 
@@ -293,7 +293,7 @@ class Program(nn.Module):
 
     @property
     def rows(self) -> int:
-        """Data: one for each row of the tables."""
+        """The data plate: one datum for each row of the tables."""
         return len(self.tables[0])
 
     def latent(self, name: str, table: Tensor, history: Sequence[Tensor]) -> Tensor:
@@ -326,7 +326,7 @@ class TableModel(Program):
             self.in_plate()
 
     def in_plate(self) -> None:
-        """What a subclass adds at the end."""
+        """Hook for what a subclass adds at the end."""
 
 
 class TableGuide(Program):
@@ -366,7 +366,7 @@ def estimates(
 
     Args:
         values: the latent values of all particles, ``[M, rows]`` per site.
-        args: of model and guide.
+        args: arguments of model and guide.
     """
     theta = list(model.tables)
     eta = list(guide.tables) if isinstance(guide, Program) else []
@@ -481,13 +481,13 @@ class StateNetwork(nn.Module):
         return hidden.sum(-1)
 
     def declare(self, name: str, state: Tensor) -> dict[str, Any]:
-        """As ``nn_baseline``, in Pyro's schema."""
+        """The declaration as ``nn_baseline``, in Pyro's schema."""
         network = lambda state: self.at(name, state)  # noqa: E731
         return {"baseline": {"nn_baseline": network, "nn_baseline_input": state}}
 
 
 def arbitrary_running_state(objective: Objective, run: Callable[[], object], seed: int) -> None:
-    """Puts arbitrary positive numbers in place of an objective's running estimates."""
+    """Replaces an objective's running estimates by arbitrary positive numbers."""
     run()
     generator = torch.Generator().manual_seed(seed)
     state = {

@@ -1,4 +1,4 @@
-"""Particles of one's own choice."""
+"""Chosen particles."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ __all__ = ["ForceSamples"]
 
 
 class ForceSamples(Messenger):
-    """Gives chosen latent sites chosen values, wherever else they would have been sampled.
+    """Gives chosen latent sites chosen values instead of sampling them.
 
-    Enter it around an objective to evaluate the objective on particles of your own: for exact
-    enumeration, or to compare estimators on common draws. A value that is a callable is
-    called with the site's distribution.
+    Enter it around an objective to evaluate the objective on your own particles: for exact
+    enumeration, or to compare estimators on the same draws. A callable value is called with the
+    site's distribution.
     """
 
     def __init__(self, values: Mapping[str, Tensor | Callable[[Any], Tensor]]) -> None:

@@ -1,11 +1,11 @@
-"""The exact variance of the wake-sleep estimators on small problems, and the best one can do.
+"""The exact variance of the wake-sleep estimators on small problems, and its optimum.
 
-Every estimate here comes out of the objectives themselves, all tuples of particles at once; a variance
+Every estimate comes from the objectives themselves, for all tuples of particles at once; a variance
 is then a finite sum. The control variates are linear in their coefficients,
 
     estimate(c) = plain - sum_j c_j V_j,        E[V_j] = 0,
 
-so that the coefficients which minimise the estimate's total variance (the sum over all components of
+so that the coefficients that minimise the estimate's total variance (the sum over all components of
 the gradient) solve a linear system. Coefficients are in units of 1/M: c = 1 is the paper's 1/M.
 """
 
@@ -44,7 +44,7 @@ def constant(problem: Problem, value: float) -> Coefficients:
 
 
 def indicators(problem: Problem) -> list[Coefficients]:
-    """Those that are 1 at one state of one site and 0 elsewhere, in order of site and state: a basis."""
+    """A basis: coefficients that are 1 at one state of one site and 0 elsewhere, in order."""
     found = []
     for name, table in constant(problem, 0.0).items():
         for state in range(table.numel()):
@@ -74,7 +74,7 @@ class Runs:
     """All tuples' estimates of both gradients, from the objectives.
 
     Args:
-        problem: with its sites in the same order in model and guide.
+        problem: must have its sites in the same order in model and guide.
         particles: M.
     """
 
@@ -116,28 +116,28 @@ class Runs:
 
     @cached_property
     def plain(self) -> Gradients:
-        """Of every tuple, without control variate."""
+        """The estimates of all tuples, without control variate."""
         return self.wake_sleep("none")
 
     @cached_property
     def self_normalized(self) -> Gradients:
-        """Of every tuple, with the paper's control variate."""
+        """The estimates of all tuples, with the paper's control variate."""
         return self.wake_sleep("self-normalized")
 
     @cached_property
     def unnormalized(self) -> Gradients:
-        """Of every tuple, with r / M as control variate."""
+        """The estimates of all tuples, with r / M as control variate."""
         return self.wake_sleep("unnormalized")
 
     @cached_property
     def learned(self) -> list[Gradients]:
-        """With the coefficients of :func:`indicators`."""
+        """The estimates with the coefficients of :func:`indicators`."""
         return [self.wake_sleep("learned", one) for one in indicators(self.problem)]
 
 
 @dataclass(frozen=True)
 class Variances:
-    """What can be said about the estimates of one gradient: the latents' logits in model or guide.
+    """Statistics of the estimates of one gradient: for the latents' logits in model or guide.
 
     Args:
         runs: the estimates.
@@ -148,7 +148,7 @@ class Variances:
     which: str = "theta"
 
     def components(self, estimate: Gradients) -> Tensor:
-        """The gradient looked at, ``[T, components]``."""
+        """The chosen gradient, ``[T, components]``."""
         return estimate.flat(self.which)
 
     # The estimates without control variate, and the control variates.
@@ -197,7 +197,7 @@ class Variances:
         return float(self.runs.tuples.mean(deviation.square().sum(1)))
 
     def squared_bias(self, estimate: Tensor) -> float:
-        """Against the expectation of the plain estimate."""
+        """The bias against the expectation of the plain estimate."""
         return float((self.mean(estimate) - self.mean(self.plain)).square().sum())
 
     def best(self, variates: Sequence[Tensor]) -> Tensor:

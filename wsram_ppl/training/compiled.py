@@ -36,8 +36,8 @@ class _Compiled:
 
     Args:
         program: of the arguments and of ``held``, to the leaves of the result.
-        held: what the function reads, and changes in its place, beside its arguments.
-        form: of the result.
+        held: tensors that the function reads or changes in place, besides its arguments.
+        form: structure of the result.
     """
 
     program: Callable[..., Any]
@@ -46,22 +46,22 @@ class _Compiled:
 
 
 class CompiledStep(Generic[T]):
-    """A function of tensors that is compiled, for each shape of arguments.
+    """A function of tensors that is compiled for each shape of arguments.
 
-    Before that it is called once as usual, so that what is done once (warnings, running means) is
-    behind it; that call leaves no trace, unless it begins a running mean: then it is the call. Python
-    does not run afterwards: what the function reads from elsewhere has to be tensors that keep their
-    place, such as parameters, and what it branches on is branched on for good. Random numbers are
-    drawn as by the function itself.
+    Before compiling, the function is called once without it, so that one-time work (warnings, first
+    values of running means) is done. That call leaves no trace, unless it initialises a running mean:
+    then its result counts. Python does not run afterwards: other inputs of the function must be tensors
+    that stay in place, such as parameters, and the outcome of every branch is fixed. Random numbers are
+    the ones that the function itself would draw.
 
     Args:
         function: of tensors.
         state: what the function may change.
-        quiet: called before the function is traced; nothing else may run then.
+        quiet: called before the function is traced; no other work may run during tracing.
 
     Raises:
-        InputError: in use, at the first call, when the function cannot be compiled: it reads the value
-            of a tensor, or draws random numbers that are not torch's, which would be the same forever.
+        InputError: at the first call, if the function cannot be compiled: it reads the value of a
+            tensor, or draws random numbers from outside torch, which would be the same every time.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class CompiledStep(Generic[T]):
         try:
             with self._rehearsed():
                 held = self._traced(arguments)
-        except Exception as error:  # whatever it is, the function itself has just worked
+        except Exception as error:  # any kind: the function itself has just worked
             why = str(error)
             if not isinstance(error, _Refused):
                 why = f"{type(error).__name__}: {' '.join(why.split())[:160]}"
@@ -95,9 +95,9 @@ class CompiledStep(Generic[T]):
 
     @contextmanager
     def _rehearsed(self) -> Iterator[list[str]]:
-        """For a call that leaves no trace; what is yielded then says which state it has begun, if any.
+        """Undoes a call's changes of state, unless it initialises some; yields the names of what it did.
 
-        With that the call stays.
+        In that case the changes stay.
         """
         begun: list[str] = []
         before = {name: tensor.clone() for name, tensor in self._state.tensors().items()}
@@ -121,7 +121,7 @@ class CompiledStep(Generic[T]):
         randomness = _other_randomness()
         graph = make_fx(flat, tracing_mode="fake", _allow_non_fake_inputs=True)(*arguments)
         if _other_randomness() != randomness:
-            raise _Refused("it draws random numbers that are not torch's, which would stay the same")
+            raise _Refused("it draws random numbers from outside torch, which would stay the same")
         graph, held = _lift(graph)
         with torch.no_grad():
             program = compile_graph(graph, [*arguments, *held])
@@ -140,7 +140,7 @@ def compile_graph(graph: GraphModule, inputs: list[Any]) -> Callable[..., Any]:
 
     from wsram_ppl.training.merging import MergeSums
 
-    # Draws come from torch's generators, as those of the graph do.
+    # Draws come from torch's generators, as in the graph.
     options: dict[str, Any] = {"fallback_random": True}
     if any(isinstance(x, Tensor) and x.is_cuda for x in inputs):
         # Fewer launches: small operations that are independent share one.
@@ -152,7 +152,7 @@ def compile_graph(graph: GraphModule, inputs: list[Any]) -> Callable[..., Any]:
 
 
 def check_compilable(training: TrainingSettings, device: torch.device, processes: int) -> None:
-    """Whether an update can be compiled, as far as that can be told without running it.
+    """Checks that an update can be compiled, as far as possible without running it.
 
     Raises:
         InputError: it cannot.
@@ -162,9 +162,9 @@ def check_compilable(training: TrainingSettings, device: torch.device, processes
 
     obstacle = ""
     if processes > 1:
-        obstacle = "what processes tell each other cannot be compiled; use devices = 1"
+        obstacle = "communication between processes cannot be compiled; use devices = 1"
     elif training.validate_sites:
-        obstacle = "no validated update can be compiled; set validate false"
+        obstacle = "an update with validation cannot be compiled; set validate = false"
     elif device.type == "cuda" and not has_triton_package():
         obstacle = "on a GPU it needs Triton, which is not installed; pip install triton"
     else:
@@ -177,11 +177,11 @@ def check_compilable(training: TrainingSettings, device: torch.device, processes
 
 
 class _Refused(Exception):
-    """Why something cannot be compiled. No ValueError, whose text Pyro would add to."""
+    """Why something cannot be compiled. Not a ValueError, since Pyro would add to its text."""
 
 
 class _NoValues(TorchDispatchMode):
-    """Refuses what makes a value part of the program: reading it, a shape that follows from it."""
+    """Refuses what depends on a tensor's value: reading it, or a shape that follows from it."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         refused = torch.Tag.data_dependent_output in func.tags
@@ -195,7 +195,7 @@ class _NoValues(TorchDispatchMode):
 
 
 class _NoCopies(TorchFunctionMode):
-    """Refuses to read all values at once, which is no operation of torch's."""
+    """Refuses to read all values at once, which is not an operation of torch."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in (Tensor.tolist, Tensor.numpy, Tensor.__array__):
@@ -207,7 +207,7 @@ _VALUE = "it asks for a tensor's value or a shape that depends on one ({}: float
 
 
 def _lift(traced: GraphModule) -> tuple[GraphModule, list[Tensor]]:
-    """The graph with inputs for the tensors that it holds, which are the program's own, and these."""
+    """The graph with its own tensors turned into inputs, and these tensors."""
     graph = traced.graph
     last = [node for node in graph.nodes if node.op == "placeholder"][-1]
     places: dict[int, Any] = {}
@@ -221,7 +221,7 @@ def _lift(traced: GraphModule) -> tuple[GraphModule, list[Tensor]]:
             held.append(tensor.detach())
         node.replace_all_uses_with(place)
         graph.erase_node(node)
-    # In a module of its own: what the traced one holds would be inputs once more.
+    # In a new module: the tensors of the traced one would become inputs again.
     return GraphModule(nn.Module(), graph), held
 
 

@@ -19,14 +19,14 @@ __all__ = ["USUAL_CALLS", "CudaGraphStep", "check_recordable"]
 
 T = TypeVar("T")
 
-#: Calls for each shape of arguments that are computed as usual before one is recorded: what is made once
-#: (handles of libraries, momenta, running means) is there then. The last of them is watched.
+#: Calls for each shape of arguments that run normally before one is recorded: by then everything that is
+#: created once (library handles, momenta, running means) exists. The last of these calls is checked.
 USUAL_CALLS = 3
 
 
 @dataclass
 class _Recording(Generic[T]):
-    """A recorded call: its arguments' places, and the result, which each replay fills anew."""
+    """A recorded call: the tensors of its arguments, and the result, which each replay overwrites."""
 
     graph: torch.cuda.CUDAGraph
     arguments: tuple[Tensor, ...]
@@ -36,19 +36,18 @@ class _Recording(Generic[T]):
 class CudaGraphStep(Generic[T]):
     """A function of tensors that is computed on a GPU as a CUDA graph.
 
-    For each shape of arguments, the first calls run as usual, the next is recorded, and from then on
-    the recording is replayed on the arguments given. Python does not run then: what the function reads
-    from elsewhere has to be tensors that keep their place, such as parameters, and what it branches on
-    is branched on for good. Random numbers on the device are drawn anew at each replay, from the
-    generator as it is seeded.
+    For each shape of arguments, the first calls run normally, the next is recorded, and from then on
+    the recording is replayed on the given arguments. Python does not run in a replay: other inputs of
+    the function must be tensors that stay in place, such as parameters, and the outcome of every branch
+    is fixed. Random numbers on the device are drawn anew at each replay, from the generator as seeded.
 
     Args:
         function: of tensors on the device. Its result must not be kept beyond the next call.
-        quiet: called before a recording; nothing else may use the device during one.
+        quiet: called before a recording; nothing else may use the device while recording.
 
     Raises:
-        InputError: in use, when the function cannot be recorded: it waits for the device, or draws
-            random numbers on the host, which would be the same ones forever.
+        InputError: when called, if the function cannot be recorded: it waits for the device, or draws
+            random numbers on the host, which would be the same every time.
     """
 
     def __init__(self, function: Callable[..., T], quiet: Callable[[], None]) -> None:
@@ -62,7 +61,7 @@ class CudaGraphStep(Generic[T]):
         key = tuple((x.shape, x.dtype) for x in arguments)
         calls = self._calls[key] = self._calls.get(key, 0) + 1
         current = torch.cuda.current_stream()
-        # Usual calls too, so that the graph of derivatives does not meet two streams.
+        # Normal calls too, so that the autograd graph does not mix two streams.
         self._stream.wait_stream(current)
         with torch.cuda.stream(self._stream):
             if calls < USUAL_CALLS:
@@ -81,7 +80,7 @@ class CudaGraphStep(Generic[T]):
         return result
 
     def _rehearse(self, arguments: tuple[Tensor, ...]) -> T:
-        """The last usual call, watched for what cannot be recorded.
+        """The last normal call, checked for anything that cannot be recorded.
 
         A recording that fails would leave torch's generator unusable for the rest of the process.
         """
@@ -99,7 +98,7 @@ class CudaGraphStep(Generic[T]):
         if _host_randomness() != before:
             raise InputError(
                 "training.cuda_graph: model or guide draws random numbers on the host (in a subsampled "
-                "plate without a device, say), and a recording would repeat them forever; use "
+                "plate without a device, say), and a recording would repeat them; use "
                 "cuda_graph = false"
             )
         return result
@@ -117,18 +116,18 @@ class CudaGraphStep(Generic[T]):
 
 
 def check_recordable(training: TrainingSettings, device: torch.device, processes: int) -> None:
-    """Whether an update can be recorded, as far as that can be told without running it.
+    """Checks that an update can be recorded, as far as possible without running it.
 
     Raises:
         InputError: it cannot.
     """
     obstacle = ""
     if device.type != "cuda":
-        obstacle = f"device '{device.type}' records nothing; use device = 'cuda'"
+        obstacle = f"device '{device.type}' cannot record; use device = 'cuda'"
     elif processes > 1:
-        obstacle = "what processes tell each other cannot be recorded; use devices = 1"
+        obstacle = "communication between processes cannot be recorded; use devices = 1"
     elif training.validate_sites:
-        obstacle = "no validated update can be recorded; set validate false"
+        obstacle = "an update with validation cannot be recorded; set validate = false"
     if obstacle:
         raise InputError(f"training.cuda_graph: {obstacle}, or cuda_graph = false")
 
@@ -143,7 +142,7 @@ def _refusal(what: str, error: Exception) -> InputError:
 
 def _set_sync_debug_mode(mode: int | str) -> None:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it calls itself a prototype
+        warnings.simplefilter("ignore")  # torch calls the mode a prototype
         torch.cuda.set_sync_debug_mode(mode)
 
 

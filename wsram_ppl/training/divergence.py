@@ -1,4 +1,4 @@
-"""What was the first thing to be not finite, when something is."""
+"""Finds the first quantity that is not finite when an update has diverged."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class _Found(Exception):
 
 
 def _is_bad(name: str, value: Tensor) -> bool:
-    # A logit may well be -inf: a choice ruled out.
+    # A logit may be -inf: a choice is ruled out.
     bad = ~value.isfinite() if name != "logits" else value.isnan() | value.isposinf()
     return bool(bad.any())
 
@@ -36,7 +36,7 @@ class _FirstBad(Messenger):
     """Stops at the first site whose distribution has a parameter that is not finite.
 
     Args:
-        guided: the guide runs before the model, and each site is met twice.
+        guided: the guide runs before the model, so each site is met twice.
     """
 
     def __init__(self, guided: bool) -> None:
@@ -61,12 +61,12 @@ class _FirstBad(Messenger):
 def find_cause(
     objective: Objective, model: nn.Module, guide: nn.Module, batch: tuple[Tensor, ...]
 ) -> str | None:
-    """Runs guide and model once more and names the first quantity that is not finite, if any is.
+    """Runs guide and model once more and names the first quantity that is not finite, if any.
 
-    That is a parameter of a site's distribution or a site's log-density. Uses the global random state.
+    It is a parameter of a site's distribution or a site's log-density. Uses the global random state.
     """
     try:
-        # Validation would stop the run without the name of the site.
+        # Validation would stop the run without naming the site.
         with pyro.validation_enabled(False), _FirstBad(guided=not is_prior(guide, model)):
             draws = objective.particles(model, guide, *batch).draws
     except _Found as found:
@@ -89,15 +89,15 @@ def diverged(
     update: int,
     measured: Sequence[str] = (),
 ) -> Diverged:
-    """Says what is not finite, with all that it may depend on.
+    """Reports what is not finite, with everything that it may depend on.
 
-    Runs the program once more, with the random numbers as they are seeded.
+    Runs the program once more, with the random state as seeded.
 
     Args:
         batch: the minibatch of the update.
         step: updates done.
         update: the number of the update that went wrong, for the message.
-        measured: what else has been found not to be finite.
+        measured: other quantities found not to be finite.
     """
     model, guide = components.model, components.guide
     tensors = TrainingState(components).weights()
@@ -111,7 +111,7 @@ def diverged(
     data = [f"part {name[6:]} of the minibatch" for name in bad if name.startswith("batch.")]
     gradients = [name.replace(".", " of ", 1) for name in bad if name.startswith("gradient.")]
     cause = find_cause(components.objective, model, guide, batch)
-    # In the order of cause and effect; where a site is at fault, so may be a weight before it.
+    # In order of cause and effect; if a site is at fault, a weight before it may be too.
     causes = [*data, *weights[:1], *([cause] if cause else [])]
     found = causes or measured or gradients[:1] or ["the gradient's norm"]
     what, verb = " and ".join(found), "is" if len(found) == 1 else "are"

@@ -33,16 +33,16 @@ def evaluate(
 
     Args:
         batches: each is passed as ``model(*batch)``; the first dimension of its first tensor counts.
-        samples: glimpse sequences (or the like) per datum behind a prediction.
-        particles: M of the bound, from the guide.
-        shard: of each batch that this process works on; by default all.
+        samples: glimpse sequences (or similar) per datum behind a prediction.
+        particles: M of the bound, drawn from the guide.
+        shard: the part of each batch that this process works on; by default all of it.
 
     Returns:
         ``bound`` (L_M per datum in nats, which rises to the log-likelihood with M in expectation),
         ``ess`` (in [1, M]), ``particles``, ``samples``, ``examples``, and the model's ``metrics``.
 
     Raises:
-        InputError: no data, or data that are not finite or none that the model can work on.
+        InputError: no data, or data that are not finite or that the model cannot work on.
     """
     totals: dict[str, Tensor] = {}
     examples = 0
@@ -53,7 +53,7 @@ def evaluate(
             examples += size
             batch = shard.part(whole) if shard else whole
             if not batch[0].shape[0]:
-                continue  # the last batch may be smaller than there are processes
+                continue  # the last batch may have fewer rows than there are processes
             with shard.drawing(size) if shard else nullcontext():
                 sample = importance_sample(
                     model,

@@ -34,33 +34,33 @@ from wsram_ppl.training.measurements import (
 from wsram_ppl.training.threads import use_threads
 from wsram_ppl.training.trainer import Trainer
 
-#: Called after every update with its number and, when measured, the row of numbers.
+#: Called after every update with its number and, if it was measured, the row of numbers.
 Progress = Callable[[int, Mapping[str, float] | None], None]
 
 
 def train(
     config: ExperimentConfig, run: RunDirectory, progress: Progress | None = None
 ) -> dict[str, Any]:
-    """Trains a config and fills the run's directory, or goes on where an earlier call was stopped.
+    """Trains a config and fills the run's directory, or resumes where an earlier call was stopped.
 
-    A run that goes on ends with the weights, metrics and random draws of one that was never stopped.
-    SIGTERM, SIGINT (Ctrl-C) and SIGHUP save a checkpoint first. While it is trained no other process can
-    train it. With more ``training.steps`` a finished run goes on too.
+    A resumed run ends with the weights, metrics and random draws of one that was never stopped.
+    SIGTERM, SIGINT (Ctrl-C) and SIGHUP save a checkpoint first. While a run is being trained, no other
+    process can train it. A finished run can be resumed with more ``training.steps``.
 
     With several processes (``training.devices``, ``training.num_nodes``) the calling script is run again
-    for each, unless ``torchrun`` has started them, and each comes here. The first one writes.
+    for each, unless ``torchrun`` has started them, and each calls this function. The first one writes.
 
     Returns:
         The summary: the last evaluation, updates, seconds and updates per second, and what it was made
         with. That of a finished run as it is.
 
     Raises:
-        InputError: the config cannot be built here, the directory is another run's, or none of its
-            checkpoints is whole.
-        RunError: the work failed (no space, a quantity that is not finite, data that cannot be read), or
+        InputError: the config cannot be built here, the directory belongs to another run, or none of its
+            checkpoints is intact.
+        RunError: training failed (no space, a quantity that is not finite, data that cannot be read), or
             another process trains this run.
         Interrupted: by a signal.
-        WorkerExit: in all processes but the first, whatever the first one raises.
+        WorkerExit: in all processes but the first, whatever error the first one raises.
     """
     with pyro_settings(validate=config.training.validate_sites), Signals() as signals:
         processes = Processes.launch(config.training)
@@ -69,7 +69,7 @@ def train(
             if summary is None:
                 summary = _train(config, run, signals, progress, processes)
         except Exception as error:
-            # Every process comes here when one does.
+            # If one process gets here, all do.
             told = processes.agreed(error)
             if isinstance(told, Diverged):
                 dump = run.path / "diverged.safetensors"
@@ -113,7 +113,7 @@ def _train(
         saved = processes.decide(begin)
         if saved is not None:
             for reason in saved.refused if processes.first else ():
-                warnings.warn(f"{reason}; going on from {saved.path}", stacklevel=2)
+                warnings.warn(f"{reason}; resuming from {saved.path}", stacklevel=2)
             trainer.state.load(saved.tensors)
             trainer.step = saved.step
         before = saved.data.get("threads") if saved is not None else None
@@ -138,12 +138,12 @@ def _due(step: int, every: int) -> bool:
 
 
 def save(trainer: Trainer, run: RunDirectory, seconds: float = 0.0) -> None:
-    """Writes a checkpoint of everything that the run needs to go on after so many seconds.
+    """Writes a checkpoint of everything that the run needs to resume after so many seconds.
 
-    Of several processes the first one does; they all hold the same.
+    With several processes the first one writes; all hold the same state.
 
     Raises:
-        RunError: weights are not finite (the checkpoints there are left alone), or no space.
+        RunError: weights are not finite (existing checkpoints are kept), or no space.
     """
     if not trainer.processes.first:
         return
@@ -156,10 +156,10 @@ def save(trainer: Trainer, run: RunDirectory, seconds: float = 0.0) -> None:
 
 
 class _Loop:
-    """A run at work: what it writes, and when.
+    """A run in progress: what it writes, and when.
 
     Args:
-        saved: what it goes on from.
+        saved: the checkpoint that it resumes from, if any.
         trackers: get what is written too.
     """
 
@@ -167,21 +167,21 @@ class _Loop:
         self, trainer: Trainer, run: RunDirectory, saved: Checkpoint | None, trackers: Trackers
     ) -> None:
         self.trainer, self.run, self.trackers = trainer, run, trackers
-        self.begun = self.kept = trainer.step  # kept: the updates behind the last checkpoint
+        self.begun = self.kept = trainer.step  # kept: the updates done at the last checkpoint
         self.started = time.perf_counter() - (saved.data["seconds"] if saved else 0.0)
         training = trainer.training
         self.probed = ("variance", "mean", "snr") if training.probe_every else ()
         self.log: MetricsLog | None = None
-        # A new log opens with the first row, whose numbers name its columns.
+        # A new log is opened with the first row, whose numbers name its columns.
         decide = trainer.processes.decide
         self.opened = decide(lambda: saved is not None and (run.path / METRICS).exists())
         if self.opened:
             self.open_log(())
-        #: The splits that were measured after the updates behind the checkpoint.
+        #: The splits already measured after the checkpoint's number of updates.
         self.done = decide(lambda: self.log.measured if self.log else set[str]())
 
     def open_log(self, columns: Iterable[str]) -> None:
-        """One process writes. A log that is open gets the columns that it lacks."""
+        """Writes a row, in one process only. An open log gets the columns that it lacks."""
         self.opened = True
         if self.trainer.processes.first:
             kept = self.begun if self.log is None else self.trainer.step
@@ -207,7 +207,7 @@ class _Loop:
 
     @contextmanager
     def kept_after(self, *errors: type[Exception]) -> Iterator[None]:
-        """For work between two updates: an error there costs none of those before."""
+        """For work between two updates: if it fails, the updates so far are saved."""
         try:
             yield
         except errors:
@@ -225,7 +225,7 @@ class _Loop:
             return measure_held_out(self.trainer)
 
     def measure(self, done: Collection[str] = ()) -> None:
-        """What is due after this number of updates, but for the splits done and the last evaluation."""
+        """What is due after this number of updates, except the splits done and the last evaluation."""
         training, step = self.trainer.training, self.trainer.step
         if _due(step, training.eval_every) and step < training.steps and "eval" not in done:
             self.write("eval", self.evaluate())
@@ -255,7 +255,7 @@ def _loop(
     busy = 0.0  # seconds spent updating, without evaluations and checkpoints
     try:
         if loop.opened and trainer.step < training.steps:
-            loop.measure(loop.done)  # what failed, or did not come to its end
+            loop.measure(loop.done)  # what failed, or was not completed
         since, measured = trainer.step, time.perf_counter()
         while trainer.step < training.steps:
             batch = loop.update(signals.received or 0)
@@ -277,14 +277,14 @@ def _loop(
                 break
             pause = time.perf_counter()
             loop.measure()
-            # Several processes stop together, for a signal that any of them had before the update.
+            # Several processes stop together, if any of them received a signal before the update.
             received = signals.received if alone else trainer.signal
             if received or _due(trainer.step, training.checkpoint_every):
                 loop.keep()
             if received:
                 raise Interrupted(
                     f"stopped by {signal.Signals(received).name} after update {trainer.step}, which is "
-                    f"saved: the same command, or wsram train --resume {run}, goes on from there",
+                    f"saved: the same command, or wsram train --resume {run}, resumes from there",
                     received,
                 )
             measured += time.perf_counter() - pause

@@ -1,4 +1,4 @@
-"""Numbers of a run along its way. Training goes on as if nothing had been measured."""
+"""Measurements during a run. They do not influence training."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ __all__ = [
     "measure_variance",
 ]
 
-#: The probe's minibatch is that of a step which no training reaches.
+#: The probe's minibatch is that of a step beyond the end of any training.
 _PROBE_STEP = 2**40
 
-#: Seconds after which held-out data are no longer looked at before the first update.
+#: Seconds that the check of held-out data before the first update may take.
 LOOK = 10.0
 
 #: Held-out images in a picture of glimpses.
@@ -43,7 +43,7 @@ _DRAWN = 8
 
 
 def measure_minibatch(trainer: Trainer, batch: tuple[Tensor, ...]) -> dict[str, float]:
-    """Numbers of the last update and its minibatch.
+    """Measurements of the last update and its minibatch.
 
     Raises:
         Diverged: one is not finite.
@@ -76,12 +76,12 @@ def measure_held_out(trainer: Trainer) -> dict[str, Any]:
 
 
 def check_held_out(trainer: Trainer) -> None:
-    """Looks at held-out data, so that what is wrong with them is told before it costs work.
+    """Checks held-out data, so that a fault in them is reported before any work is lost.
 
-    All of them are read, or as many as can be in :data:`LOOK` seconds; the first ones are measured.
+    Reads all of them, or as many as it can in :data:`LOOK` seconds, and measures on the first ones.
 
     Raises:
-        InputError, SourceError: as :func:`measure_held_out`.
+        InputError, SourceError: as for :func:`measure_held_out`.
     """
     begun = time.monotonic()
     for number, batch in enumerate(_held_out(trainer), start=1):
@@ -124,12 +124,12 @@ def draw_glimpses(trainer: Trainer) -> Image.Image:
 
 
 def measure_variance(trainer: Trainer) -> dict[str, float]:
-    """How noisy the gradient is now: its moments on a fixed minibatch, of the mean loss per datum.
+    """How noisy the gradient is now: moments of the gradient of the mean loss on a fixed minibatch.
 
-    The minibatch depends on the run's seed alone, so runs of one seed can be compared. The gradient
-    is that of the model's parameters, coefficient networks left out, drawn ``probe_repeats`` times:
-    ``variance`` is summed over parameters, ``mean`` is the squared norm of the mean, ``snr`` their
-    signal-to-noise ratio (:class:`~wsram_ppl.objectives.diagnostics.GradientMoments`).
+    The minibatch depends only on the run's seed, so runs with the same seed can be compared. The
+    gradient is that of the model's parameters, without coefficient networks, drawn ``probe_repeats``
+    times: ``variance`` is summed over parameters, ``mean`` is the squared norm of the mean, ``snr``
+    their signal-to-noise ratio (:class:`~wsram_ppl.objectives.diagnostics.GradientMoments`).
     """
     training, components = trainer.training, trainer.components
     minibatch = trainer.minibatches.extra(_PROBE_STEP)
@@ -144,5 +144,5 @@ def measure_variance(trainer: Trainer) -> dict[str, float]:
             repeats=training.probe_repeats,
             groups=groups,
         )["model"]
-    data = training.batch_size**2  # from the loss summed over data to its mean
+    data = training.batch_size**2  # from the sum of the loss over data to its mean
     return {"variance": moments.variance / data, "mean": moments.mean / data, "snr": moments.snr}

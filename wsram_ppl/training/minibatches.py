@@ -1,4 +1,4 @@
-"""The minibatches of a run, the next one made while one trains."""
+"""The minibatches of a run; the next one is made during an update."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ class Minibatch(NamedTuple):
     """What an update works on.
 
     Attributes:
-        batch: of the data source.
-        prepared: the same as model and guide get it (:class:`wsram_ppl.interfaces.Prepares`); the batch
-            itself where the update does that too.
+        batch: from the data source.
+        prepared: the batch as passed to model and guide (:class:`wsram_ppl.interfaces.Prepares`); the
+            batch itself where the update prepares it.
     """
 
     batch: tuple[Tensor, ...]
@@ -38,8 +38,8 @@ class Minibatches:
     Args:
         components: the data source, and the model, which may prepare its batches.
         source: the name of the data source, for messages.
-        training: size, seed and precision; whether the next one is made ahead.
-        shard: which rows are this process's.
+        training: gives size, seed and precision, and whether the next one is made ahead.
+        shard: which rows belong to this process.
     """
 
     def __init__(
@@ -50,11 +50,11 @@ class Minibatches:
         self._ahead = Prefetcher(self._make, training.steps, ahead=training.prefetch)
 
     def __call__(self, step: int) -> Minibatch:
-        """That of an update; the next one's is begun."""
+        """The minibatch of an update; starts making the next one."""
         return self._ahead(step)
 
     def extra(self, step: int) -> Minibatch:
-        """One out of turn."""
+        """The minibatch of any update, out of order."""
         return self._ahead.extra(step)
 
     def settle(self) -> None:
@@ -62,11 +62,11 @@ class Minibatches:
         self._ahead.settle()
 
     def check(self, step: int) -> None:
-        """Makes sure that a minibatch of this size can be had, and is one that the model can work on.
+        """Makes sure that the source yields such minibatches and that the model can work on them.
 
         Raises:
-            InputError: it cannot, or it is not.
-            SourceError: it cannot be read.
+            InputError: the source does not, or the model cannot.
+            SourceError: the minibatch cannot be read.
         """
         what = f"the first minibatch of data {self._source!r}"
         batch = self._read(step)
@@ -92,23 +92,22 @@ class Minibatches:
 
 
 def cast(batch: tuple[Tensor, ...], precision: str) -> tuple[Tensor, ...]:
-    """The batch in double precision where the model is."""
+    """The batch, in double precision if the model is."""
     if precision != "64-true":
         return batch
     return tuple(x.double() if x.is_floating_point() else x for x in batch)
 
 
 class Prefetcher(Generic[T]):
-    """What is made step by step, one step ahead of its use if so wanted.
+    """Makes one value per step, one step ahead of its use if asked to.
 
-    Torch lets go of Python's lock while it computes, so a thread is enough to keep a second core at
-    work; on an accelerator its kernels join the same queue. What is made does not depend on when.
+    Torch releases Python's lock while it computes, so a thread is enough to keep a second core busy;
+    on an accelerator its kernels join the same queue. The values do not depend on when they are made.
 
     Args:
-        make: what belongs to a step; a pure function of it, apart from caches. It is called once at
-            a time.
-        steps: of the run; nothing from here on is made ahead.
-        ahead: make the next one in a thread while the last one is in use.
+        make: makes the value of a step; a pure function of it, apart from caches. Calls never overlap.
+        steps: of the run; nothing from this step on is made ahead.
+        ahead: make the next value in a thread while the last one is in use.
     """
 
     def __init__(self, make: Callable[[int], T], steps: int, *, ahead: bool) -> None:
@@ -121,7 +120,7 @@ class Prefetcher(Generic[T]):
         )
 
     def __call__(self, step: int) -> T:
-        """What belongs to ``step``; that of the next step is started on.
+        """The value of ``step``; starts making that of the next step.
 
         Raises:
             Exception: whatever ``make`` raised for this step.
@@ -141,7 +140,7 @@ class Prefetcher(Generic[T]):
             wait([self._next[1]])
 
     def extra(self, step: int) -> T:
-        """What belongs to a step, out of turn."""
+        """The value of any step, out of order."""
         if self._thread is None:
             return self._make(step)
         return self._thread.submit(self._make, step).result()

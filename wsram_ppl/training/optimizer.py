@@ -20,14 +20,14 @@ def make_optimizer(
 ) -> Optimizer:
     """The optimiser, with the model's parameters and the guide's own in two groups.
 
-    On a GPU Adam's learning rates are tensors, which a recorded update can read: whether it is recorded
-    or not, the same numbers come out.
+    On a GPU Adam's learning rates are tensors, which a recorded update can read. The numbers are the
+    same whether the update is recorded or not.
 
     Args:
         device: where the parameters will be.
 
     Raises:
-        InputError: a learning rate for nothing; an optimiser that cannot be recorded, and is to be.
+        InputError: a learning rate for no parameters; an optimiser that a CUDA graph cannot record.
     """
     known = {id(p) for p in model.parameters()}
     own = [p for p in guide.parameters() if id(p) not in known]
@@ -56,13 +56,13 @@ def make_optimizer(
 
 
 class Clipping:
-    """Bounds the norm of the gradient of coefficient networks (``baselines``) and of all else, each.
+    """Bounds the gradient norms of coefficient networks (``baselines``) and of all else, separately.
 
-    The gradient of a baseline's regression may be far longer than the model's.
+    The gradient of a baseline's regression may be far larger than the model's.
 
     Args:
         parameters: all that are trained.
-        largest: norm; None for no bound.
+        largest: the largest norm; None for no bound.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class Clipping:
         self._largest = largest or math.inf
 
     def __call__(self, finite: Tensor) -> None:
-        """Clips, and makes ``finite`` (a truth value on the device) false if something was not."""
+        """Clips, and sets ``finite`` (a Boolean on the device) to false if a gradient was not finite."""
         for part in self._parts:
-            # The norm of no gradient at all lies on the CPU, and is no reason to wait.
+            # Without any gradient the norm is on the CPU: nothing to wait for.
             finite &= nn.utils.clip_grad_norm_(part, self._largest).isfinite()

@@ -18,8 +18,8 @@ _QUIET: Final = 60.0
 class Meter:
     """A bar at a terminal; elsewhere one plain line for every tenth of the work, or every minute.
 
-    The end has no line: what the work has found is told then. Nothing is shown before the first call,
-    so that neither a wait for that nor what an earlier call has done counts as speed.
+    The end has no line, since the result is printed then. Nothing is shown before the first call, so
+    that neither the wait for it nor the work of an earlier run counts as speed.
 
     Args:
         unit: what is counted, in the singular.
@@ -38,10 +38,10 @@ class Meter:
             self._bar.close()
 
     def __call__(self, done: int, total: int, shown: Mapping[str, str] | None = None) -> None:
-        """Tells how far the work has come.
+        """Reports how far the work is.
 
         Args:
-            shown: what else to say, by name.
+            shown: other values to show, by name.
         """
         if self._bar is None and self._lines is None:
             if sys.stderr is not None and sys.stderr.isatty():
@@ -60,7 +60,7 @@ class Lines:
 
     Args:
         unit: what is counted, in the singular.
-        begun: what was done before, and does not count as speed.
+        begun: how much was done before, which does not count as speed.
     """
 
     def __init__(self, unit: str, begun: int, total: int) -> None:
@@ -69,11 +69,11 @@ class Lines:
         self._started = self._told = time.monotonic()
 
     def skip(self, count: int) -> None:
-        """Some of the work is no longer to be done: it will be counted, but not as speed."""
+        """Marks some of the work as already done: it is counted, but not as speed."""
         self._begun += count
 
     def update(self, done: int, shown: Mapping[str, str]) -> None:
-        """Tells how far the work has come, and ``shown``, if it is time; may be called at any time."""
+        """Reports how far the work is, and ``shown``, if a line is due; may be called at any time."""
         now, tenth = time.monotonic(), 10 * done // self._total
         if done >= self._total or (tenth == self._tenth and now - self._told < _QUIET):
             return
@@ -86,7 +86,7 @@ class Lines:
 
 
 class RunMeter(Meter):
-    """The same for a run, with what it last measured.
+    """The same for a run, with its last measurements.
 
     Args:
         steps: updates of the whole run.
@@ -98,7 +98,7 @@ class RunMeter(Meter):
         self._shown: dict[str, str] = {}
 
     def update(self, step: int, numbers: Mapping[str, float] | None) -> None:
-        """To be told of every update, and of the numbers of those that are measured."""
+        """Called after every update, with its numbers if it was measured."""
         if numbers is not None:
             forms = {"error": ".0%", "bound": ".3f", "ess": ".2f"}
             self._shown = {k: format(numbers[k], form) for k, form in forms.items() if k in numbers}

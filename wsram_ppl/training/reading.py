@@ -1,4 +1,4 @@
-"""Reading from a data source, whose failures are told with its name."""
+"""Reading from a data source, with its name in every error."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ _CANDIDATES: Final = 128
 
 @contextmanager
 def reading(source: str) -> Iterator[None]:
-    """Entered while a data source reads.
+    """A context for reading from a data source.
 
     Args:
         source: its name.
 
     Raises:
-        SourceError: for whatever the source raises that does not speak to the user already. The message
-            names the file, where there is one.
+        SourceError: for whatever the source raises, unless it is an error meant for the user already.
+            The message names the file, if there is one.
     """
     try:
         yield
@@ -43,7 +43,7 @@ def reading(source: str) -> Iterator[None]:
 
 
 def has_splits(data: DataSource) -> bool:
-    """Whether a source has test data beside those that choices are made on."""
+    """Whether a source has test data besides the validation data."""
     return "split" in inspect.signature(data.evaluation_batches).parameters
 
 
@@ -53,7 +53,7 @@ def held_out(
     """The held-out batches of a source (:meth:`~wsram_ppl.interfaces.DataSource.evaluation_batches`).
 
     Args:
-        split: None: those that the source gives unasked, of validation.
+        split: None for the source's default, validation data.
 
     Raises:
         InputError: there are none, or the source has no such split.

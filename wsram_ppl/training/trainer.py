@@ -1,4 +1,4 @@
-"""One run's parts, on their device, and its update."""
+"""The parts of one run, on their device, and its update."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ _Computed = tuple[list[Tensor | None], dict[str, Tensor]]
 
 @dataclass
 class Trainer:
-    """One run's parts, on their device, and how far it has come.
+    """The parts of one run, on their device, and its number of updates.
 
     Args:
         config: what to train.
         components: the parts that the config names.
-        processes: those that share the work, each with a trainer of its own in the same state.
+        processes: the processes that share the work, each with its own trainer in the same state.
         step: updates done.
 
     Attributes:
@@ -89,10 +89,10 @@ class Trainer:
 
     @classmethod
     def start(cls, config: ExperimentConfig, processes: Processes | None = None) -> Trainer:
-        """Builds the parts of a config with fresh parameters, fixed by its seed.
+        """Builds the parts of a config with new parameters, determined by its seed.
 
         Args:
-            processes: None: they are launched.
+            processes: None to launch them.
         """
         training = config.training
         if training.threads:
@@ -105,7 +105,7 @@ class Trainer:
         return cls(config, components, processes)
 
     def start_from(self, run: RunDirectory) -> None:
-        """Takes the weights of another run, as far as they fit; the others stay as they were drawn.
+        """Takes the weights of another run where they fit; the others stay as they were drawn.
 
         Raises:
             InputError: there are none, or nothing fits.
@@ -123,7 +123,7 @@ class Trainer:
         if not taken:
             raise InputError(f"training.init = {str(run)!r}: nothing there fits ({'; '.join(anew[:3])})")
         said = f": {', '.join(anew)}" if anew else ""
-        _log.info("%s: %d tensors are taken, %d drawn anew%s", run, taken, len(anew), said)
+        _log.info("%s: %d tensors taken, %d newly drawn%s", run, taken, len(anew), said)
 
     def _take_objective(self) -> None:
         """Checks the objective and gives it the run's exploration."""
@@ -144,13 +144,13 @@ class Trainer:
             for key, value in off.items():
                 schedule = getattr(self.config.exploration, key)
                 if not (schedule.constant and schedule.initial == value):
-                    # A recorded or compiled update finds what changes during the run in a tensor.
+                    # A recorded or compiled update reads what changes during the run from a tensor.
                     place = torch.full((), value, dtype=dtype, device=self.fabric.device)
                     setattr(self.exploration, key, place)
         parts.objective.regularizer = self.exploration
 
     def copy_from_first(self) -> None:
-        """Gives every process the first one's weights, whatever else than the seed has drawn them."""
+        """Gives every process the first one's weights, in case their draws differ despite the seed."""
         modules = (self.components.model, self.components.guide)
         collectives.copy_from_first(t for m in modules for t in (*m.parameters(), *m.buffers()))
 
@@ -163,11 +163,11 @@ class Trainer:
         self.shard.seed(seed_for(seed, stream, self.step), own)
 
     def drawing(self) -> AbstractContextManager[Any]:
-        """Entered while programs run on this process's rows of a minibatch."""
+        """A context for running programs on this process's rows of a minibatch."""
         return self.shard.drawing(self.training.batch_size)
 
     def schedule(self, progress: float) -> None:
-        """Sets everything that changes over the run, for a progress in [0, 1]."""
+        """Sets everything that changes during the run, for a progress in [0, 1]."""
         training, exploration = self.training, self.config.exploration
         rate = training.learning_rate.value(progress)
         guide_rate = (training.guide_learning_rate or training.learning_rate).value(progress)
@@ -186,18 +186,18 @@ class Trainer:
     def update(self, check: bool = False, signal: int = 0) -> tuple[Tensor, ...]:
         """One update; returns its minibatch (this process's rows of it).
 
-        Nothing in here waits for the device, unless to check.
+        Nothing in it waits for the device, except a check.
 
         Args:
-            check: look at the gradient before it reaches the weights. That costs nothing on a CPU; for
-                an accelerator :meth:`check` now and then does.
+            check: check the gradient before it reaches the weights. That is free on a CPU; on an
+                accelerator, calling :meth:`check` now and then is enough.
             signal: the number of a signal that this process has received; 0 for none.
 
         Raises:
             Diverged: the gradient is not finite, or a distribution cannot be sampled from.
-            SourceError: there is no minibatch; all is as it was before.
+            SourceError: there is no minibatch; the state is unchanged.
         """
-        self.schedule(self.step / max(self.training.horizon - 1, 1))  # the last update is at the end
+        self.schedule(self.step / max(self.training.horizon - 1, 1))  # the last update has progress 1
         batch, ready = self.minibatches(self.step)
         self.seed(Stream.SAMPLES)
         with self.explained(batch, self.step + 1):
@@ -217,9 +217,7 @@ class Trainer:
     def _gradients(self, ready: tuple[Any, ...], signal: int = 0) -> None:
         """The gradient of the mean loss of a minibatch, clipped."""
         for parameter in self.parameters:
-            parameter.grad = (
-                None  # by hand: ``zero_grad`` speaks to the profiler, which cannot be compiled
-            )
+            parameter.grad = None  # not ``zero_grad``, which calls the profiler: cannot be compiled
         with self.drawing():
             self.fabric.backward(self.loss(*ready) / self.training.batch_size)
         gradients, self.signal = collectives.sum_tensors(
@@ -238,22 +236,22 @@ class Trainer:
         return [p.grad for p in self.parameters], self.components.objective.statistics
 
     def _whole_update(self, *batch: Tensor) -> _Computed:
-        """All that an update computes on the device, to be recorded; returns what is looked at later."""
+        """All that an update computes on the device, to be recorded; returns what is read later."""
         found = self._compute(*batch)
         self._take(found)
         self.optimizer.step()
         return found
 
     def _take(self, computed: _Computed) -> None:
-        """What was computed by a program that may not be Python's, put where the parts look for it."""
+        """Stores what was computed, perhaps outside Python, where the components look for it."""
         gradients, self.components.objective.statistics = computed
         for parameter, gradient in zip(self.parameters, gradients, strict=True):
             parameter.grad = gradient
 
-    # When something is not finite.
+    # If something is not finite.
 
     def check(self, batch: tuple[Tensor, ...]) -> None:
-        """Waits for the device and looks whether all gradients so far were finite.
+        """Waits for the device and checks that all gradients so far were finite.
 
         Raises:
             Diverged: one was not. The message names the first site or parameter that is at fault.
@@ -269,7 +267,7 @@ class Trainer:
 
     @contextmanager
     def explained(self, batch: tuple[Tensor, ...], update: int) -> Iterator[None]:
-        """A distribution whose parameters are not finite cannot be sampled from: names it then."""
+        """Explains a failed update: sampling fails if a distribution's parameters are not finite."""
         try:
             yield
         except (RuntimeError, ValueError) as error:

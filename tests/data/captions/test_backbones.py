@@ -160,7 +160,7 @@ def test_weights_that_cannot_be_downloaded(monkeypatch: pytest.MonkeyPatch, tmp_
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     wanted = FeatureRequest.make(NET, (2,), SIZE)
-    with pytest.raises(InputError, match="pretrained weights of test_efficientnet cannot be had") as e:
+    with pytest.raises(InputError, match="pretrained weights of test_efficientnet cannot be down") as e:
         Backbone(wanted, None)
     assert "name a file of them" in str(e.value) and "\n" not in str(e.value)
 

@@ -238,7 +238,7 @@ def test_changed_pixels_are_told(tmp_path: Path, photos: list[Path], weights: Pa
     Image.fromarray(np.full((30, 30), 60000, np.uint16)).save(photos[7], "png")
     store = extract(feature_request(weights), photos, tmp_path / "cache", weights=weights)
     assert store.notices() == [
-        "2 photos are not used as they are (the first: 1003_0003.jpg: its transparent parts are shown "
+        "2 photos were changed before use (the first: 1003_0003.jpg: its transparent parts are shown "
         "on white)"
     ]
     assert store.notes[photos[7].name] == "its pixels, from 0 to 65,535, are scaled to 8 bits"
@@ -268,7 +268,7 @@ def test_unreadable_photos_are_reported_and_skipped(
         zero = (layer == 0).flatten(1).all(1)
         assert torch.nonzero(zero).flatten().tolist() == sorted(spoiled)
     assert store.notices() == [
-        "4 photos cannot be read: left out, captions and all "
+        "4 photos cannot be read: left out, with their captions "
         "(the first: 1001_0001.jpg: the file is empty)"
     ]
     # The others' features are what they are without the bad ones among them.

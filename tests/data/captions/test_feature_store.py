@@ -62,7 +62,7 @@ def test_a_changed_photo(
         feature_request(weights), photos, cache, weights=weights, progress=lambda d, t: steps.append(d)
     )
     assert steps == [0, 16, 20] and files(store.folder) != before
-    assert "computing all again, since 1 photos have changed" in caplog.text
+    assert "computing everything again, since 1 photos have changed" in caplog.text
 
 
 def test_at_once_where_all_is_there(tmp_path: Path, photos: list[Path], weights: Path) -> None:

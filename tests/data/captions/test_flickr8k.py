@@ -101,7 +101,7 @@ def test_it_is_a_source_of_captions(source: FlickrCaptions) -> None:
 def test_problems_are_counted_and_told(source: FlickrCaptions) -> None:
     assert source.notices == (
         *(
-            f"{name}: {lines} lines end in CR LF (Windows); read like any other"
+            f"{name}: {lines} lines end in CR LF (Windows); read normally"
             for name, lines in (
                 ("Flickr8k.token.txt", 80),
                 ("Flickr_8k.trainImages.txt", 20),
@@ -109,7 +109,7 @@ def test_problems_are_counted_and_told(source: FlickrCaptions) -> None:
                 ("Flickr_8k.testImages.txt", 10),
             )
         ),
-        "2 photos cannot be read: left out, captions and all (the first: "
+        "2 photos cannot be read: left out, with their captions (the first: "
         f"{min(BAD)}: {'the file is empty' if min(BAD) == TRAIN[2] else 'not a picture'})",
     )
 
@@ -305,7 +305,7 @@ def test_features_then_the_source_of_a_spec(tmp_path: Path, copy: dict[str, Any]
     notes, (line,) = result.stderr.splitlines(), result.stdout.splitlines()
     assert all(note.startswith(("note: ", "photo ")) for note in notes)
     assert re.fullmatch(r"photo \d+ of 40: [\d:]+ left", next(n for n in notes if n.startswith("photo")))
-    assert "note: Flickr8k.token.txt: 80 lines end in CR LF (Windows); read like any other" in notes
+    assert "note: Flickr8k.token.txt: 80 lines end in CR LF (Windows); read normally" in notes
     assert any(note.startswith("note: 2 photos cannot be read") for note in notes)
     place = re.escape(str(tmp_path / "cache" / NET))
     assert re.fullmatch(
@@ -326,13 +326,16 @@ def test_features_then_the_source_of_a_spec(tmp_path: Path, copy: dict[str, Any]
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("data.root=nowhere", "error: 'nowhere' is not there; the root of Flickr8k should hold one of"),
+        (
+            "data.root=nowhere",
+            "error: 'nowhere' does not exist; the root of Flickr8k should hold",
+        ),
         ("data.layers=[7]", "error: test_efficientnet does not have all of the layers [7]: it has 0"),
         ("data.layers=[]", "error: data.layers = []: "),
         ("data.weights=nowhere", "error: there is no file of weights 'nowhere'"),
         ("data.layout=kaggle", "error: no captions.txt in "),
         ("data.layout=kagle", "error: data.layout = 'kagle': should be 'auto', 'illinois', 'karpathy'"),
-        ("data.source=sample", "error: data source 'sample' has no features to compute: train as it is"),
+        ("data.source=sample", "error: data source 'sample' has no features to compute: train directly"),
     ],
 )
 def test_wrong_input_to_features(

@@ -233,10 +233,10 @@ def test_windows_line_ends(tmp_path: Path) -> None:
     data = read_flickr8k(tmp_path)
     assert content(data) == [(name, SPLITS[name], tuple(CAPTIONS[name])) for name in sorted(CAPTIONS)]
     assert data.notices == (
-        "Flickr8k.token.txt: 24 lines end in CR LF (Windows); read like any other",
-        "Flickr_8k.trainImages.txt: 6 lines end in CR LF (Windows); read like any other",
-        "Flickr_8k.devImages.txt: 3 lines end in CR LF (Windows); read like any other",
-        "Flickr_8k.testImages.txt: 3 lines end in CR LF (Windows); read like any other",
+        "Flickr8k.token.txt: 24 lines end in CR LF (Windows); read normally",
+        "Flickr_8k.trainImages.txt: 6 lines end in CR LF (Windows); read normally",
+        "Flickr_8k.devImages.txt: 3 lines end in CR LF (Windows); read normally",
+        "Flickr_8k.testImages.txt: 3 lines end in CR LF (Windows); read normally",
     )
 
 
@@ -250,7 +250,7 @@ def test_a_second_downloads_name(tmp_path: Path, layout: str) -> None:
     (folder / "2258277193_586949ec62.jpg.1").rename(folder / "2258277193_586949ec62.jpg")
     data = read_flickr8k(tmp_path)
     assert data.notices == (
-        f"{CAPTION_FILES[layout]}: 2 captions are of NAME.jpg.1 and the like: taken as NAME.jpg",
+        f"{CAPTION_FILES[layout]}: 2 captions are of NAME.jpg.1 or similar: taken as NAME.jpg",
     )
     (photo,) = [photo for photo in data.photos if photo.name.startswith("2258")]
     assert photo == Photo(
@@ -369,7 +369,7 @@ def test_names_in_other_capitals_and_unicode_forms(tmp_path: Path, layout: str) 
     assert [photo.path.name for photo in data.photos[:2]] == [name.upper() for name in names(2)]
     assert data.photos[-1].path == folder / decomposed
     assert data.notices == (
-        f"3 names in the captions are in {folder} with other capitals or in another Unicode form: taken "
+        f"3 names in the captions are in {folder} with different case or in another Unicode form: taken "
         "as the same (the first: '1000_0000.jpg' as '1000_0000.JPG')",
     )
 
@@ -381,7 +381,7 @@ def test_split_files_with_other_capitals(tmp_path: Path) -> None:
     data = read_flickr8k(tmp_path)
     assert {photo.name: photo.split for photo in data.photos} == SPLITS
     assert data.notices == (
-        "3 names in Flickr_8k.devImages.txt are in Flickr8k.token.txt with other capitals or in another "
+        "3 names in Flickr_8k.devImages.txt are in Flickr8k.token.txt with different case or in another "
         "Unicode form: taken as the same (the first: '1001_0001.JPG' as '1001_0001.jpg')",
     )
 
@@ -442,15 +442,15 @@ def refused(root: Path, **options: Any) -> str:
 
 def test_no_folder(tmp_path: Path) -> None:
     message = refused(tmp_path / "nowhere")
-    assert "nowhere' is not there; the root of Flickr8k should hold one of" in message
+    assert "nowhere' does not exist; the root of Flickr8k should hold one of" in message
     assert "Flickr8k.token.txt, dataset_flickr8k.json, captions.txt" in message
     (tmp_path / "file").touch()
     assert "file' is not a folder" in refused(tmp_path / "file")
-    assert "is not there" in refused(Path("a\0b"))
+    assert "does not exist" in refused(Path("a\0b"))
 
 
 def test_no_captions(tmp_path: Path) -> None:
-    assert refused(tmp_path).startswith(f"no captions in '{tmp_path}' or a folder right below it; ")
+    assert refused(tmp_path).startswith(f"no captions in '{tmp_path}' or a folder directly below it; ")
 
 
 def test_a_layout_that_is_not_there(tmp_path: Path) -> None:

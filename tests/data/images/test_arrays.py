@@ -137,7 +137,7 @@ def test_splits_in_a_file(tmp_path: Path) -> None:
     np.savez_compressed(tmp_path / "data.npz", **arrays)
     source = ArrayImages(path=tmp_path / "data.npz")
     assert source.notices[-1] == (
-        "20 pictures for training, 8 for validation, 4 for test: as the data have it"
+        "20 pictures for training, 8 for validation, 4 for test: as in the data"
     )
     images = torch.from_numpy(np.concatenate([*parts.values()])).float().mul(1 / 255)
     assert same(source, images, np.concatenate([LABELS[:n] for n in (20, 8, 4)]))
@@ -258,9 +258,9 @@ GREY = noise(40, 6, 6)
         (lambda folder: folder, "holds no images.npy, nor folders train, validation and test with one"),
         (labels_missing, "there is no .*labels.npy"),
         (lone_array, r"holds one array: save images \[N, height, width\] or"),
-        (content(b"hello"), r"data.npz is no .npz file: save images"),
-        (cut, r"data.npz is no file of arrays \(.*\); save images"),
-        (cut_map, r"images.npy is no array \("),
+        (content(b"hello"), r"data.npz is not an .npz file: save images"),
+        (cut, r"data.npz is not a file of arrays \(.*\); save images"),
+        (cut_map, r"images.npy is not an array \("),
         (
             swap(x_train=GREY, y_train=LABELS),
             "holds x_train, y_train, not images and labels; save images",
@@ -270,7 +270,7 @@ GREY = noise(40, 6, 6)
         (swap(images=GREY[:0], labels=LABELS[:0]), "data.npz holds no images"),
         (
             swap(images=GREY, labels=LABELS.astype(object)),
-            "is no file of arrays .*Object arrays cannot be",
+            "is not a file of arrays .*Object arrays cannot be",
         ),
         (swap(images=GREY, labels=LABELS / 2), "holds a label 0.5: labels are whole numbers or texts"),
         (
@@ -279,7 +279,7 @@ GREY = noise(40, 6, 6)
         ),
         (
             swap(images=GREY, labels=LABELS * 0),
-            "there is only one class, '0': to tell apart there must be",
+            "there is only one class, '0': a classifier needs at",
         ),
         (
             swap(images=GREY[0], labels=LABELS),
@@ -291,7 +291,7 @@ GREY = noise(40, 6, 6)
         ),
         (
             swap(images=noise(40, 2, 6, 3), labels=LABELS),
-            "which dimension is that of channels cannot be",
+            "which dimension holds the channels is not",
         ),
         (
             swap(images=GREY.astype(int), labels=LABELS),
@@ -301,12 +301,12 @@ GREY = noise(40, 6, 6)
             swap(images=GREY.astype(np.float32), labels=LABELS),
             "holds float32 images from 0 to 255: divide them by 255",
         ),
-        (swap(images=GREY / 255 - 0.5, labels=LABELS), "images from -0.5 to 0.5: bring them to 0 to 1"),
+        (swap(images=GREY / 255 - 0.5, labels=LABELS), "images from -0.5 to 0.5: scale them to 0 to 1"),
         (
             swap(images=GREY // 200, labels=LABELS),
-            "uint8 images with nothing above 1, that is black: save",
+            "uint8 images with nothing above 1, which is black: save",
         ),
-        (swap(images=GREY * np.nan, labels=LABELS), "holds no image of which all pixels are finite"),
+        (swap(images=GREY * np.nan, labels=LABELS), "holds no image whose pixels are all finite"),
         (
             swap(train_images=GREY, train_labels=LABELS, test_images=GREY[:, :5], test_labels=LABELS),
             r"hold images of different shapes: \(40, 1, 6, 6\) and \(40, 1, 5, 6\)",

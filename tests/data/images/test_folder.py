@@ -50,7 +50,7 @@ def test_a_folder_of_classes_is_split_and_said(tmp_path: Path) -> None:
     assert images.class_names == ("cat", "dog")
     assert images.notices == (
         "50 pictures of 2 classes: cat, dog",
-        "pictures are resized to 8 x 8 pixels, with black beside those that are not square, in colour",
+        "pictures are resized to 8 x 8 pixels, padded with black if they are not square, in colour",
         "40 pictures for training, 5 for validation, 5 for test: drawn from each class alike, with "
         "data.split_seed 0",
     )
@@ -86,7 +86,7 @@ def test_folders_of_splits(names: tuple[str, str, str], tmp_path: Path) -> None:
     counts = {f"{train}/a": 5, f"{train}/b": 5, f"{validation}/a": 2, f"{test}/b": 3, f"{test}/a": 1}
     images = source(folder(tmp_path, counts))
     assert images.notices[-1] == (
-        "10 pictures for training, 2 for validation, 4 for test: as the data have it"
+        "10 pictures for training, 2 for validation, 4 for test: as in the data"
     )
     assert sorted(held_out(images)) == [(0, 0), (1, 0)]
     assert sorted(held_out(images, "test")) == [(0, 0), (0, 1), (1, 1), (2, 1)]
@@ -95,8 +95,8 @@ def test_folders_of_splits(names: tuple[str, str, str], tmp_path: Path) -> None:
 def test_what_the_splits_lack(tmp_path: Path) -> None:
     images = source(folder(tmp_path, {"train/a": 20, "train/b": 20}))
     assert images.notices[-1] == (
-        "36 pictures for training, 4 for validation, 0 for test: the second drawn from what is there "
-        "for training, with data.split_seed 0"
+        "36 pictures for training, 4 for validation, 0 for test: the second drawn from the training "
+        "pictures, with data.split_seed 0"
     )
     assert len(held_out(images)) == 4
     with pytest.raises(InputError, match="there are no test pictures"):
@@ -118,10 +118,10 @@ def test_nothing_is_dropped_without_a_word(tmp_path: Path) -> None:
     images = source(tmp_path)
     assert images.notices[:-2] == (
         "13 pictures of 2 classes: a, b",
-        "2 files left out, beside the folders of classes (the first: readme.txt)",
-        "1 folder left out, beside those of the splits (the first: extras)",
+        "2 files left out, outside the class folders (the first: readme.txt)",
+        "1 folder left out, that is not a split (the first: extras)",
         "1 folder left out, hidden (the first: train/.git)",
-        "2 files left out, no picture by its name (the first: train/a/deep/.DS_Store)",
+        "2 files left out, whose name is not a picture's (the first: train/a/deep/.DS_Store)",
         "1 folder left out, without pictures (the first: empty)",
         "3 pictures left out, of classes that train does not have (the first: val/zebra/000.png)",
     )
@@ -244,7 +244,7 @@ def test_a_class_without_a_readable_picture(tmp_path: Path) -> None:
     for number in range(6):
         (tmp_path / "b" / f"{number:03}.png").write_text("")
     with pytest.raises(
-        InputError, match=r"not one of the training pictures of class 'b' can be read \(the first: b/00"
+        InputError, match=r"none of the training pictures of class 'b' can be read \(the first: b/00"
     ):
         epoch(source(tmp_path))
 
@@ -342,10 +342,14 @@ def test_the_record_tells_training_pictures_apart(tmp_path: Path) -> None:
         (
             lambda root: None,
             {},
-            r"holds no pictures in folders: put those of each class into a fol",
+            r"holds no pictures in folders: put those of each class into their",
         ),
         (lambda root: write(root / "1.png"), {}, r"holds no pictures in folders.*cat/1.jpg"),
-        (lambda root: write(root / "cat/1.png"), {}, "there is only one class, 'cat': to tell apart"),
+        (
+            lambda root: write(root / "cat/1.png"),
+            {},
+            "there is only one class, 'cat': a classifier needs",
+        ),
         (
             lambda root: write(root / "test/cat/1.png"),
             {},
@@ -354,7 +358,7 @@ def test_the_record_tells_training_pictures_apart(tmp_path: Path) -> None:
         (
             lambda root: folder(root, {"train/a": 1, "val/a": 1, "dev/a": 1}),
             {},
-            "holds dev and val, which both stand for validation: keep one of them",
+            "holds dev and val, which both mean validation: keep one of them",
         ),
         (
             lambda root: folder(root, {"a": 2, "b": 2}),

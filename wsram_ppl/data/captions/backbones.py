@@ -23,13 +23,13 @@ __all__ = ["Backbone", "FeatureRequest"]
 
 @dataclass(frozen=True)
 class FeatureRequest:
-    """All that determines the features of a picture, except the picture.
+    """Everything that determines the features of a picture, except the picture itself.
 
     Attributes:
         backbone: timm's name of the net.
         layers: which of its feature maps, timm's ``out_indices``, in the order of the batch.
-        image_size: a picture is resized to a square of so many pixels, its whole content kept.
-        mean, std: of red, green and blue; the net is given (pixel - mean) / std, pixels 0..255.
+        image_size: a picture is resized to a square with this side in pixels, without cropping.
+        mean, std: of red, green and blue; the net receives (pixel - mean) / std, pixels 0..255.
         weights: the weights' identity: ``sha256:`` and the digest of a local file, or ``timm:`` and
             the name of those that timm downloads.
     """
@@ -51,16 +51,15 @@ class FeatureRequest:
         std: Sequence[float] = (),
         weights: Path | None = None,
     ) -> Self:
-        """A request, with what is left open filled in.
+        """A request, with defaults filled in.
 
         Args:
-            mean, std: three numbers, one for all colours, or none: those that timm says the net was
-                trained with.
-            weights: a local file; None: those that timm downloads.
+            mean, std: three numbers, one for all colours, or none for timm's values.
+            weights: a local file; None for those that timm downloads.
 
         Raises:
-            InputError: a wrong value, an unknown net (where timm is needed to look something up), or a
-                weights file that is not there.
+            InputError: a wrong value, an unknown net (if timm has to look something up), or a
+                missing weights file.
         """
         if not layers or min(layers) < 0 or len(set(layers)) < len(layers):
             raise InputError(f"layers = {list(layers)}: should be different numbers from 0")
@@ -85,7 +84,7 @@ class FeatureRequest:
         return json.loads(json.dumps(asdict(self)))  # type: ignore[no-any-return]
 
     def digest(self) -> str:
-        """SHA-256 (hexadecimal) of all of it."""
+        """SHA-256 (hexadecimal) of all fields."""
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
 
 
@@ -95,8 +94,8 @@ class Backbone:
     Args:
         request: what to compute.
         weights: the local file that ``request.weights`` identifies: the state of the whole net, head
-            included, under timm's names (safetensors or PyTorch; in PyTorch's it may be the one state
-            in a dict, like ``{"state_dict": ..., "epoch": 3}``); None: downloaded by timm.
+            included, under timm's names (safetensors or PyTorch; in a PyTorch file it may be the only
+            state in a dict, such as ``{"state_dict": ..., "epoch": 3}``); None: downloaded by timm.
         device: where to compute.
 
     Attributes:
@@ -128,7 +127,7 @@ class Backbone:
             raise RunError(
                 f"{request.backbone} cannot take pictures of {size} x {size}: {one_line(error)}"
             ) from error
-        # timm returns maps in the order of the net, whatever the order asked for.
+        # timm returns maps in the order of the net, whatever order was asked for.
         places = [sorted(request.layers).index(layer) for layer in request.layers]
         self._places = places
         for place in places:
@@ -183,7 +182,7 @@ def _timm() -> Any:
 
 
 def _timm_config(backbone: str) -> Mapping[str, Any]:
-    """What timm knows of a net's pretrained weights."""
+    """What timm knows about a net's pretrained weights."""
     timm = _timm()
     if not timm.is_model(backbone):
         raise InputError(
@@ -212,17 +211,17 @@ def _load_net(request: FeatureRequest, weights: Path | None) -> nn.Module:
     source: dict[str, Any] = {"pretrained": True}
     if weights is not None:
         state = _read_state(weights)
-        # There is to be nothing else that timm could load.
+        # Leave nothing else that timm could load.
         only: dict[str, Any] = {"url": "", "hf_hub_id": None, "file": None, "source": None}
         try:
-            # timm loads a cut net leniently: what the file lacks would stay random, without a word.
+            # timm loads a cut net leniently: weights missing from the file would silently stay random.
             # The whole net is loaded strictly.
             timm.create_model(
                 request.backbone,
                 pretrained=True,
                 pretrained_cfg_overlay={"state_dict": {**state}, **only},
             )
-        except Exception as error:  # torch's, and whatever timm's adaptations raise
+        except Exception as error:  # torch's, and anything that timm's adaptations raise
             raise InputError(
                 f"{weights} does not hold the weights of {request.backbone}, head included: "
                 f"{_shortened(one_line(error))}"
@@ -239,18 +238,18 @@ def _load_net(request: FeatureRequest, weights: Path | None) -> nn.Module:
             f"{request.backbone} does not have all of the layers {list(out)}: "
             f"{_describe_layers(request)}"
         ) from error
-    except Exception as error:  # the network's many
+    except Exception as error:  # any network error
         text = _shortened(one_line(error))
         raise InputError(
-            f"the pretrained weights of {request.backbone} cannot be had ({text}); name a file of them "
-            "(weights = ...)"
+            f"the pretrained weights of {request.backbone} cannot be downloaded ({text}); name a file "
+            "of them (weights = ...)"
         ) from error
     return net
 
 
 @contextmanager
 def _quiet(library: str) -> Iterator[None]:
-    """No word on weights beyond the cut, which are left over as they should be."""
+    """Silences messages about weights beyond the cut, which are unused as they should be."""
     log = logging.getLogger(library)
     level = log.level
     log.setLevel(logging.ERROR)
@@ -261,7 +260,7 @@ def _quiet(library: str) -> Iterator[None]:
 
 
 def _read_state(path: Path) -> dict[str, Tensor]:
-    """The tensors of a file of weights, by name; no code in it is ever run."""
+    """The tensors in a file of weights, by name; code in it is never run."""
     path = Path(os.path.expanduser(path))
     try:
         content: Any = (
@@ -269,7 +268,7 @@ def _read_state(path: Path) -> dict[str, Tensor]:
             if path.suffix == ".safetensors"
             else torch.load(path, map_location="cpu", weights_only=True)
         )
-    except Exception as error:  # whatever safetensors, zip and pickle raise
+    except Exception as error:  # anything that safetensors, zip and pickle raise
         raise InputError(
             f"{path} is not a file of weights (safetensors, or PyTorch's without code): "
             f"{_shortened(one_line(error))}"
@@ -289,7 +288,7 @@ def _read_state(path: Path) -> dict[str, Tensor]:
 
 
 def _is_state(value: Any) -> bool:
-    """Whether this is tensors by name, and not nothing."""
+    """Whether this is a non-empty dict of tensors by name."""
     return (
         isinstance(value, Mapping)
         and bool(value)
@@ -305,7 +304,7 @@ def _describe_layers(request: FeatureRequest) -> str:
     try:
         found: Any = _timm().create_model(request.backbone, features_only=True, pretrained=False)
         info = found.feature_info.info
-    except Exception:  # not every net can be cut without out_indices
+    except Exception:  # some nets cannot be cut without out_indices
         return "see its feature_info in timm"
     rows = [f"{i} {row['module']} ({row['num_chs']} channels)" for i, row in enumerate(info)]
     return "it has " + ", ".join(rows)

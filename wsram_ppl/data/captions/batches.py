@@ -1,4 +1,4 @@
-"""What every source of captioned pictures offers, and how sentences become a batch."""
+"""The common part of all sources of captioned pictures, and batches of sentences."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ CaptionBatch = tuple[Tensor, ...]
 
 
 class Examples(NamedTuple):
-    """Pictures to be described, one row each.
+    """Pictures to describe, one row each.
 
     Attributes:
         names: of the pictures; :meth:`CaptionSource.pictures` takes them.
         maps: for each layer [B, C, H, W], float32, on the source's device.
-        references: for each picture its captions, normalised; none for a picture of the user's own.
+        references: for each picture its captions, normalised; none for the user's own pictures.
         notes: a line for each picture whose pixels had to be changed.
     """
 
@@ -45,7 +45,7 @@ class Examples(NamedTuple):
 
 @runtime_checkable
 class CaptionSource(DataSource, Protocol):
-    """A data source of captions; one that derives from it has ``model_options`` and ``record``.
+    """A data source of captions; classes derived from it have ``model_options`` and ``record``.
 
     Attributes:
         vocabulary: the words of the batches.
@@ -57,13 +57,13 @@ class CaptionSource(DataSource, Protocol):
 
     @property
     def model_options(self) -> dict[str, Any]:
-        """The options of a model that follow: number of words, and channels of each layer."""
+        """The implied options of a model: the number of words, and the channels of each layer."""
         channels = tuple(channels for channels, _, _ in self.layer_shapes)
         return {"vocabulary": len(self.vocabulary), "channels": channels}
 
     @property
     def record(self) -> dict[str, Any]:
-        """What is kept with a run: the words by number, and the shapes of the maps."""
+        """The record kept with a run: the words by number, and the shapes of the maps."""
         return {**self.vocabulary.to_data(), "layer_shapes": [list(s) for s in self.layer_shapes]}
 
     def examples(
@@ -73,7 +73,7 @@ class CaptionSource(DataSource, Protocol):
         ...
 
     def look_up(self, names: Sequence[str]) -> Examples:
-        """Pictures that the user names."""
+        """Pictures named by the user."""
         ...
 
     def pictures(self, names: Sequence[str]) -> list[npt.NDArray[np.uint8]]:
@@ -82,7 +82,7 @@ class CaptionSource(DataSource, Protocol):
 
 
 class EncodedCaptions:
-    """Sentences as numbers, stored behind each other.
+    """Sentences as numbers, stored one after another.
 
     Args:
         sentences: each from the start mark to the end mark, as ``Vocabulary.encode`` gives it.
@@ -91,7 +91,7 @@ class EncodedCaptions:
     def __init__(self, sentences: Sequence[Sequence[int]]) -> None:
         self.lengths = np.array([len(sentence) for sentence in sentences], dtype=np.int64)
         self._starts = np.concatenate(([0], np.cumsum(self.lengths)[:-1])).astype(np.int64)
-        # One more, for the places that the padding looks up.
+        # One more, which the padding looks up.
         flat = np.fromiter((n for sentence in sentences for n in sentence), np.int64)
         self._flat = np.append(flat, END)
 
@@ -109,15 +109,16 @@ class EncodedCaptions:
 
 
 class LengthBuckets:
-    """The order of training data: shuffled, yet in batches of about equal length.
+    """The order of training data: shuffled, but in batches of about equal length.
 
-    The shuffled epochs follow each other without a gap and are cut into pools of some batches; the data
-    of a pool are sorted by length, cut into batches, and the batches shuffled. So every datum comes
-    once per epoch, give or take a pool, and a batch is a pure function of (step, size, seed).
+    The shuffled epochs follow each other without a gap and are cut into pools of several batches; the
+    data of a pool are sorted by length and cut into batches, and the batches are shuffled. So every
+    datum occurs once per epoch, give or take a pool, and a batch is a pure function of (step, size,
+    seed).
 
     Args:
-        lengths: [N], of the data.
-        batches: per pool. More means less padding, and less chance in what a batch holds.
+        lengths: [N], lengths of the data.
+        batches: per pool. More means less padding, but less random batches.
     """
 
     def __init__(self, lengths: Rows, batches: int = 16) -> None:
@@ -127,7 +128,7 @@ class LengthBuckets:
         self._pool: tuple[tuple[int, int, int], Rows] | None = None
 
     def rows(self, step: int, size: int, seed: int) -> Rows:
-        """The data [size] of the batch of update ``step``.
+        """The indices [size] of the data in the batch of update ``step``.
 
         Raises:
             InputError: an argument is out of range, or ``size`` exceeds the number of data.
@@ -143,7 +144,7 @@ class LengthBuckets:
         return rows
 
     def _sorted_pool(self, pool: int, per_pool: int, size: int, seed: int) -> Rows:
-        """[batches, size]: the batches of a pool in their order."""
+        """[batches, size]: the batches of a pool in order."""
         drawn = self._epochs.span(pool * per_pool * size, per_pool * size, seed)
         by_length = drawn[np.argsort(self._lengths[drawn], kind="stable")].reshape(per_pool, size)
         shuffled: Rows = by_length[generator(seed, 1, pool).permutation(per_pool)]

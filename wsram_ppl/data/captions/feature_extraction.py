@@ -1,8 +1,8 @@
-"""Computing a feature store: chunk by chunk, so that an interruption costs at most one chunk.
+"""Computing a feature store, chunk by chunk, so that an interruption costs at most one chunk.
 
 While a store is computed, the folder ``NAME.partial`` beside it holds a file per chunk of photos, and
-the store as far as it is put together. Each attempt goes through all chunks in order, takes those that
-are there, and computes the others, so that what is computed does not depend on interruptions.
+the incomplete store. Each attempt goes through all chunks in order, takes those that exist and computes
+the others, so that the result does not depend on interruptions.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Picture", "Progress", "Unreadable", "extract", "open_picture", "read_picture"]
 
-#: Photos per call of the net. Fixed, since another size may round differently.
+#: Photos per call of the net. Fixed, since other sizes may round differently.
 _CHUNK: Final = 16
 
 _log = logging.getLogger(__name__)
@@ -53,11 +53,11 @@ class Unreadable(Exception):
 
 
 class Picture(NamedTuple):
-    """A picture as a net takes it.
+    """A picture, ready for a net.
 
     Attributes:
         pixels: [height, width, 3], uint8 RGB, upright.
-        note: what had to be done for that which changes how it looks; "" for most pictures.
+        note: changes that affect how it looks, if any; "" for most pictures.
     """
 
     pixels: npt.NDArray[np.uint8]
@@ -80,20 +80,20 @@ def extract(
     device: torch.device | str = "cpu",
     progress: Progress = lambda done, total: None,
 ) -> FeatureStore:
-    """Computes the features of photos, or goes on where an earlier attempt was stopped.
+    """Computes the features of photos, or continues where an earlier attempt was stopped.
 
     Args:
         request: what to compute.
-        photos: files, in the order of the rows; names are not to repeat.
-        cache: the folder of all stores.
+        photos: files, in the order of the rows; names must be unique.
+        cache: the folder that holds all stores.
         weights: see :class:`~wsram_ppl.data.captions.backbones.Backbone`.
 
     Returns:
-        The store; at once if it is there already and the photos are unchanged.
+        The store; immediately if it exists and the photos are unchanged.
 
     Raises:
-        InputError: no photos, none that can be read, repeated names, or a wrong request.
-        RunError: the disk is full or cannot be written, another process computes the same features, or
+        InputError: no photos, no readable photos, repeated names, or a wrong request.
+        RunError: the disk is full or read-only, another process is computing the same features, or
             features are not finite in float16.
     """
     if not photos:
@@ -106,9 +106,9 @@ def extract(
         try:
             store = FeatureStore.open(folder, photos)
         except InputError as error:
-            _log.warning("%s: computing all again, since %s", folder, error)
+            _log.warning("%s: computing everything again, since %s", folder, error)
         else:
-            shutil.rmtree(partial, ignore_errors=True)  # of an attempt that was killed at its very end
+            shutil.rmtree(partial, ignore_errors=True)  # left by an attempt that was killed late
             return store
     backbone = Backbone(request, weights, device)
     busy = f"another process is computing these features ({str(partial)!r}); wait for it, or end it"
@@ -126,19 +126,19 @@ def extract(
     except OSError as error:
         raise RunError(
             f"cannot write features to {str(partial)!r}: {error.strerror or error}; what is done is "
-            "kept, run the same command again to go on"
+            "kept, run the same command again to continue"
         ) from error
     return FeatureStore.open(folder, photos)
 
 
 def read_picture(path: Path, size: int | None = None) -> Picture:
-    """A picture from its file: numbers of more than 8 bits scaled, what is transparent shown on white.
+    """A picture from its file, scaled to 8 bits, with transparent parts on white.
 
     Args:
-        size: resize it to a square of so many pixels, bicubic; None: as it is.
+        size: side in pixels of the square to resize it to, bicubic; None: unchanged.
 
     Raises:
-        Unreadable: the file cannot be read or holds no picture.
+        Unreadable: the file cannot be read or is not a picture.
     """
     try:
         content = path.read_bytes()
@@ -154,12 +154,12 @@ def _compute(
     backbone: Backbone,
     progress: Progress,
 ) -> Path:
-    """The folder, in ``partial``, of the whole store; one chunk at a time is in memory."""
+    """The folder, in ``partial``, of the complete store; only one chunk is in memory at a time."""
     folder = partial / "store"
     folder.mkdir(exist_ok=True)
     entries: list[Entry] = []
     with contextlib.ExitStack() as stack:
-        # Files, not memory maps: a full disk is then an error, not a dead process.
+        # Files, not memory maps: a full disk then raises an error and does not kill the process.
         files = [stack.enter_context(open(folder / layer_file(n), "wb")) for n in request.layers]
         for file, shape in zip(files, backbone.shapes, strict=True):
             header = {"descr": "<f2", "fortran_order": False, "shape": (len(photos), *shape)}
@@ -190,12 +190,12 @@ def _compute(
 def _load_chunk(
     path: Path, photos: Sequence[Path], shapes: Sequence[tuple[int, int, int]]
 ) -> _Chunk | None:
-    """What an earlier attempt computed of these photos; None: it is not there, damaged or of others."""
+    """An earlier attempt's chunk for these photos; None if missing, damaged or for other photos."""
     try:
         with open(path, "rb") as raw, np.load(raw) as file:
             entries, *maps = (file[name] for name in file.files)
         chunk = _Chunk([Entry(*row) for row in json.loads(str(entries))], maps)
-    except Exception:  # whatever zip, NumPy and JSON raise
+    except Exception:  # anything that zip, NumPy and JSON raise
         return None
     fits = [each.shape for each in maps] == [(len(photos), *shape) for shape in shapes]
     same = len(chunk.entries) == len(photos) and all(map(Entry.describes, chunk.entries, photos))
@@ -203,7 +203,7 @@ def _load_chunk(
 
 
 def _save_chunk(path: Path, chunk: _Chunk) -> None:
-    """Atomically. What a power failure spoils even so is told by the checksums in the file."""
+    """Writes atomically. Damage by a power failure shows in the checksums in the file."""
     content = io.BytesIO()
     np.savez(content, np.array(json.dumps(chunk.entries)), *chunk.maps)
     torn = path.with_suffix(".torn")
@@ -212,7 +212,7 @@ def _save_chunk(path: Path, chunk: _Chunk) -> None:
 
 
 def _compute_chunk(photos: Sequence[Path], size: int, backbone: Backbone) -> _Chunk:
-    pictures = np.zeros((_CHUNK, size, size, 3), np.uint8)  # black where there is none
+    pictures = np.zeros((_CHUNK, size, size, 3), np.uint8)  # black where a picture is missing
     entries = []
     for place, photo in enumerate(photos):
         content, fault, note = b"", None, ""
@@ -242,7 +242,7 @@ def _compute_chunk(photos: Sequence[Path], size: int, backbone: Backbone) -> _Ch
 
 def _decode(content: bytes, size: int | None) -> Picture:
     with warnings.catch_warnings():
-        # Broken comments in a file are no reason to bother anyone while its pixels can be read.
+        # No warnings about broken comments in a file whose pixels can be read.
         warnings.simplefilter("ignore")
         picture, note = open_picture(content)
     if size is not None and picture.size != (size, size):
@@ -251,10 +251,10 @@ def _decode(content: bytes, size: int | None) -> Picture:
 
 
 def open_picture(content: bytes) -> tuple[Image.Image, str]:
-    """The picture of a file's content, in 8-bit RGB, upright, and a note as :class:`Picture` has it.
+    """The picture in a file's content, in 8-bit RGB, upright, and the note of :class:`Picture`.
 
     Raises:
-        Unreadable: it holds no picture.
+        Unreadable: it is not a picture.
     """
     try:
         from PIL import Image, ImageOps
@@ -275,7 +275,7 @@ def open_picture(content: bytes) -> tuple[Image.Image, str]:
             return opaque, "; ".join(filter(None, (scaled, composed)))
     except Unreadable:
         raise
-    except Exception as error:  # each decoder has its own
+    except Exception as error:  # each decoder raises its own
         text = one_line(error)
         if "cannot identify image file" in text:
             text = "not a picture"
@@ -283,10 +283,10 @@ def open_picture(content: bytes) -> tuple[Image.Image, str]:
 
 
 def _see_transparent_colour(image: ImageFile.ImageFile, content: bytes) -> None:
-    """Mends a PNG whose one transparent colour Pillow does not find among pixels of another depth.
+    """Repairs a PNG whose transparent colour Pillow misses because its pixels have another depth.
 
     Args:
-        image: as opened, of this content.
+        image: the picture opened from this content.
     """
     colour = image.info.get("transparency")
     if image.format != "PNG" or colour is None:
@@ -298,7 +298,7 @@ def _see_transparent_colour(image: ImageFile.ImageFile, content: bytes) -> None:
         image.info["transparency"] = colour * {"L;2": 85, "L;4": 17}[raw]
     if raw == "RGB;16B":  # pixels are cut to their high bytes
         with Image.open(io.BytesIO(content)) as same:
-            # Read as if the low bytes came last, it has these.
+            # As read, with the low bytes last, it has these values.
             same.tile = [tile._replace(args="RGB;16L") for tile in same.tile]
             pixels = np.asarray(image, np.uint16) << 8 | np.asarray(same)
         del image.info["transparency"]
@@ -307,13 +307,13 @@ def _see_transparent_colour(image: ImageFile.ImageFile, content: bytes) -> None:
 
 
 def _eight_bits(image: Image.Image, sixteen: bool) -> tuple[Image.Image, str]:
-    """A grey picture of more than 8 bits in 8 (others as they are), and a note on that.
+    """A grey picture of more than 8 bits, in 8 bits (others unchanged), and a note about it.
 
-    Files of 32 bits do not say what white is: the least of 1 (of fractions), 255 and 65,535 that no
+    Files of 32 bits do not define white: it is the smallest of 1 (for fractions), 255 and 65,535 that no
     pixel exceeds.
 
     Args:
-        sixteen: whether more than 8 bits are 16 in this kind of file, whatever they are read as.
+        sixteen: whether this kind of file has 16 bits if it has more than 8, however it is read.
     """
     if image.mode not in ("I", "F") and not image.mode.startswith("I;"):
         return image, ""
@@ -334,7 +334,7 @@ def _eight_bits(image: Image.Image, sixteen: bool) -> tuple[Image.Image, str]:
 
 
 def _on_white(image: Image.Image) -> tuple[Image.Image, str]:
-    """A picture in red, green and blue, with white behind what is transparent, and a note on that."""
+    """A picture in RGB, with transparent parts on white, and a note about it."""
     if not image.has_transparency_data:
         return image.convert("RGB"), ""
     from PIL import Image

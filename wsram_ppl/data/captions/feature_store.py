@@ -1,10 +1,9 @@
 """The feature store: the maps of every photo, computed once, as float16 memory maps.
 
-A store is a folder in the cache, named after the backbone and a digest of all that its content depends
-on: backbone, layers, preprocessing, weights, and the names and sizes of the photos. It holds a ``.npy``
-file per layer, [photos, channels, height, width], and ``index.json``. The folder gets its name when all
-of it is there, so a store is whole or not there; :mod:`wsram_ppl.data.captions.feature_extraction`
-makes it.
+A store is a folder in the cache, named after the backbone and a digest of everything that its content
+depends on: backbone, layers, preprocessing, weights, and the names and sizes of the photos. It holds a
+``.npy`` file per layer, [photos, channels, height, width], and ``index.json``. The folder gets its name
+only when it is complete; :mod:`wsram_ppl.data.captions.feature_extraction` creates it.
 
 A photo that cannot be read has zeros for features and its reason in the index; sources leave it out.
 """
@@ -37,7 +36,7 @@ _INDEX: Final = "index.json"
 class Entry(NamedTuple):
     """A row of the index.
 
-    ``fault`` is None for a photo that could be read, ``note`` what had to be done to its pixels.
+    ``fault`` is None for a photo that could be read; ``note`` says how its pixels were changed.
     """
 
     name: str
@@ -51,7 +50,7 @@ class Entry(NamedTuple):
     def make(
         cls, photo: Path, size: int, modified: int, content: bytes, fault: str | None, note: str
     ) -> Self:
-        """Of a photo whose file holds ``content``."""
+        """The entry of a photo whose file holds ``content``."""
         return cls(_text(photo.name), size, modified, hashlib.sha256(content).hexdigest(), fault, note)
 
     def describes(self, photo: Path) -> bool:
@@ -64,7 +63,7 @@ class Entry(NamedTuple):
                 return True
             return hashlib.sha256(photo.read_bytes()).hexdigest() == self.sha256
         except OSError:
-            return self.fault is not None  # it could not be read then either
+            return self.fault is not None  # it could not be read before either
 
 
 @dataclass(frozen=True)
@@ -72,11 +71,11 @@ class FeatureStore:
     """Features on disk, read as they are needed.
 
     Attributes:
-        folder: where they are.
+        folder: the folder that holds them.
         shapes: (channels, height, width) of each layer.
         rows: row of each readable photo, by name.
-        unreadable: why each other photo could not be read, by name.
-        notes: what had to be done to the pixels of some photos, by name.
+        unreadable: why each of the other photos could not be read, by name.
+        notes: how the pixels of some photos were changed, by name.
     """
 
     folder: Path
@@ -88,7 +87,7 @@ class FeatureStore:
 
     @classmethod
     def open(cls, folder: Path, photos: Sequence[Path]) -> FeatureStore:
-        """Opens a store and makes sure that it is of these photos as they are now.
+        """Opens a store and makes sure that it matches the photos in their current state.
 
         Raises:
             InputError: there is no such store, it is damaged, or a photo has changed.
@@ -130,16 +129,16 @@ class FeatureStore:
         )
 
     def read(self, rows: npt.NDArray[np.int64]) -> tuple[Tensor, ...]:
-        """For each layer the maps [B, C, H, W] of the photos ``rows`` [B], float16 on the CPU."""
+        """For each layer, the maps [B, C, H, W] of the photos ``rows`` [B], float16 on the CPU."""
         return tuple(torch.from_numpy(np.asarray(array[rows])) for array in self._maps)
 
     def notices(self) -> list[str]:
-        """A line on the photos that could not be read, and on those whose pixels were changed."""
+        """One line about the photos that could not be read, and one about those with changed pixels."""
         return [
             f"{len(photos):,} photos {what} (the first: {min(photos)}: {photos[min(photos)]})"
             for photos, what in (
-                (self.unreadable, "cannot be read: left out, captions and all"),
-                (self.notes, "are not used as they are"),
+                (self.unreadable, "cannot be read: left out, with their captions"),
+                (self.notes, "were changed before use"),
             )
             if photos
         ]
@@ -149,7 +148,7 @@ def store_folder(cache: Path, request: FeatureRequest, photos: Sequence[Path]) -
     """Where the features of these photos are, or will be.
 
     Raises:
-        InputError: a photo is not there.
+        InputError: a photo is missing.
     """
     digest = hashlib.sha256(f"{_FORMAT}\0{request.digest()}\0".encode())
     for photo in photos:
@@ -165,7 +164,7 @@ def store_folder(cache: Path, request: FeatureRequest, photos: Sequence[Path]) -
 def write_index(
     folder: Path, request: FeatureRequest, backbone: Backbone, entries: Sequence[Entry]
 ) -> None:
-    """Writes the index of a store, which is the last of its files.
+    """Writes the index of a store, the last of its files.
 
     Raises:
         RunError: it cannot be written.
@@ -186,5 +185,5 @@ def layer_file(layer: int) -> str:
 
 
 def _text(name: str) -> str:
-    """A file name that JSON can hold."""
+    """A file name in a form that JSON can represent."""
     return os.fsencode(name).decode("utf-8", "replace")

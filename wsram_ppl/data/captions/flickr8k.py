@@ -41,7 +41,7 @@ __all__ = ["FlickrCaptions"]
 
 _log = logging.getLogger(__name__)
 
-#: Fixes which photos and captions stand for all when only some are measured.
+#: Determines which photos and captions are used when only some are measured.
 _SUBSET: Final = 0
 
 Layers = Annotated[tuple[NonNegativeInt, ...], Field(min_length=1)]
@@ -52,7 +52,7 @@ class _Split(NamedTuple):
 
     photos: list[Photo]
     captions: EncodedCaptions
-    #: Place in ``photos`` of each caption's photo, [captions].
+    #: Index in ``photos`` of each caption's photo, [captions].
     photo_of: Rows
     #: Row in the store of each photo, [photos].
     rows: Rows
@@ -64,30 +64,30 @@ class FlickrCaptions(CaptionSource):
     The features are computed once, by ``wsram features`` (:meth:`compute_features`), and read from disk
     here. See :mod:`wsram_ppl.data.captions` for the batch. Photos that cannot be read are left out.
 
-    Training: every epoch is a fresh shuffle of all captions of the train split, in batches of about
+    Training: every epoch is a new shuffle of all captions of the train split, in batches of about
     equal length (:class:`~wsram_ppl.data.captions.batches.LengthBuckets`). Evaluation: each caption of
-    the dev split is a datum of validation; the test split is Flickr8k's.
+    the dev split is a validation datum; the test split is Flickr8k's.
 
     Args:
         root: the folder of Flickr8k, in any layout (:mod:`wsram_ppl.data.captions.flickr8k_layouts`).
-        layout: which layout to read, where there are several.
-        split_seed: of the split, where the layout has none.
+        layout: which layout to read, if there are several.
+        split_seed: seed of the split, if the layout has none.
         cache: the folder of the feature stores.
         backbone: timm's name of the conv net.
         layers: which of its maps, as timm's ``out_indices``; one layer of attention each.
-        weights: a file of the net's weights; "": those that timm downloads.
-        image_size: photos are resized to a square of so many pixels.
-        mean, std: what is subtracted from a pixel (0..255), and what it is divided by: three numbers,
-            one for all colours, or none for those that timm knows.
+        weights: a file with the net's weights; "": those that timm downloads.
+        image_size: side in pixels of the square that photos are resized to.
+        mean, std: subtracted from a pixel (0..255), and its divisor: three numbers,
+            one for all colours, or none for timm's values.
         minimum_count: how often a word must occur in the training captions to be known.
 
     Attributes:
-        vocabulary: of the training captions.
+        vocabulary: the words of the training captions.
         layer_shapes: (channels, height, width) of each layer.
-        notices: a line for each problem met in the data, and for each choice made.
+        notices: a line for each problem found in the data, and for each choice made.
 
     Raises:
-        InputError: the data are not there or not usable, their features are not computed, or an option
+        InputError: the data are missing or not usable, their features are not computed, or an option
             is out of range.
     """
 
@@ -139,14 +139,14 @@ class FlickrCaptions(CaptionSource):
         """Computes the features that a source with these options reads.
 
         Args:
-            options: of the constructor; those that are left out have their defaults.
+            options: of the constructor; defaults apply to those left out.
             progress: called before each chunk, and at the end, with the photos done and their total.
 
         Returns:
-            The store, and a line for each problem met in the data.
+            The store, and a line for each problem found in the data.
 
         Raises:
-            InputError, RunError: as the constructor and
+            InputError, RunError: as for the constructor and
                 :func:`~wsram_ppl.data.captions.feature_extraction.extract`.
         """
         given = {**(cls.__init__.__kwdefaults__ or {}), **options}
@@ -166,7 +166,7 @@ class FlickrCaptions(CaptionSource):
 
     @property
     def record(self) -> dict[str, Any]:
-        """Also which weights the net has: those of a file may have moved, but not changed."""
+        """Also includes which weights the net has: a file of weights may move, but not change."""
         return {**super().record, "weights": self._request.weights}
 
     def training_batch(self, step: int, size: int, seed: int) -> CaptionBatch:
@@ -178,7 +178,7 @@ class FlickrCaptions(CaptionSource):
         return self.training_rows(step, size, seed, slice(0, size))
 
     def training_rows(self, step: int, size: int, seed: int, rows: slice) -> CaptionBatch:
-        """Some rows of that batch, as long as in all of it; only their features are read."""
+        """Some rows of that batch, padded like the whole batch; only their features are read."""
         return self._batch(self._splits["train"], self._order.rows(step, size, seed), rows)
 
     def evaluation_batches(
@@ -216,12 +216,12 @@ class FlickrCaptions(CaptionSource):
         )
 
     def look_up(self, names: Sequence[str]) -> Examples:
-        """Photos of the user's own, from their files; the net runs on them now.
+        """The user's own photos, from their files; the net runs on them now.
 
-        Their names in what is returned are absolute paths, which no photo of the data set has.
+        Their names in the result are absolute paths, unlike those of the data set's photos.
 
         Raises:
-            InputError: no name, or a file that cannot be read or is no picture.
+            InputError: no name, or a file that cannot be read or is not a picture.
         """
         if not names:
             raise InputError("name at least one photo")
@@ -230,7 +230,7 @@ class FlickrCaptions(CaptionSource):
         size = self._request.image_size
         files = [os.path.expanduser(name) for name in names]
         pictures = [_read(Path(file), size) for file in files]
-        # As stored features are rounded.
+        # Rounded like stored features.
         pixels = torch.from_numpy(np.stack([picture.pixels for picture in pictures]))
         maps = tuple(m.half().float() for m in self._backbone(pixels))
         notes = (
@@ -239,16 +239,16 @@ class FlickrCaptions(CaptionSource):
         return Examples([*map(os.path.abspath, files)], maps, [[] for _ in names], tuple(notes))
 
     def pictures(self, names: Sequence[str]) -> list[npt.NDArray[np.uint8]]:
-        """The photos, each [height, width, 3]: of the data set by name, others by their path.
+        """The photos, each [height, width, 3]: those of the data set by name, others by path.
 
         Raises:
-            InputError: a file cannot be read or is no picture.
+            InputError: a file cannot be read or is not a picture.
         """
         paths = (self._paths.get(name, Path(os.path.expanduser(name))) for name in names)
         return [_read(path).pixels for path in paths]
 
     def to(self, device: torch.device | str) -> Self:
-        """Batches will be on ``device``; features stay on disk. Returns the source itself."""
+        """Puts batches on ``device``; features stay on disk. Returns the source itself."""
         self._device = torch.device(device)
         self._backbone = None
         return self
@@ -274,12 +274,12 @@ class FlickrCaptions(CaptionSource):
         return words, mask, *self._maps(split.rows[split.photo_of[rows[part]]])
 
     def _maps(self, rows: Rows) -> tuple[Tensor, ...]:
-        # Half the bytes to move; widened where they are used.
+        # Half the bytes to move; converted to float32 on the device.
         return tuple(moved(part, self._device).float() for part in self._store.read(rows))
 
 
 def _used(data: Flickr8k) -> list[Path]:
-    """The photos that are in a split: those whose features are computed."""
+    """The photos in a split whose features are computed."""
     return [photo.path for photo in data.photos if photo.split is not None]
 
 
@@ -295,6 +295,6 @@ def _read(path: Path, size: int | None = None) -> Picture:
 
 
 def _subset(count: int, size: int, limit: int | None) -> Rows:
-    """A fixed random choice of ``limit`` of ``count``, or all."""
+    """A fixed random choice of ``limit`` out of ``count``, or all."""
     check_held_out(size, limit, "held-out examples")
     return generator(_SUBSET).permutation(count)[:limit]

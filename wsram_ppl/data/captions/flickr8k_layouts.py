@@ -1,4 +1,4 @@
-"""Reading Flickr8k (Hodosh, Young, Hockenmaier, 2013) in every layout that is passed around.
+"""Reads Flickr8k (Hodosh, Young, Hockenmaier, 2013) in all common layouts.
 
 =========  ==============================================================  =========================
 layout     captions                                                        splits
@@ -9,15 +9,15 @@ kaggle     ``captions.txt``: CSV of name, caption, below a line of titles  split
 =========  ==============================================================  =========================
 
 Split files are ``Flickr_8k.trainImages.txt``, ``Flickr_8k.devImages.txt`` and
-``Flickr_8k.testImages.txt``, a name per line; where captions come without any, the photos are split at
-random by a seed. All files may lie in the root folder or in a folder right below it. The photos lie in
-a folder of any name (``Flicker8k_Dataset`` and ``Images`` are usual) at most three levels below.
+``Flickr_8k.testImages.txt``, with a name per line; without them, the photos are split at random by a
+seed. All files may be in the root folder or in a folder directly below it. The photos are in a folder of
+any name (usually ``Flicker8k_Dataset`` or ``Images``) at most three levels below.
 
-Names are matched as they are written, or else without regard to capitals and to the Unicode form of
-accents, which some file systems change.
+Names are matched exactly, or else without regard to case and to the Unicode form of accents, which some
+file systems change.
 
-A fault that concerns some photos or lines never stops the reading: they are left out, counted, and
-told in one line each. A fault that leaves nothing to work with is an InputError in one line.
+Problems with some photos or lines never stop the reading: they are left out, counted, and reported in
+one line per kind. If nothing usable is left, an InputError says so in one line.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ from wsram_ppl.errors import InputError, nearest, one_line
 
 __all__ = ["Flickr8k", "Layout", "Photo", "Split", "is_lfs_pointer", "read_flickr8k"]
 
-#: As the files of splits name them; ``dev`` is the validation split.
+#: The names in the split files; ``dev`` is the validation split.
 Split = Literal["train", "dev", "test"]
-#: Whose files are to be read; "auto": those that are there.
+#: Which files to read; "auto": those that exist.
 Layout = Literal["auto", "illinois", "karpathy", "kaggle"]
 
 _CAPTION_FILES: Final = {
@@ -60,7 +60,7 @@ _KARPATHY_SPLITS: Final[dict[str, Split]] = {
 }
 _PHOTO: Final = re.compile(r"(?P<name>.+\.jpe?g)(?P<copy>\.\d+)?", re.IGNORECASE)
 _TOKEN_LINE: Final = re.compile(r"(?P<name>[^\t]+)#\d+\t(?P<caption>.*)")
-#: A line with which a row of CSV begins, for each separator; the row's number may come first. White
+#: The first line of a CSV row, for each separator; the row's number may come first. White
 #: space and quotes around fields are optional.
 _ROWS: Final = [
     re.compile(
@@ -69,14 +69,14 @@ _ROWS: Final = [
     )
     for s in (",", ";", "\t")
 ]
-#: A field in quotes, to the end of its line.
+#: A quoted field, up to the end of its line.
 _QUOTED: Final = re.compile(r"""\s*"(?:[^"]|"")*"[^\S\n]*(?=\n|\Z)""")
 _TITLES: Final = re.compile(r"image|file|caption|comment", re.IGNORECASE)
 _DEEPEST: Final = 3
 
 
 class Photo(NamedTuple):
-    """A photo with its captions, as they were written (white space aside).
+    """A photo with its captions as written, apart from white space.
 
     ``split`` is None for a photo that no split file names.
     """
@@ -92,7 +92,7 @@ class Flickr8k:
     """What was found.
 
     Attributes:
-        photos: every captioned photo whose file is there, by name.
+        photos: every captioned photo whose file exists, by name.
         layout: the layout that was read.
         notices: a line for each problem, with its count, and for each choice made for the user.
     """
@@ -105,17 +105,17 @@ class Flickr8k:
 def read_flickr8k(
     root: str | os.PathLike[str], *, layout: Layout = "auto", split_seed: int = 0
 ) -> Flickr8k:
-    """Reads captions and splits, and finds the photos; no photo is opened.
+    """Reads captions and splits, and finds the photos without opening them.
 
     Args:
         root: the folder that holds all of it.
-        layout: which files to read; "auto" takes the first of illinois, karpathy and kaggle that is
-            there.
-        split_seed: of the split where none comes with the captions: an eighth of the photos for dev, an
-            eighth for test.
+        layout: which files to read; "auto" takes the first of illinois, karpathy and kaggle that
+            exists.
+        split_seed: seed of the split, if the captions come without one: an eighth of the photos for
+            dev, an eighth for test.
 
     Raises:
-        InputError: the folder, the captions or the photos are not there, or nothing in them is usable.
+        InputError: the folder, the captions or the photos are missing, or nothing in them is usable.
     """
     if layout not in get_args(Layout):
         raise InputError(
@@ -134,17 +134,17 @@ def read_flickr8k(
     return Flickr8k(_join(folder, table, notes), chosen, tuple(notes.lines))
 
 
-# ---------------------------------------------------------------- what is collected on the way
+# ---------------------------------------------------------------- collected while reading
 
 
 class _Notes:
-    """A line for each problem met so far, and for each choice made."""
+    """A line for each problem found so far, and for each choice made."""
 
     def __init__(self) -> None:
         self.lines: list[str] = []
 
     def tell(self, text: str, count: int = 1) -> None:
-        """Adds the text as a line, unless it is of a problem that was met 0 times."""
+        """Adds the text as a line, unless the problem occurred 0 times."""
         if count:
             self.lines.append(" ".join(text.split()))
 
@@ -160,9 +160,9 @@ class _Table(NamedTuple):
 
 
 def _listing(root: Path) -> dict[str, Path]:
-    """The files in ``root`` and in the folders right below it, by lower-case name; root's come first."""
+    """The files in ``root`` and the folders directly below it, by lower-case name; root's come first."""
     if not os.path.isdir(root):
-        state = "is not a folder" if os.path.exists(root) else "is not there"
+        state = "is not a folder" if os.path.exists(root) else "does not exist"
         raise InputError(f"{str(root)!r} {state}; {_expected()}")
     found: dict[str, Path] = {}
     for folder in [root, *_subfolders(root)]:
@@ -173,9 +173,9 @@ def _listing(root: Path) -> dict[str, Path]:
 
 
 def _entries(folder: Path) -> list[os.DirEntry[str]]:
-    """What a folder holds, by name, but for hidden files and what macOS adds to archives.
+    """The contents of a folder, by name, without hidden files and what macOS adds to archives.
 
-    Nothing for a folder that may not be looked into, like lost+found.
+    Empty for a folder without read permission, such as lost+found.
     """
     try:
         with os.scandir(folder) as entries:
@@ -183,7 +183,7 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
     except PermissionError:
         return []
     except OSError as error:
-        raise InputError(f"cannot look into {str(folder)!r}: {error.strerror}") from None
+        raise InputError(f"cannot list {str(folder)!r}: {error.strerror}") from None
     return sorted(shown, key=lambda entry: entry.name)
 
 
@@ -192,7 +192,7 @@ def _subfolders(folder: Path) -> list[Path]:
 
 
 def _holds(question: Callable[[], bool]) -> bool:
-    """The answer, or no where even looking fails, as at a link to itself."""
+    """The answer, or False if even checking fails, as for a link to itself."""
     try:
         return question()
     except OSError:
@@ -215,12 +215,12 @@ def _choose_layout(
         if layout not in there:
             hint = f"; there is {', '.join(there)}" if there else ""
             raise InputError(
-                f"no {_CAPTION_FILES[layout]} in {str(root)!r} or a folder right below it, which layout "
-                f"{layout!r} needs{hint}"
+                f"no {_CAPTION_FILES[layout]} in {str(root)!r} or a folder directly below it, which "
+                f"layout {layout!r} needs{hint}"
             )
         return layout, there[layout]
     if not there:
-        raise InputError(f"no captions in {str(root)!r} or a folder right below it; {_expected()}")
+        raise InputError(f"no captions in {str(root)!r} or a folder directly below it; {_expected()}")
     chosen = next(iter(there))
     if len(there) > 1:
         others = " and ".join(_CAPTION_FILES[name] for name in there if name != chosen)
@@ -231,7 +231,7 @@ def _choose_layout(
 
 
 def _photo_files(root: Path, captioned: set[str]) -> tuple[Path, dict[str, Path]]:
-    """The folder that holds most of the captioned photos, and its photos by name."""
+    """The folder with most of the captioned photos, and its photos by name."""
     best: tuple[tuple[int, int], Path, dict[str, Path]] = ((0, 0), root, {})
     forms = set(map(_form, captioned))
     folders = [(root, 0)]
@@ -241,7 +241,7 @@ def _photo_files(root: Path, captioned: set[str]) -> tuple[Path, dict[str, Path]
             for entry in _entries(folder)
             if _PHOTO.fullmatch(entry.name) and _holds(entry.is_file)
         }
-        # A photo may itself be stored as "x.jpg.1".
+        # The photo itself may be stored as "x.jpg.1".
         photos = {**{_plain_name(name): path for name, path in photos.items()}, **photos}
         known = len(forms & set(map(_form, photos))), len(captioned & photos.keys())
         if known > best[0]:
@@ -252,23 +252,23 @@ def _photo_files(root: Path, captioned: set[str]) -> tuple[Path, dict[str, Path]
 
 
 def _plain_name(name: str) -> str:
-    """The name without the ".1" that a second download left behind ".jpg"."""
+    """The name without the ".1" that a second download appends to ".jpg"."""
     match = _PHOTO.fullmatch(name)
     return match["name"] if match and match["copy"] else name
 
 
 def _form(name: str) -> str:
-    """The name without regard to capitals and to the Unicode form."""
+    """The name in a form that ignores case and the Unicode form."""
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
 
 
 def _matched(
     wanted: Set[str], wanted_in: str, there: Set[str], there_in: str, notes: _Notes
 ) -> dict[str, str]:
-    """For each name wanted the one meant of those that are there, as far as there is just one.
+    """For each wanted name, the existing name that it means, if there is exactly one.
 
     Args:
-        wanted_in, there_in: where the names are, for the note.
+        wanted_in, there_in: where the names come from, for the note.
     """
     matched = {name: name for name in wanted & there}
     sought, found = _by_form(wanted - there), _by_form(there - wanted)
@@ -280,7 +280,7 @@ def _matched(
     if loose:
         first = min(loose)
         notes.tell(
-            f"{len(loose):,} names in {wanted_in} are in {there_in} with other capitals or in another "
+            f"{len(loose):,} names in {wanted_in} are in {there_in} with different case or in another "
             f"Unicode form: taken as the same (the first: {first!a} as {loose[first]!a})"
         )
     return matched | loose
@@ -297,7 +297,7 @@ def _by_form(names: Iterable[str]) -> dict[str, list[str]]:
 
 
 def is_lfs_pointer(content: bytes) -> bool:
-    """Whether a file holds not its content but a pointer, as Git leaves it without Git LFS."""
+    """Whether a file holds a pointer in place of its content, as Git writes it without Git LFS."""
     return content.startswith(b"version https://git-lfs.github.com/")
 
 
@@ -320,10 +320,10 @@ def _read_text(path: Path, notes: _Notes) -> str:
 
 
 def _lines(path: Path, notes: _Notes) -> Iterator[tuple[int, str]]:
-    """The numbered lines that are not empty."""
+    """The non-empty lines, numbered."""
     text = _read_text(path, notes)
     ends = text.count("\r\n")
-    notes.tell(f"{path.name}: {ends:,} lines end in CR LF (Windows); read like any other", ends)
+    notes.tell(f"{path.name}: {ends:,} lines end in CR LF (Windows); read normally", ends)
     for number, line in enumerate(re.split(r"\r\n|\n|\r", text), start=1):
         if line.strip():
             yield number, line
@@ -354,18 +354,18 @@ def _read_lines_of_captions(path: Path, layout: str, notes: _Notes) -> dict[str,
 
 
 def _token_rows(lines: list[tuple[int, str]]) -> tuple[list[tuple[str, str]], list[int]]:
-    """Name and caption of each line, and the numbers of the lines without."""
+    """Name and caption of each line, and the numbers of the lines without them."""
     found = [(number, _TOKEN_LINE.fullmatch(line)) for number, line in lines]
     rows = [(match["name"], match["caption"]) for _, match in found if match]
     return rows, [number for number, match in found if not match]
 
 
 def _csv_rows(lines: list[tuple[int, str]]) -> tuple[list[tuple[str, str]], list[int]]:
-    """Name and caption of each row of CSV, and the numbers of the lines that are of none.
+    """Name and caption of each CSV row, and the numbers of the lines that belong to no row.
 
-    Not by Python's reader: many copies have captions with commas and quotes but no quotes around them,
-    and a quote too many is to spoil a row, not the rest of the file. A caption in quotes may go on in
-    the next lines, but no further than to the next row.
+    Python's reader is not used: many copies have unquoted captions with commas and quotes, and a stray
+    quote should spoil one row, not the rest of the file. A quoted caption may continue on the next
+    lines, up to the next row.
     """
     begins = max(_ROWS, key=lambda form: sum(bool(form.fullmatch(line)) for _, line in lines))
     parts: list[list[tuple[int, str]]] = []
@@ -389,13 +389,13 @@ def _csv_rows(lines: list[tuple[int, str]]) -> tuple[list[tuple[str, str]], list
 
 
 def _note_captions(path: Path, renamed: int, empty: int, notes: _Notes) -> None:
-    text = f"{path.name}: {renamed:,} captions are of NAME.jpg.1 and the like: taken as NAME.jpg"
+    text = f"{path.name}: {renamed:,} captions are of NAME.jpg.1 or similar: taken as NAME.jpg"
     notes.tell(text, renamed)
     notes.tell(f"{path.name}: {empty:,} captions are empty: left out", empty)
 
 
 def _unquoted(field: str) -> str:
-    """A CSV field; quotes around it are optional, with commas inside or not."""
+    """A CSV field; quotes around it are optional, whether or not it contains commas."""
     field = field.strip()
     if len(field) >= 2 and field[0] == field[-1] == '"':
         return field[1:-1].replace('""', '"')
@@ -403,7 +403,7 @@ def _unquoted(field: str) -> str:
 
 
 def _one_spaced(text: str) -> str:
-    """Single spaces, and nothing that could not be written as UTF-8."""
+    """The text with single spaces, and without anything that UTF-8 cannot encode."""
     return " ".join(text.encode("utf-8", "replace").decode().replace("\x00", " ").split())
 
 
@@ -465,7 +465,7 @@ def _read_karpathy(path: Path, notes: _Notes) -> _Table:
 
 
 def _karpathy_entry(image: Any) -> tuple[str | None, list[Any]]:
-    """The file name (None: not usable) and the sentences of an entry."""
+    """The file name (None if not usable) and the sentences of an entry."""
     if not isinstance(image, dict):
         return None, []
     name, sentences = image.get("filename"), image.get("sentences")
@@ -489,7 +489,7 @@ def _karpathy_caption(sentence: Any) -> str | None:
 
 
 def _assign(splits: dict[str, Split], name: str, split: Split) -> bool:
-    """Puts a photo into a split; of two splits the later of train, dev, test stays. True: of two."""
+    """Assigns a photo to a split, the later of train, dev, test if it has two; returns whether so."""
     known = splits.setdefault(name, split)
     order = get_args(Split)
     splits[name] = max(known, split, key=order.index)
@@ -532,7 +532,7 @@ def _random_splits(
 ) -> dict[str, Split]:
     """An eighth each for dev and test, by the rank of a hash of each name.
 
-    By a hash, so that a photo more or less moves hardly any other from split to split.
+    By a hash, so that adding or removing a photo hardly moves any other between splits.
     """
     ranked = sorted(captions, key=lambda name: hashlib.sha256(f"{seed}\0{name}".encode()).digest())
     share = len(ranked) // 8
@@ -548,7 +548,7 @@ def _random_splits(
     return splits
 
 
-# ---------------------------------------------------------------- all together
+# ---------------------------------------------------------------- the whole data set
 
 
 def _join(root: Path, table: _Table, notes: _Notes) -> tuple[Photo, ...]:

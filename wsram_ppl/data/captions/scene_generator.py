@@ -1,13 +1,13 @@
-"""Generated scenes of a shape or two: what the world looks like, and what a conv net might see of it.
+"""Generated scenes of one or two shapes: the pictures, and what a conv net might see of them.
 
-A scene is one shape, or two of which one is clearly left of or above the other. A shape has a size, a
-colour and a kind, and no two shapes of a scene agree in all three.
+A scene has one shape, or two of which one is clearly left of or above the other. A shape has a size, a
+colour and a kind, and the two shapes of a scene never agree in all three.
 
-The two maps stand for two layers of a conv net. A cell sees the share of it that a shape covers, times
-the shape's attributes, mixed by a fixed matrix, plus noise: ``fine`` [16, 8, 8] tells colour and size,
-and the kind of small shapes only; ``coarse`` [24, 4, 4] tells colour and size, and the kind of large
-shapes only. A mean over cells mixes the shapes up. So a right caption takes a look at each shape, in
-the layer that its size asks for.
+The two maps stand for two layers of a conv net. A cell sees the fraction of it that a shape covers,
+times the shape's attributes, mixed by a fixed matrix, plus noise: ``fine`` [16, 8, 8] shows colour and
+size, and the kind of small shapes only; ``coarse`` [24, 4, 4] shows colour and size, and the kind of
+large shapes only. A mean over cells mixes the shapes. So a correct caption needs a look at each shape,
+in the layer that suits its size.
 
 A scene is a pure function of a seed and its number, for any number of scenes at once.
 """
@@ -60,7 +60,7 @@ _RADII: Final = ((0.16, 0.2), (0.34, 0.4))  # of each size, where the picture sp
 _ATTRIBUTES: Final = len(SIZES) + len(COLOURS) + len(KINDS)
 _NOISES: Final = [c * h * w for c, h, w in LAYER_SHAPES]
 
-# Each scene has so many random words of 64 bits, four of 16 bits for noise in each of the later ones.
+# Random 64-bit words per scene; each of the later ones holds four 16-bit values of noise.
 _DRAWS: Final = 16
 _WORDS: Final = _DRAWS + -(-sum(_NOISES) // 16) * 4
 
@@ -70,8 +70,8 @@ class Scenes:
     """B scenes of up to two shapes; the first dimension of everything is B.
 
     Attributes:
-        count: [B], shapes in the scene, 1 or 2. What belongs to an absent second shape is not defined.
-        size, colour, kind: [B, 2], places in ``SIZES``, ``COLOURS``, ``KINDS``.
+        count: [B], shapes in the scene, 1 or 2. Values of an absent second shape are undefined.
+        size, colour, kind: [B, 2], indices into ``SIZES``, ``COLOURS``, ``KINDS``.
         centre: [B, 2, 2], (x, y) of each shape, where the picture spans [-1, 1]^2, y downwards.
         radius: [B, 2], half of a shape's width and height.
         first: [B], the shape that the scene's caption names first.
@@ -89,23 +89,23 @@ class Scenes:
 
     @property
     def relation(self) -> Whole:
-        """[B], where shape 0 is of shape 1: 0 left, 1 right, 2 above, 3 below."""
+        """[B], where shape 0 is relative to shape 1: 0 left, 1 right, 2 above, 3 below."""
         apart = self.centre[:, 0] - self.centre[:, 1]
         axis = (np.abs(apart[:, 1]) > np.abs(apart[:, 0])).astype(np.int64)
         return 2 * axis + (np.take_along_axis(apart, axis[:, None], 1)[:, 0] > 0)
 
 
 def generate(seed: tuple[int, ...], first: int, count: int) -> Scenes:
-    """The scenes number ``first`` to ``first + count`` of the endless row that ``seed`` fixes."""
+    """Scenes ``first`` to ``first + count - 1`` of the infinite sequence given by ``seed``."""
     key = np.random.SeedSequence(seed).generate_state(2, np.uint64)
-    # A counter, so that scene n can be drawn without the n before it; it gives 4 words a step.
+    # Counter-based, so that scene n can be drawn without the n before it; 4 words per step.
     bits = np.random.Philox(key=key, counter=first * (_WORDS // 4)).random_raw(count * _WORDS)
     bits = bits.reshape(count, _WORDS)
     u = (bits[:, :_DRAWS] >> np.uint64(11)) * 2.0**-53
 
     each = len(SIZES) * len(COLOURS) * len(KINDS)
     look = np.stack((_pick(u[:, 0], each), _pick(u[:, 1], each - 1)), 1)
-    look[:, 1] += look[:, 1] >= look[:, 0]  # all looks but the first's
+    look[:, 1] += look[:, 1] >= look[:, 0]  # all looks except that of the first shape
     size, rest = np.divmod(look, len(COLOURS) * len(KINDS))
     colour, kind = np.divmod(rest, len(KINDS))
 
@@ -138,11 +138,11 @@ def _pick(uniform: npt.NDArray[Any], options: int) -> Whole:
 
 
 def coverage(scenes: Scenes, cells: int, samples: int = 6) -> npt.NDArray[np.float32]:
-    """The share of each cell that each shape covers: [B, 2, cells, cells], in [0, 1].
+    """The fraction of each cell that each shape covers: [B, 2, cells, cells], in [0, 1].
 
     Args:
         cells: per side.
-        samples: points per cell and side that are looked at.
+        samples: sample points per cell and side.
     """
     points = cells * samples
     at = (2 * np.arange(points, dtype=np.float32) + 1) / points - 1
@@ -189,7 +189,7 @@ def feature_maps(scenes: Scenes, noise: float) -> tuple[npt.NDArray[np.float32],
 
 
 def _attributes(scenes: Scenes, layer: int) -> npt.NDArray[np.float32]:
-    """What a layer can tell of each shape, [B, 2, _ATTRIBUTES]: 1 for each word that fits."""
+    """What a layer shows of each shape, [B, 2, _ATTRIBUTES]: 1 for each word that applies."""
     told = np.eye(len(KINDS), dtype=np.float32)[scenes.kind] * (scenes.size == layer)[..., None]
     sizes = np.eye(len(SIZES), dtype=np.float32)[scenes.size]
     return np.concatenate((sizes, np.eye(len(COLOURS), dtype=np.float32)[scenes.colour], told), -1)

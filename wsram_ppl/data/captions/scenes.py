@@ -51,7 +51,7 @@ _RELATIONS: Final = np.array(
         [_NUMBER["below"], -1],
     ]
 )
-#: Which endless row of scenes is for what.
+#: Which infinite sequence of scenes each split uses.
 _TRAINING, _VALIDATION, _TEST = range(3)
 
 
@@ -59,7 +59,7 @@ def sentences(scenes: Scenes, first: Whole | None = None) -> tuple[Whole, npt.ND
     """The scenes' captions, as ``words`` and ``mask`` [B, T + 1] (see :mod:`wsram_ppl.data.captions`).
 
     Args:
-        first: [B], the shape to name first; None: as each scene says.
+        first: [B], the shape to name first; None: the one chosen by each scene.
     """
     first = scenes.first if first is None else first
     count = len(scenes.count)
@@ -71,7 +71,7 @@ def sentences(scenes: Scenes, first: Whole | None = None) -> tuple[Whole, npt.ND
     ):
         phrases[..., place] = np.array([_NUMBER[word] for word in known])[values]
     row = np.arange(count)
-    # From the other shape, left is right and above is below.
+    # Seen from the other shape, left is right and above is below.
     relation = _RELATIONS[scenes.relation ^ first]
     said = np.concatenate(
         (
@@ -83,7 +83,7 @@ def sentences(scenes: Scenes, first: Whole | None = None) -> tuple[Whole, npt.ND
         ),
         1,
     )
-    # Words that a sentence does not have go to its end, as padding.
+    # Absent words are moved to the end, as padding.
     absent = said < 0
     order = np.argsort(absent, axis=1, kind="stable")
     inside = ~np.take_along_axis(absent, order, 1)
@@ -98,13 +98,13 @@ class SceneCaptions(CaptionSource):
     """Generated scenes of one or two coloured shapes, with captions and small maps of two layers.
 
     See :mod:`wsram_ppl.data.captions` for the batch. Training scenes never repeat; held-out scenes come
-    from rows of their own.
+    from sequences of their own.
 
     Args:
         held_out: number of scenes of each held-out split.
-        noise: standard deviation of the noise in the maps, where a shape that fills a cell has features
-            of mean square 1 per attribute.
-        test_seed: fixes the held-out scenes.
+        noise: standard deviation of the noise in the maps; a shape that fills a cell has features
+            with mean square 1 per attribute.
+        test_seed: the seed of the held-out scenes.
 
     Raises:
         InputError: an option is out of range.
@@ -127,7 +127,7 @@ class SceneCaptions(CaptionSource):
         self._device = torch.device("cpu")
 
     def training_batch(self, step: int, size: int, seed: int) -> CaptionBatch:
-        """The batch of update ``step``: ``size`` scenes that no other step has.
+        """The batch of update ``step``: ``size`` scenes that occur in no other step.
 
         Raises:
             InputError: an argument is out of range.
@@ -156,7 +156,7 @@ class SceneCaptions(CaptionSource):
         return (self._examples(part, split) for part in self._parts(size, limit, split))
 
     def look_up(self, names: Sequence[str]) -> Examples:
-        """Scenes of the validation split by name, as ``"17"``; of the test split as ``"test/17"``.
+        """Scenes of the validation split by name, such as ``"17"``; of the test split as ``"test/17"``.
 
         Raises:
             InputError: no name, or there is no such scene.
@@ -176,11 +176,11 @@ class SceneCaptions(CaptionSource):
         return [draw(self.scenes(range(n, n + 1), split))[0] for split, n in map(self._find, names)]
 
     def scenes(self, numbers: range, split: HeldOut = "validation") -> Scenes:
-        """Held-out scenes, with the truth about where everything is."""
+        """Held-out scenes, with the true positions of everything."""
         return generate((_row(split), self._test_seed), numbers.start, len(numbers))
 
     def to(self, device: torch.device | str) -> Self:
-        """Batches will be on ``device``; scenes are generated on the host. Returns the source itself."""
+        """Puts batches on ``device``; scenes are generated on the host. Returns the source itself."""
         self._device = torch.device(device)
         return self
 
@@ -226,6 +226,6 @@ class SceneCaptions(CaptionSource):
 
 
 def _row(split: str) -> int:
-    """The number of the row of scenes that a held-out split is."""
+    """The number of the sequence of scenes that a held-out split uses."""
     check_split(split)
     return _VALIDATION if split == "validation" else _TEST

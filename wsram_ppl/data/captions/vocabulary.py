@@ -16,7 +16,7 @@ __all__ = ["END", "START", "TOKENISATION", "UNKNOWN", "Vocabulary", "normalize"]
 START, END, UNKNOWN = range(3)
 _MARKS = ("<start>", "<end>", "<unknown>")
 
-#: What :func:`normalize` does, in words, for whoever reads a score.
+#: What :func:`normalize` does, in words, to be shown beside a score.
 TOKENISATION = "lower case, punctuation dropped, split at white space"
 
 _ASCII_PUNCTUATION = dict.fromkeys(
@@ -27,8 +27,8 @@ _ASCII_PUNCTUATION = dict.fromkeys(
 def normalize(text: str) -> str:
     """The words of a sentence in lower case, without punctuation, separated by single spaces.
 
-    Kept are letters, digits and the marks that combine with them, of any script; all else but white
-    space is deleted, so "T-shirt" is the one word "tshirt". The result is normalised to itself.
+    Keeps letters, digits and the marks that combine with them, in any script; all else except white
+    space is deleted, so "T-shirt" becomes "tshirt". Normalising twice changes nothing.
     """
     if text.isascii():
         return " ".join(text.lower().translate(_ASCII_PUNCTUATION).split())
@@ -41,7 +41,7 @@ def _is_kept(character: str) -> bool:
 
 
 class Vocabulary:
-    """The words that a model can say, numbered from 3; 0, 1 and 2 are start, end and unknown.
+    """The words that a model can produce, numbered from 3; 0, 1 and 2 are start, end and unknown.
 
     Args:
         words: normalised words (:func:`normalize`), each once.
@@ -62,7 +62,7 @@ class Vocabulary:
 
     @classmethod
     def of_captions(cls, captions: Iterable[str], minimum_count: int = 5) -> Self:
-        """The words that occur at least so often in the captions, most frequent first.
+        """The words that occur at least ``minimum_count`` times in the captions, most frequent first.
 
         Raises:
             InputError: no word is that frequent.
@@ -104,7 +104,7 @@ class Vocabulary:
         """The sentence up to the first end mark, without start marks; unknown is ``<unknown>``.
 
         Raises:
-            InputError: a number is outside of the vocabulary.
+            InputError: a number is outside the vocabulary.
         """
         said = []
         for number in numbers:
@@ -113,6 +113,6 @@ class Vocabulary:
             if not 0 <= number < len(self._words):
                 raise InputError(f"{number} is not a word of this vocabulary of {len(self._words):,}")
             if number != START:
-                # One object per word, however many sentences.
+                # One object per word, whatever the number of sentences.
                 said.append(sys.intern(self._words[number]))
         return " ".join(said)

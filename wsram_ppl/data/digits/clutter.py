@@ -16,15 +16,15 @@ from wsram_ppl.errors import InputError
 
 __all__ = ["Clutter", "ClutterOption", "add_clutter", "draw_clutter"]
 
-#: As an experiment has it: ``{ pieces = 8, size = 8 }``; what is left out is as in :class:`Clutter`.
+#: As in an experiment: ``{ pieces = 8, size = 8 }``; missing keys have the defaults of :class:`Clutter`.
 ClutterOption = dict[Literal["pieces", "size"], NonNegativeInt]
 
 
 class Clutter(NamedTuple):
-    """How much of it there is.
+    """How much clutter there is.
 
     Attributes:
-        pieces: on each canvas.
+        pieces: number of pieces on each canvas.
         size: side of a piece, which is a square, in pixels.
     """
 
@@ -33,10 +33,10 @@ class Clutter(NamedTuple):
 
     @classmethod
     def of(cls, option: Mapping[Any, int] | None, canvas: int, digits: int) -> Clutter:
-        """As the option says, for a canvas of this side and so many digits; None: no pieces.
+        """The option, checked for a canvas of this side and this number of digits; None: no pieces.
 
         Raises:
-            InputError: that cannot be.
+            InputError: it is not possible.
         """
         if option is None:
             return cls(pieces=0)
@@ -59,14 +59,14 @@ class Clutter(NamedTuple):
 def draw_clutter(
     generator: np.random.Generator, count: int, digits: int, clutter: Clutter, canvas: int
 ) -> Tensor:
-    """Random pieces for so many canvases, everything uniform.
+    """Random pieces for ``count`` canvases, everything uniform.
 
     Args:
-        digits: N, of which pieces are cut.
+        digits: N, the number of digits that pieces are cut from.
 
     Returns:
-        [count, pieces, 5] int64 on the CPU: how many digits further on the other digit is, less one; the
-        piece's upper and left edge in it; the same two on the canvas. In pixels, wholly inside.
+        [count, pieces, 5] int64 on the CPU: the distance to the other digit, less one; the
+        piece's upper and left edge in it; the same two on the canvas. In pixels, entirely inside.
     """
     inside, room = DIGIT_SIZE - clutter.size + 1, canvas - clutter.size + 1
     ends = [digits - 1, inside, inside, room, room]
@@ -74,13 +74,13 @@ def draw_clutter(
 
 
 def add_clutter(images: Tensor, drawn: Tensor, digits: Tensor, own: Tensor, size: int) -> Tensor:
-    """Adds pieces to images, in place; where it gets brighter than white it is white.
+    """Adds pieces to images, in place; values above white are clamped to white.
 
     Args:
         images: [B, canvas, canvas] in [0, 1].
-        drawn: [B, pieces, 5], of :func:`draw_clutter`.
-        digits: [N, 28, 28] uint8, of which pieces are cut.
-        own: [B], which of them each image shows: it is cut from others.
+        drawn: [B, pieces, 5], from :func:`draw_clutter`.
+        digits: [N, 28, 28] uint8, the digits that pieces are cut from.
+        own: [B], which of them each image shows: its pieces are cut from others.
 
     Returns:
         The images.
@@ -91,7 +91,7 @@ def add_clutter(images: Tensor, drawn: Tensor, digits: Tensor, own: Tensor, size
     other = (own[:, None, None, None] + 1 + further) % len(digits)
     pixels = digits.reshape(-1)[(other * DIGIT_SIZE + row + down) * DIGIT_SIZE + column + right]
     places = (top + down) * images.shape[-1] + left + right
-    # Whole numbers, whose sum does not depend on the order in which a GPU adds.
+    # Integers, whose sum does not depend on the order in which a GPU adds them.
     levels = torch.zeros_like(images).flatten(1)
     levels.scatter_add_(1, places.flatten(1), pixels.to(images.dtype).flatten(1))
     return images.add_(levels.view_as(images), alpha=1 / 255).clamp_(max=1.0)

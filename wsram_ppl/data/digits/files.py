@@ -1,6 +1,6 @@
-"""Reading handwritten digits: the sample inside the package, and the four files of MNIST.
+"""Reads handwritten digits: the sample inside the package, and the four files of MNIST.
 
-Every fault in a file is an InputError in one line that names the file and says what to do.
+Every fault in a file raises an InputError whose one line names the file and says what to do.
 """
 
 from __future__ import annotations
@@ -32,17 +32,17 @@ MNIST_FILES = {"training": "train", "test": "t10k"}
 
 
 class Digits(NamedTuple):
-    """Digits as they are stored: images [N, 28, 28] uint8 (0 is black), labels [N] int64, 0..9."""
+    """Digits as stored: images [N, 28, 28] uint8 (0 is black), labels [N] int64, 0..9."""
 
     images: Tensor
     labels: Tensor
 
     def part(self, rows: slice) -> Digits:
-        """Some of them."""
+        """A selection of the digits."""
         return Digits(self.images[rows], self.labels[rows])
 
     def to(self, device: torch.device | str) -> Digits:
-        """The same on a device."""
+        """The same digits on a device."""
         return Digits(self.images.to(device), self.labels.to(device))
 
 
@@ -64,14 +64,14 @@ def read_archive(path: Path) -> tuple[Digits, Digits]:
     """
     advice = "install wsram_ppl again, or build the file with scripts/build_sample.py"
     try:
-        # From memory: numpy leaves the file open when it is not what it should be.
+        # From memory: numpy leaves an invalid file open.
         with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
             arrays = {
                 name: np.asarray(file[name])
                 for split in MNIST_FILES
                 for name in (f"{split}_images", f"{split}_labels")
             }
-    except Exception as error:  # zip, zlib and numpy each have their own
+    except Exception as error:  # zip, zlib and numpy each raise their own
         raise InputError(f"{path} cannot be read ({one_line(error)}); {advice}") from error
     training, test = (
         _digits(arrays[f"{split}_images"], arrays[f"{split}_labels"], path, path, advice)
@@ -81,12 +81,12 @@ def read_archive(path: Path) -> tuple[Digits, Digits]:
 
 
 def read_mnist(root: str | os.PathLike[str]) -> tuple[Digits, Digits]:
-    """The training and the test digits of MNIST, from where ``torchvision.datasets.MNIST`` has it.
+    """The training and the test digits of MNIST, from the folder of ``torchvision.datasets.MNIST``.
 
     The files are ``root/MNIST/raw/train-images-idx3-ubyte`` and its three companions, gzipped
-    (``.gz``, read first since it carries a checksum) or not; they may also be named as Kaggle does
-    (``train-images.idx3-ubyte``) and lie in ``root/raw`` or in the root itself. They are only read, so
-    the folder may be write-protected, and torchvision is needed only where files are missing: it then
+    (``.gz``, read first since it contains a checksum) or not; they may also have Kaggle's names
+    (``train-images.idx3-ubyte``) and be in ``root/raw`` or in the root itself. They are only read, so
+    the folder may be write-protected. Torchvision is needed only if files are missing: it then
     downloads them.
 
     Raises:
@@ -96,7 +96,7 @@ def read_mnist(root: str | os.PathLike[str]) -> tuple[Digits, Digits]:
         f"{p}-{kind}-ubyte" for p in MNIST_FILES.values() for kind in ("images-idx3", "labels-idx1")
     ]
     top = Path(os.path.expanduser(root))
-    # Where most of the files are; of several such, or where there are none, as torchvision has it.
+    # The folder with most of the files; for ties, or if there are none, torchvision's.
     raw = max(
         (top, top / "raw", top / "MNIST" / "raw"),
         key=lambda each: (sum(_find(each, n) is not None for n in names), _is_torchvisions(each)),
@@ -143,7 +143,7 @@ def _read_idx(path: Path, dimensions: int) -> npt.NDArray[np.uint8]:
 def _digits(
     images: npt.NDArray[Any], labels: npt.NDArray[Any], image_path: Path, label_path: Path, advice: str
 ) -> Digits:
-    """Checks the two arrays of a split and makes tensors of them."""
+    """Checks the two arrays of a split and converts them to tensors."""
     fault = ""
     path = image_path
     if images.dtype != np.uint8 or images.shape[1:] != (DIGIT_SIZE, DIGIT_SIZE):
@@ -163,14 +163,14 @@ def _digits(
         fault = f"has label {labels[wrong]} at position {wrong:,}, outside 0..{NUM_CLASSES - 1}"
     if fault:
         raise InputError(f"{path} {fault}; {advice}")
-    # Copies: torch wants memory that may be written to.
+    # Copies: torch needs writable memory.
     return Digits(torch.from_numpy(images.copy()), torch.from_numpy(labels.astype(np.int64)))
 
 
 def _find(raw: Path, name: str) -> Path | None:
     for each in (name, name.replace("-idx", ".idx")):
         for path in (raw / f"{each}.gz", raw / each):
-            if os.path.isfile(path):  # unlike Path.is_file, False where looking is not allowed
+            if os.path.isfile(path):  # unlike Path.is_file, False without permission
                 return path
     return None
 
@@ -183,14 +183,14 @@ def _require(raw: Path, name: str) -> Path:
 
 
 def _download(raw: Path, names: list[str]) -> None:
-    """Lets torchvision fetch what is missing; it leaves alone what is there."""
+    """Lets torchvision download missing files; existing ones are left alone."""
     missing = [f"{name}.gz" for name in names if _find(raw, name) is None]
     expected = f"no {', '.join(missing)} in {raw}"
     if not _is_torchvisions(raw):
         raise InputError(f"{expected}, where the others are; put the missing files of MNIST there")
     try:
         from torchvision.datasets import MNIST
-    except Exception as error:  # a torchvision that does not fit torch raises what it likes
+    except Exception as error:  # a torchvision that does not match torch may raise anything
         raise InputError(
             f"{expected}; put the files of MNIST there, or have them downloaded by torchvision, "
             f"which cannot be imported ({one_line(error)}): pip install torchvision"
@@ -200,7 +200,7 @@ def _download(raw: Path, names: list[str]) -> None:
         MNIST(str(raw.parent.parent), download=True)
     except Exception as error:
         for path in made:
-            with contextlib.suppress(OSError, ValueError):  # only what is still empty goes
+            with contextlib.suppress(OSError, ValueError):  # removes only folders that are still empty
                 path.rmdir()
         raise InputError(
             f"{expected}, and downloading failed ({one_line(error)}); put the files of MNIST there"

@@ -1,4 +1,4 @@
-"""Digits in picture files of the user's own."""
+"""Digits in the user's own picture files."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ def read_digits(files: Sequence[str], canvas: int, largest: int) -> tuple[Tensor
     """Pictures of digits, light on dark: ``[B, canvas, canvas]`` in [0, 1].
 
     Args:
-        canvas: a picture of this size is taken as it is.
-        largest: side that another one is made to have, if it is larger.
+        canvas: a picture of this size is not resized.
+        largest: side to which any other picture is reduced, if it is larger.
 
     Returns:
-        The images, and a line for each picture that had to be changed otherwise than in size.
+        The images, and a line for each picture that had to be changed in anything but size.
 
     Raises:
-        InputError: a file is no picture.
+        InputError: a file is not a picture.
     """
     from PIL import Image
 
@@ -37,7 +37,7 @@ def read_digits(files: Sequence[str], canvas: int, largest: int) -> tuple[Tensor
         said = [note] if note else []
         if grey.size != (canvas, canvas):
             pixels, turned = _light_on_dark(np.asarray(grey, np.float64))
-            said += ["dark on light: turned round"] * turned
+            said += ["dark on light: inverted"] * turned
             digit = Image.fromarray(pixels.round().astype(np.uint8))
             grey = fit_picture(fit_picture(digit, (largest, largest), "pad"), (canvas, canvas), "pad")
         if said:
@@ -47,7 +47,7 @@ def read_digits(files: Sequence[str], canvas: int, largest: int) -> tuple[Tensor
 
 
 def _light_on_dark(pixels: npt.NDArray[np.float64]) -> tuple[npt.NDArray[np.float64], bool]:
-    """With the paper black and the ink white, and whether it was the other way round."""
+    """The picture with black paper and white ink, and whether it had to be inverted."""
     edge = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
     paper = float(np.median(edge))
     turned = paper > 127

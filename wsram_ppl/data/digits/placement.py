@@ -1,10 +1,10 @@
-"""Placing small images, resized, on a black canvas: what makes MNIST translated and scaled.
+"""Places small images, resized, on a black canvas: translated and scaled MNIST.
 
 A resize followed by a translation treats rows and columns alike and separately, so the canvas is
 
     canvas = A_y @ image @ A_x^T,    A_y [canvas, h], A_x [canvas, w],
 
-two small batched matrix products per batch instead of a lookup per pixel.
+which takes two small batched matrix products per batch instead of a lookup per pixel.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ __all__ = ["draw_placements", "place"]
 def draw_placements(
     generator: np.random.Generator, count: int, size: int, scale: tuple[float, float], canvas: int
 ) -> Tensor:
-    """Random placements of ``size`` x ``size`` images, each wholly on the canvas.
+    """Random placements of ``size`` x ``size`` images, each entirely on the canvas.
 
     The factor is uniform in ``scale`` and, given the factor s, the left and the top edge are each
     uniform in [0, canvas - s * size], not rounded to pixels.
@@ -41,32 +41,32 @@ def place(images: Tensor, placements: Tensor, canvas: int) -> Tensor:
 
     Bilinear, and for a factor below 1 with the triangle filter widened to 1/factor image pixels, so
     that nothing aliases: at whole-pixel sizes and positions the result is that of
-    ``torch.nn.functional.interpolate(mode="bilinear", antialias=True)``, pasted. Like there, the
+    ``torch.nn.functional.interpolate(mode="bilinear", antialias=True)``, pasted. As there, the
     weights of a canvas pixel sum to 1 over the image, and canvas pixels whose centre lies outside
-    of the resized image are 0.
+    the resized image are 0.
 
     Args:
-        images: [B, n, n], uint8 (0..255) or, in 0..1, the type of ``placements``.
+        images: [B, n, n], uint8 (0..255), or in 0..1 with the dtype of ``placements``.
         placements: [3, B]: factor, left, top, in canvas pixels; see :func:`draw_placements`.
         canvas: side of the square canvas, in pixels.
 
     Returns:
-        [B, canvas, canvas] in [0, 1], in the type of ``placements``.
+        [B, canvas, canvas] in [0, 1], with the dtype of ``placements``.
     """
     with _no_autocast(images.device.type):
         if images.dtype == torch.uint8:
             images = images.to(placements.dtype).mul_(1 / 255)
         columns, rows = _weights(placements[0], placements[1:], images.shape[-1], canvas)
-        # Rounding can carry a white pixel beyond 1.
+        # Rounding can push a white pixel above 1.
         placed: Tensor = rows.mT @ (images @ columns)
         return placed.clamp_(0.0, 1.0)
 
 
 def _no_autocast(device_type: str) -> AbstractContextManager[Any]:
-    """Mixed precision has no business in the pixels, and would change their type.
+    """Turns off mixed precision, which would change the dtype of the pixels.
 
-    It is left alone where it is off: to leave any such context empties a cache that all threads share,
-    so that a minibatch made ahead would change what the update beside it rounds.
+    Does nothing if it is off already: leaving such a context empties a cache that all threads share, so
+    that a minibatch made ahead would change the rounding of a concurrent update.
     """
     if not torch.is_autocast_enabled(device_type):
         return nullcontext()
@@ -74,7 +74,7 @@ def _no_autocast(device_type: str) -> AbstractContextManager[Any]:
 
 
 def _weights(factor: Tensor, starts: Tensor, size: int, canvas: int) -> Tensor:
-    """How much each of ``size`` pixels counts in each canvas pixel.
+    """The weight of each of ``size`` pixels in each canvas pixel.
 
     The weight is the triangle 1 - |u - j| / width at the distance of the canvas pixel's centre u
     from the pixel's centre j, both in image pixels, with width = max(1, 1 / factor).

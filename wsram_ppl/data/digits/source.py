@@ -34,7 +34,7 @@ __all__ = ["MNISTDigits", "PlacedDigits", "SampleDigits"]
 # Each use of random numbers has its own stream.
 _ORDER, _PLACEMENT, _TEST_ORDER, _TEST_PLACEMENT, _VALIDATION_ORDER, _VALIDATION_PLACEMENT = range(6)
 _CLUTTER, _TEST_CLUTTER, _VALIDATION_CLUTTER = range(6, 9)
-#: The streams of a held-out split: of its order, its placements and its clutter.
+#: The streams of a held-out split: for its order, its placements and its clutter.
 _STREAMS: Final = {
     "validation": (_VALIDATION_ORDER, _VALIDATION_PLACEMENT, _VALIDATION_CLUTTER),
     "test": (_TEST_ORDER, _TEST_PLACEMENT, _TEST_CLUTTER),
@@ -42,19 +42,19 @@ _STREAMS: Final = {
 
 
 class PlacedDigits:
-    """A data source of digits, resized and placed at random, whole, on a black square canvas.
+    """A data source of digits, resized and placed at random, entirely on a black square canvas.
 
-    Training: every epoch is a fresh permutation of the digits, and every step draws fresh
-    placements and clutter, all fixed by the run's seed. Evaluation: the digits of a held-out split in an
-    order and at places fixed by ``test_seed``. Random numbers are drawn on the CPU, so every device gets
-    the same batches (to rounding); the digits themselves live on the device.
+    Training: every epoch is a new permutation of the digits, and every step draws new placements and
+    clutter, all determined by the run's seed. Evaluation: the digits of a held-out split in an order and
+    at positions determined by ``test_seed``. Random numbers are drawn on the CPU, so every device gets
+    the same batches (up to rounding); the digits themselves are on the device.
 
     Args:
         training, validation, test: the digits of each split.
-        scale: least and greatest factor of the resize; the factor is uniform between them.
+        scale: smallest and largest factor of the resize; the factor is uniform between them.
         canvas: side of the canvas in pixels; the largest digit must fit.
-        test_seed: fixes the order, the places and the clutter of held-out digits.
-        clutter: pieces of other digits of the split, added at random places; None for none.
+        test_seed: determines the order, the positions and the clutter of held-out digits.
+        clutter: pieces of other digits of the split, added at random positions; None for none.
 
     Raises:
         InputError: an option is out of range.
@@ -94,7 +94,7 @@ class PlacedDigits:
 
         Args:
             step: the update, from 0.
-            size: digits in the batch, at most as many as there are.
+            size: digits in the batch, at most their total number.
             seed: the run's seed, from 0.
 
         Returns:
@@ -106,7 +106,7 @@ class PlacedDigits:
         return self.training_rows(step, size, seed, slice(0, size))
 
     def training_rows(self, step: int, size: int, seed: int, rows: slice) -> tuple[Tensor, Tensor]:
-        """Some rows of the batch of update ``step``; the other digits are not placed."""
+        """Some rows of the batch of update ``step``; only their digits are placed."""
         check_batch(step, size, seed, self.num_training, "training digits")
         drawn = self._draw((seed, step), size, self.num_training, _PLACEMENT, _CLUTTER)
         chosen = torch.from_numpy(self._epochs.span(step * size, size, seed)[rows])
@@ -118,11 +118,11 @@ class PlacedDigits:
     def evaluation_batches(
         self, size: int, limit: int | None = None, split: HeldOut = "validation"
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """The digits of a held-out split at their fixed places, which do not depend on the arguments.
+        """The digits of a held-out split at fixed positions, which do not depend on the arguments.
 
         Args:
             size: digits per batch; the last batch may be smaller.
-            limit: only the first so many (a fixed random subset); None for all.
+            limit: only the first ``limit`` (a fixed random subset); None for all.
 
         Yields:
             images [B, canvas, canvas], float32 in [0, 1], and labels [B], int64.
@@ -155,24 +155,24 @@ class PlacedDigits:
     ) -> tuple[Tensor, list[str]]:
         """Pictures of digits on the canvas, light on dark.
 
-        A picture of the canvas's size is taken as it is. Any other one is a digit with its margin: it is
-        made as small as the largest digits are, if it is larger, and put into the middle; dark on light
-        is turned round.
+        A picture of the canvas's size is not resized. Any other one is a digit with its margin: it is
+        reduced to the size of the largest digits, if it is larger, and centred; dark on light is
+        inverted.
 
         Raises:
-            InputError: a file is no picture.
+            InputError: a file is not a picture.
         """
         given = {**(cls.__init__.__kwdefaults__ or {}), **options}
         return read_digits(files, given["canvas"], round(DIGIT_SIZE * given["scale"][1]))
 
     @staticmethod
     def implied_options(record: Mapping[str, Any]) -> dict[str, Any]:
-        """Nothing: a model tells ten classes apart by default."""
+        """Empty: a model has ten classes by default."""
         return {}
 
     def _fixed(self, digits: Digits, seed: int, order: int, placement: int, clutter: int) -> _Fixed:
-        # In the files neighbours are alike (in MNIST the second half of the test set is harder),
-        # and the first few must stand for all of it.
+        # In the files neighbours are similar (in MNIST the second half of the test set is harder),
+        # and the first few must represent all of it.
         count = len(digits.labels)
         permutation = torch.from_numpy(generator(order, seed).permutation(count))
         return _Fixed(digits, permutation, self._draw((seed,), count, count, placement, clutter))
@@ -180,7 +180,7 @@ class PlacedDigits:
     def _draw(
         self, key: tuple[int, ...], count: int, digits: int, placement: int, clutter: int
     ) -> _Drawn:
-        """What is random about ``count`` images, beside the digits that they show."""
+        """The random parts of ``count`` images, apart from the digits that they show."""
         placements = draw_placements(
             generator(placement, *key), count, DIGIT_SIZE, self.scale, self.canvas
         )
@@ -197,13 +197,13 @@ class PlacedDigits:
 
 
 class _Drawn(NamedTuple):
-    """What is random about B images: placements ``[3, B]``, and clutter ``[B, pieces, 5]`` if any."""
+    """The random parts of B images: placements ``[3, B]``, and clutter ``[B, pieces, 5]`` if any."""
 
     placements: Tensor
     clutter: Tensor | None
 
     def part(self, rows: slice, device: torch.device | str) -> _Drawn:
-        """That of some images, on the device."""
+        """The same for some of the images, on the device."""
         placements = self.placements[:, rows].to(device, non_blocking=True)
         if self.clutter is None:
             return _Drawn(placements, None)
@@ -211,7 +211,7 @@ class _Drawn(NamedTuple):
 
 
 class _Fixed(NamedTuple):
-    """A held-out split: its digits, their order, and what is random about each place in the order."""
+    """A held-out split: its digits, their order, and the random parts of each image."""
 
     digits: Digits
     order: Tensor
@@ -224,11 +224,11 @@ class SampleDigits(PlacedDigits):
     The last 1,000 of its 10,000 training digits are held out for validation.
 
     Args:
-        scale: least and greatest factor of the resize; the factor is uniform between them.
+        scale: smallest and largest factor of the resize; the factor is uniform between them.
         canvas: side of the canvas in pixels; the largest digit must fit.
-        test_seed: fixes the order, the places and the clutter of held-out digits.
-        clutter: pieces of other digits at random places (Mnih et al. 2014): how many, and their side in
-            pixels.
+        test_seed: determines the order, the positions and the clutter of held-out digits.
+        clutter: pieces of other digits at random positions (Mnih et al. 2014): how many, and their
+            side in pixels.
 
     Raises:
         InputError: an option is out of range, or the package's file is damaged.
@@ -244,7 +244,7 @@ class SampleDigits(PlacedDigits):
     ) -> None:
         training, test = read_sample()
         splits = training.part(slice(-1000)), training.part(slice(-1000, None)), test
-        #: What is kept with a run: an earlier version had other splits.
+        #: The record kept with a run: an earlier version had other splits.
         self.record = {"sample": [len(split.labels) for split in splits]}
         super().__init__(*splits, scale=scale, canvas=canvas, test_seed=test_seed, clutter=clutter)
 
@@ -256,14 +256,14 @@ class MNISTDigits(PlacedDigits):
 
     Args:
         root: folder that holds ``MNIST/raw/train-images-idx3-ubyte.gz`` and its companions, as
-            ``torchvision.datasets.MNIST`` lays them out (gzipped or not); the files may also lie in
-            ``raw`` below it or in itself, and be named as on Kaggle. If they are missing, torchvision
-            downloads them.
-        scale: least and greatest factor of the resize; the factor is uniform between them.
+            ``torchvision.datasets.MNIST`` lays them out (gzipped or not); the files may also be in
+            ``raw`` below it or in the folder itself, and have Kaggle's names. If they are missing,
+            torchvision downloads them.
+        scale: smallest and largest factor of the resize; the factor is uniform between them.
         canvas: side of the canvas in pixels; the largest digit must fit.
-        test_seed: fixes the order, the places and the clutter of held-out digits.
-        clutter: pieces of other digits at random places (Mnih et al. 2014): how many, and their side in
-            pixels.
+        test_seed: determines the order, the positions and the clutter of held-out digits.
+        clutter: pieces of other digits at random positions (Mnih et al. 2014): how many, and their
+            side in pixels.
 
     Raises:
         InputError: an option is out of range; a file is missing and cannot be downloaded, or is
@@ -280,14 +280,14 @@ class MNISTDigits(PlacedDigits):
         clutter: ClutterOption | None = None,
     ) -> None:
         if not os.fspath(root).strip():
-            raise InputError("root is empty; name the folder that holds (or shall hold) MNIST")
+            raise InputError("root is empty; name the folder that holds (or will hold) MNIST")
         training, test = read_mnist(root)
-        first = len(training.labels) - len(training.labels) // 6  # of those for validation
+        first = len(training.labels) - len(training.labels) // 6  # the first one for validation
         splits = training.part(slice(first)), training.part(slice(first, None)), test
         digest = hashlib.sha256()
         for part in (part for split in splits for part in split):
             digest.update(part.numpy().tobytes())
-        #: What is kept with a run: other data have files of these names too.
+        #: The record kept with a run: other data sets use the same file names.
         self.record = {"digits": digest.hexdigest()}
         super().__init__(*splits, scale=scale, canvas=canvas, test_seed=test_seed, clutter=clutter)
 
@@ -296,10 +296,10 @@ def _checked_scale(scale: tuple[float, float]) -> tuple[float, float]:
     try:
         low, high = map(float, scale)
     except (TypeError, ValueError):
-        raise InputError(f"scale must be two numbers, as in [0.6, 1.6], not {scale!r}") from None
+        raise InputError(f"scale must be two numbers, such as [0.6, 1.6], not {scale!r}") from None
     if not (0 < low <= high and math.isfinite(high)):
         raise InputError(
-            f"scale must be the least and the greatest factor, 0 < least <= greatest, not {scale!r}"
+            f"scale must be the smallest and the largest factor, 0 < smallest <= largest, not {scale!r}"
         )
     return low, high
 
@@ -310,6 +310,6 @@ def _checked_canvas(canvas: int, high: float) -> int:
         raise InputError(
             f"a digit resized by {high:g} is {DIGIT_SIZE * high:g} pixels wide and does not fit on "
             f"a canvas of {canvas}; use a canvas of at least {math.ceil(DIGIT_SIZE * high)} or a "
-            f"greatest scale of at most {canvas / DIGIT_SIZE:.3g}"
+            f"largest scale of at most {canvas / DIGIT_SIZE:.3g}"
         )
     return canvas

@@ -23,7 +23,7 @@ __all__ = ["ArrayImages"]
 
 Array = npt.NDArray[Any]
 
-#: What the arrays of a split are called, before ``_images`` in a file, or as a folder.
+#: The names of a split: before ``_images`` in a file, or as a folder.
 _NAMES: Final = {"train": ("train",), "validation": ("validation", "val"), "test": ("test",)}
 #: The most channels that an image may have; other dimensions are taken to be larger.
 _CHANNELS: Final = 4
@@ -38,24 +38,24 @@ _ADVICE: Final = (
 class ArrayImages(LabelledImages):
     """Images and labels in arrays: an .npz file, or a folder with images.npy and labels.npy.
 
-    What lies in a folder is memory-mapped and may be larger than memory. Both may have splits:
+    Arrays in a folder are memory-mapped and may be larger than memory. Both may have splits:
     ``train_images`` and ``train_labels``, ``validation_...`` (or ``val_...``) and ``test_...`` in a
     file, and folders of these names with both arrays in a folder.
 
     Images are [N, height, width], [N, height, width, channels] or [N, channels, height, width], of uint8
-    from 0 to 255, or of floats from 0 to 1. Labels are whole numbers or texts; each that occurs is a
-    class. An array ``classes`` says what labels from 0 on are called.
+    from 0 to 255, or of floats from 0 to 1. Labels are whole numbers or texts; each distinct one is a
+    class. An array ``classes`` names the labels from 0 on.
 
     Args:
-        path: of the file or the folder.
-        canvas: side of the square that images are fitted into, in pixels; 0: they stay as they are.
-        fit: "resize" to the canvas, or "pad" and make smaller only what is larger; shapes are kept.
-        split_seed: of the split, where there is none, and of the order of held-out images.
-        held_out: share of the images that is drawn for validation, and for test, where there is no
+        path: the file or the folder.
+        canvas: side of the square that images are fitted into, in pixels; 0: they are unchanged.
+        fit: "resize" to the canvas, or "pad", which only shrinks larger images; aspect ratios are kept.
+        split_seed: seed of the split, if there is none, and of the order of held-out images.
+        held_out: fraction of the images drawn for validation, and for test, if there is no
             split.
 
     Raises:
-        InputError: the arrays are not there or not usable, or an option is out of range.
+        InputError: the arrays are missing or not usable, or an option is out of range.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class ArrayImages(LabelledImages):
             raise InputError(f"the splits of {place} hold images of different shapes: {shapes}")
         usable = [np.flatnonzero(part.usable) for part in parts]
         self._arrays = [part.images for part in parts]
-        # Where each image is that takes part.
+        # The position of each image that is used.
         self._part = np.repeat(np.arange(len(parts)), [len(rows) for rows in usable])
         self._row = np.concatenate(usable)
         values = [part.labels[rows] for part, rows in zip(parts, usable, strict=True)]
@@ -110,7 +110,7 @@ class ArrayImages(LabelledImages):
         """Pictures from files, in the size of the arrays' images.
 
         Raises:
-            InputError: a file is no picture, or the images are no pictures.
+            InputError: a file is not a picture, or the images are not pictures.
         """
         given = {**(cls.__init__.__kwdefaults__ or {}), **options}
         height, width = record["image_size"]
@@ -135,7 +135,7 @@ class ArrayImages(LabelledImages):
         return images.squeeze(1) if self.channels == 1 else images
 
     def _identity(self, chosen: Rows) -> Iterator[bytes]:
-        """A few of the images stand for all: there may be more of them than anyone wants to read."""
+        """A few images represent all: there may be too many to read."""
         some = chosen[np.linspace(0, len(chosen) - 1, min(len(chosen), 64)).astype(np.int64)]
         for part, row in zip(self._part[some], self._row[some], strict=True):
             yield self._arrays[part][row].tobytes()
@@ -148,7 +148,7 @@ class _Part(NamedTuple):
         split: its name; "" for images that are not split yet.
         images: [N, channels, height, width].
         labels: [N], whole numbers or texts.
-        usable: [N], whether pixels and label are numbers.
+        usable: [N], whether pixels and label are finite.
     """
 
     split: str
@@ -158,13 +158,13 @@ class _Part(NamedTuple):
 
     @classmethod
     def of(cls, split: str, images: Array, labels: Array, where: str) -> _Part:
-        """From arrays as they are stored.
+        """From the stored arrays.
 
         Args:
-            where: they are, for messages.
+            where: their location, for messages.
 
         Raises:
-            InputError: they are not such arrays.
+            InputError: they are not images and labels.
         """
         labels, has_label = _checked_labels(labels, where)
         images = _with_channels(images, where)
@@ -184,8 +184,8 @@ def _with_channels(images: Array, where: str) -> Array:
         last, second = shape[3] <= _CHANNELS, shape[1] <= _CHANNELS
         if last and second and shape[1] != shape[3]:
             raise InputError(
-                f"{where} holds images of shape {shape}: which dimension is that of channels cannot be "
-                "told; save them as [N, height, width] or with larger images"
+                f"{where} holds images of shape {shape}: which dimension holds the channels is not "
+                "clear; save them as [N, height, width] or with larger images"
             )
         if last or second:
             return np.moveaxis(images, 3, 1) if last else images
@@ -199,14 +199,14 @@ def _checked_pixels(images: Array, where: str) -> npt.NDArray[np.bool_]:
     """Whether all pixels of each image are finite."""
     kind, advice = images.dtype.kind, "save them as uint8 from 0 to 255, or as floats from 0 to 1"
     if images.dtype == np.uint8 and images[:_CHUNK].max() <= 1:
-        raise InputError(f"{where} holds uint8 images with nothing above 1, that is black: {advice}")
+        raise InputError(f"{where} holds uint8 images with nothing above 1, which is black: {advice}")
     if images.dtype == np.uint8 or kind == "b":
         return np.ones(len(images), bool)
     if kind != "f":
         raise InputError(f"{where} holds images of {images.dtype}: {advice}")
     finite = np.ones(len(images), bool)
     low, high = np.inf, -np.inf
-    for first in range(0, len(images), _CHUNK):  # they may be more than memory holds
+    for first in range(0, len(images), _CHUNK):  # they may not fit into memory
         chunk = np.asarray(images[first : first + _CHUNK]).reshape(
             len(images[first : first + _CHUNK]), -1
         )
@@ -215,15 +215,15 @@ def _checked_pixels(images: Array, where: str) -> npt.NDArray[np.bool_]:
         if good.any():
             low, high = min(low, float(chunk[good].min())), max(high, float(chunk[good].max()))
     if low < 0 or high > 1:
-        remedy = "divide them by 255" if low >= 0 and 1 < high <= 255 else "bring them to 0 to 1"
+        remedy = "divide them by 255" if low >= 0 and 1 < high <= 255 else "scale them to 0 to 1"
         raise InputError(f"{where} holds {images.dtype} images from {low:g} to {high:g}: {remedy}")
     if not finite.any():
-        raise InputError(f"{where} holds no image of which all pixels are finite")
+        raise InputError(f"{where} holds no image whose pixels are all finite")
     return finite
 
 
 def _checked_labels(labels: Array, where: str) -> tuple[Array, npt.NDArray[np.bool_]]:
-    """Whole numbers or texts [N], and which of them there are."""
+    """Whole numbers or texts [N], and the distinct ones."""
     if labels.ndim == 2 and labels.shape[1] == 1:
         labels = labels[:, 0]
     if labels.ndim != 1 or labels.dtype.kind not in "iubfUS":
@@ -243,7 +243,7 @@ def _checked_labels(labels: Array, where: str) -> tuple[Array, npt.NDArray[np.bo
 
 
 def _classes(values: list[Array], names: Array | None, place: str) -> tuple[Rows, list[str]]:
-    """Labels as indices into names of classes, and these."""
+    """Labels as indices into class names, and these names."""
     if len({each.dtype.kind for each in values}) > 1:
         raise InputError(f"the splits of {place} hold numbers and texts as labels: save one kind")
     every = np.concatenate(values)
@@ -266,13 +266,13 @@ def _classes(values: list[Array], names: Array | None, place: str) -> tuple[Rows
 def _read_file(path: str) -> tuple[list[_Part], Array | None]:
     """The parts of an .npz file, and its names of classes."""
     try:
-        # Not from the path: NumPy leaves a file open that is not what it should be.
+        # Not from the path: NumPy leaves an invalid file open.
         with open(path, "rb") as content:
             begin = content.read(6)
             if begin == b"\x93NUMPY":
                 raise InputError(f"{path} holds one array: {_ADVICE}")
-            if not begin.startswith(b"PK"):  # of a zip; NumPy would speak of pickles
-                raise InputError(f"{path} is no .npz file: {_ADVICE}")
+            if not begin.startswith(b"PK"):  # of a zip; NumPy's error would mention pickles
+                raise InputError(f"{path} is not an .npz file: {_ADVICE}")
             content.seek(0)
             file = np.load(content, allow_pickle=False)
             keys = {name: f"{name}_" for names in _NAMES.values() for name in names}
@@ -302,7 +302,7 @@ def _read_file(path: str) -> tuple[list[_Part], Array | None]:
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror or one_line(error)}") from error
     except Exception as error:  # zip, zlib and numpy each have their own
-        raise InputError(f"{path} is no file of arrays ({one_line(error)}); {_ADVICE}") from error
+        raise InputError(f"{path} is not a file of arrays ({one_line(error)}); {_ADVICE}") from error
 
 
 def _where(path: str, prefix: str) -> str:
@@ -310,7 +310,7 @@ def _where(path: str, prefix: str) -> str:
 
 
 def _read_folder(path: str) -> tuple[list[_Part], Array | None]:
-    """The same of a folder of .npy files, memory-mapped."""
+    """The same for a folder of .npy files, memory-mapped."""
     folders = {"": path}
     if not os.path.isfile(os.path.join(path, "images.npy")):
         below = {
@@ -339,6 +339,6 @@ def _load(folder: str, name: str) -> Array:
         array: Array = np.load(path, mmap_mode="r", allow_pickle=False)
     except FileNotFoundError:
         raise InputError(f"there is no {path}") from None
-    except Exception as error:  # numpy has several
-        raise InputError(f"{path} is no array ({one_line(error)})") from error
+    except Exception as error:  # numpy raises several
+        raise InputError(f"{path} is not an array ({one_line(error)})") from error
     return array

@@ -1,4 +1,4 @@
-"""Picture files that the user names, to be looked at."""
+"""Picture files named by the user, for a model to look at."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ def read_files(
     """Pictures on canvases of (height, width): ``[B(, channels), height, width]`` in [0, 1].
 
     Returns:
-        The images, and a line for each picture that had to be changed otherwise than in size.
+        The images, and a line for each picture that had to be changed in anything but size.
 
     Raises:
-        InputError: a file is no picture, or images have other channels than one, or red, green and blue.
+        InputError: a file is not a picture, or the run's images have neither one nor three channels.
     """
     if channels not in (1, 3):
         raise InputError(f"pictures have 1 or 3 channels, but the run's images have {channels}")
@@ -42,10 +42,10 @@ def read_files(
 
 
 def open_file(file: str) -> tuple[Image.Image, str]:
-    """A picture in red, green and blue, and a note on what had to be changed.
+    """A picture in RGB, and a note on what had to be changed.
 
     Raises:
-        InputError: it cannot be read or is no picture.
+        InputError: it cannot be read or is not a picture.
     """
     try:
         with open(os.path.expanduser(file), "rb") as content:

@@ -1,4 +1,4 @@
-"""Fitting pictures of any size onto a canvas."""
+"""Fits pictures of any size onto a canvas."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ if TYPE_CHECKING:
 
 __all__ = ["Fit", "describe_fit", "fit_images", "fit_picture"]
 
-#: "resize": as large as the canvas allows, whatever the size before; "pad": made smaller only where it
-#: is larger than the canvas. The shape is kept, and what is beside it is black.
+#: "resize": as large as the canvas allows, whatever its size; "pad": reduced only if it is larger than
+#: the canvas. The aspect ratio is kept, and the rest of the canvas is black.
 Fit = Literal["resize", "pad"]
 
 
 def describe_fit(canvas: int, fit: Fit) -> str:
-    """What happens to pictures, in words."""
+    """A description of how pictures are fitted."""
     if fit == "pad":
-        return f"put on a black square of {canvas} x {canvas} pixels, made smaller where they are larger"
-    return f"resized to {canvas} x {canvas} pixels, with black beside those that are not square"
+        return f"put on a black square of {canvas} x {canvas} pixels, reduced if they are larger"
+    return f"resized to {canvas} x {canvas} pixels, padded with black if they are not square"
 
 
 def fit_picture(picture: Image.Image, canvas: tuple[int, int], fit: Fit) -> Image.Image:
-    """A picture on the canvas (height, width), in its own mode."""
+    """A picture on the canvas (height, width), in its own colour mode."""
     from PIL import Image
 
     height, width = _fitted_size(picture.height, picture.width, canvas, fit)

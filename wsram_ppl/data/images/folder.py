@@ -32,36 +32,36 @@ _log = logging.getLogger(__name__)
 
 Pixels = npt.NDArray[np.uint8]
 
-#: Names of the folders of each split, in small letters.
+#: Names of the folders of each split, in lower case.
 _NAMES: Final = {
     "train": ("train", "training"),
     "validation": ("validation", "val", "valid", "dev"),
     "test": ("test", "testing"),
 }
-#: Bytes of decoded pictures that are kept in memory, so that small folders are decoded once.
+#: Bytes of decoded pictures kept in memory, so that small folders are decoded only once.
 _KEPT: Final = 512 * 2**20
 _THREADS: Final = 8
 
 
 class FolderImages(LabelledImages):
-    """Pictures in a folder of one's own, one subfolder for each class.
+    """Pictures in a folder, one subfolder for each class.
 
     Files are read when they are needed, many at once, and no more than half a gigabyte of decoded
-    pictures is kept. A file that is no picture takes no part: in training another one of its class has
-    its place, and held-out data go without it; that is told, with a count.
+    pictures is kept. A file that is not a picture is not used: in training another one of its class
+    takes its place, and held-out data leave it out. This is reported, with a count.
 
     Args:
-        root: holds a folder of pictures for each class; or folders ``train``, ``validation`` (or
-            ``val``) and ``test`` which do. Without ``validation`` a part of ``train`` is held out.
+        root: contains a folder of pictures for each class; or folders ``train``, ``validation`` (or
+            ``val``) and ``test`` that do. Without ``validation`` a part of ``train`` is held out.
         canvas: side of the square that pictures are fitted into, in pixels.
-        fit: "resize" to the canvas, or "pad" and make smaller only what is larger; shapes are kept.
-        colour: whether pictures have red, green and blue; otherwise they are grey.
-        split_seed: of the split, where there is none, and of the order of held-out pictures.
-        held_out: share of the pictures that is drawn for validation, and for test, where there is no
+        fit: "resize" to the canvas, or "pad", which only shrinks larger ones; aspect ratios are kept.
+        colour: whether pictures are in RGB; otherwise they are grey.
+        split_seed: seed of the split, if there is none, and of the order of held-out pictures.
+        held_out: fraction of the pictures drawn for validation, and for test, if there is no
             split.
 
     Raises:
-        InputError: the folder is not there or holds nothing of use, or an option is out of range.
+        InputError: the folder is missing or contains nothing usable, or an option is out of range.
     """
 
     def __init__(
@@ -92,7 +92,7 @@ class FolderImages(LabelledImages):
             notices=(*found.notices, f"pictures are {describe_fit(canvas, fit)}, {in_colour}"),
         )
         shape = (canvas, canvas, 3) if colour else (canvas, canvas)
-        #: Decoded pictures, by number from 0, as far as there is room. Memory is taken as it fills.
+        #: Decoded pictures, by number from 0, as many as fit. Memory is allocated as it fills.
         self._kept = np.empty((min(len(found.files), _KEPT // int(np.prod(shape))), *shape), np.uint8)
         self._is_kept = np.zeros(len(self._kept), bool)
         self._broken: set[int] = set()
@@ -106,10 +106,10 @@ class FolderImages(LabelledImages):
     def read_pictures(
         cls, files: Sequence[str], options: Mapping[str, Any], record: Mapping[str, Any]
     ) -> tuple[Tensor, list[str]]:
-        """Pictures of any folder, fitted as those of a source with these options.
+        """Pictures of any folder, fitted like those of a source with these options.
 
         Raises:
-            InputError: a file is no picture.
+            InputError: a file is not a picture.
         """
         given = {**(cls.__init__.__kwdefaults__ or {}), **options}
         size = (given["canvas"], given["canvas"])
@@ -121,7 +121,7 @@ class FolderImages(LabelledImages):
             self._readable(number, label) for number, label in zip(chosen.tolist(), labels, strict=True)
         ]
         found = [*_pool().map(self._picture, asked)]
-        while any(picture is None for picture in found):  # met for the first time
+        while any(picture is None for picture in found):  # first attempt to read them
             asked = [self._readable(number, label) for number, label in zip(asked, labels, strict=True)]
             found = [
                 self._picture(number) if picture is None else picture
@@ -139,7 +139,7 @@ class FolderImages(LabelledImages):
         return (os.fsencode(self._files[number]) for number in chosen.tolist())
 
     def _readable(self, number: int, label: int) -> int:
-        """A training picture, or the next one of its class that can be read, as far as is known."""
+        """A training picture, or the next one of its class that is not known to be unreadable."""
         if number not in self._broken:
             return number
         others = self._others[label]
@@ -149,12 +149,12 @@ class FolderImages(LabelledImages):
             if other not in self._broken:
                 return other
         raise InputError(
-            f"not one of the training pictures of class {self.class_names[label]!r} can be read "
+            f"none of the training pictures of class {self.class_names[label]!r} can be read "
             f"(the first: {self._files[others[0]]})"
         )
 
     def _picture(self, number: int) -> Pixels | None:
-        """A picture's pixels, [canvas, canvas] or [canvas, canvas, 3]; None: it is none.
+        """A picture's pixels, [canvas, canvas] or [canvas, canvas, 3]; None if it is not a picture.
 
         Raises:
             OSError: the file cannot be read.
@@ -191,7 +191,7 @@ class FolderImages(LabelledImages):
 
 
 class _Problems:
-    """Counts what is met in files, and tells it: the first of each kind, then each tenfold number."""
+    """Counts problems in files and logs them: the first of each kind, then every power of ten."""
 
     def __init__(self) -> None:
         self._names: dict[str, set[str]] = {}
@@ -212,8 +212,8 @@ class _Problems:
 
 @functools.cache
 def _pool() -> ThreadPoolExecutor:
-    """Decodes pictures: Pillow lets go of Python's lock for that."""
-    # What Pillow warns of, broken comments for example, is no matter while pixels can be read.
+    """Decodes pictures: Pillow releases Python's lock for that."""
+    # Pillow's warnings, about broken comments for example, do not matter if pixels can be read.
     warnings.filterwarnings("ignore", module=r"PIL\.")
     here = hasattr(os, "sched_getaffinity")
     cores = len(os.sched_getaffinity(0)) if here else os.cpu_count() or 1
@@ -224,7 +224,7 @@ def _pool() -> ThreadPoolExecutor:
 
 
 class _Listing(NamedTuple):
-    """What is in a folder: ``files`` by number, below it; their labels; the splits, if it has any."""
+    """The contents of a folder: ``files`` by number, below it; their labels; its splits, if any."""
 
     files: list[str]
     labels: Rows
@@ -234,7 +234,7 @@ class _Listing(NamedTuple):
 
 
 class _Left:
-    """What is left out, by kind: how many, and the first."""
+    """What is left out, by kind: how many, and the first of them."""
 
     def __init__(self) -> None:
         self._found: dict[tuple[str, str], list[str]] = {}
@@ -248,10 +248,10 @@ class _Left:
 
 
 def _list(root: str) -> _Listing:
-    """All pictures of a folder, without a look into any.
+    """All pictures of a folder, without opening any.
 
     Raises:
-        InputError: there are none, or the folders are not as they should be.
+        InputError: there are none, or the folders have another structure.
     """
     left = _Left()
     try:
@@ -275,8 +275,8 @@ def _list(root: str) -> _Listing:
         classes.remove(name)
     if not classes:
         raise InputError(
-            f"{root!r} holds no pictures in folders: put those of each class into a folder of its own, "
-            f"as in {os.path.join(root, 'cat', '1.jpg')}"
+            f"{root!r} holds no pictures in folders: put those of each class into their own folder, "
+            f"such as {os.path.join(root, 'cat', '1.jpg')}"
         )
     files: list[str] = []
     labels: list[int] = []
@@ -293,7 +293,7 @@ def _list(root: str) -> _Listing:
 
 
 def _splits(root: str, top: list[str], left: _Left) -> dict[str, str]:
-    """The folder of each split, below the root; {"": ""}: the root itself holds the classes."""
+    """The folder of each split, below the root; {"": ""} if the root itself holds the classes."""
     named = {
         split: [folder for folder in top if folder.lower() in names] for split, names in _NAMES.items()
     }
@@ -305,22 +305,22 @@ def _splits(root: str, top: list[str], left: _Left) -> dict[str, str]:
     for split, folders in named.items():
         if len(folders) > 1:
             raise InputError(
-                f"{root!r} holds {' and '.join(folders)}, which both stand for {split}: keep one of them"
+                f"{root!r} holds {' and '.join(folders)}, which both mean {split}: keep one of them"
             )
     for folder in top:
         if [folder] not in named.values():
-            left.add("folder", "beside those of the splits", folder)
+            left.add("folder", "that is not a split", folder)
     return {split: named[split][0] for split in SPLITS if named[split]}
 
 
 def _folders(root: str, below: str, left: _Left) -> list[str]:
-    """The names of folders in a folder; other files there are left out."""
+    """The names of folders in a folder; files there are left out."""
     found = []
     with os.scandir(os.path.join(root, below)) as entries:
         for entry in entries:
             name = os.path.join(below, entry.name)
             if not entry.is_dir():
-                left.add("file", "beside the folders of classes", name)
+                left.add("file", "outside the class folders", name)
             elif entry.name.startswith("."):
                 left.add("folder", "hidden", name)
             else:
@@ -329,7 +329,7 @@ def _folders(root: str, below: str, left: _Left) -> list[str]:
 
 
 def _pictures(root: str, below: str, left: _Left) -> list[str]:
-    """The picture files in a folder and those below it, told by their names alone."""
+    """The picture files in a folder and those below it, judged by their names alone."""
     endings, found, pending = _endings(), [], [below]
     followed = set()
     while pending:
@@ -339,7 +339,7 @@ def _pictures(root: str, below: str, left: _Left) -> list[str]:
                 for entry in entries:
                     name = os.path.join(folder, entry.name)
                     if entry.is_dir():
-                        if entry.is_symlink():  # which may lead in circles
+                        if entry.is_symlink():  # which may form a cycle
                             target = os.path.realpath(entry.path)
                             if target in followed:
                                 continue
@@ -348,7 +348,7 @@ def _pictures(root: str, below: str, left: _Left) -> list[str]:
                     elif os.path.splitext(entry.name)[1].lower() in endings:
                         found.append(name)
                     else:
-                        left.add("file", "no picture by its name", name)
+                        left.add("file", "whose name is not a picture's", name)
         except OSError as error:
             left.add("folder", f"unreadable: {error.strerror or one_line(error)}", folder)
     return sorted(found)
@@ -356,7 +356,7 @@ def _pictures(root: str, below: str, left: _Left) -> list[str]:
 
 @functools.cache
 def _endings() -> frozenset[str]:
-    """Those of files that Pillow can open, in small letters."""
+    """The extensions of files that Pillow can open, in lower case."""
     try:
         from PIL import Image
     except ImportError as error:

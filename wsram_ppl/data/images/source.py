@@ -1,4 +1,4 @@
-"""What sources of labelled pictures share: splits, the order of data, and what is kept with a run."""
+"""Common to sources of labelled pictures: splits, the order of data, and the record of a run."""
 
 from __future__ import annotations
 
@@ -38,22 +38,22 @@ _HELD_OUT_ORDER: Final = {"validation": _VALIDATION_ORDER, "test": _TEST_ORDER}
 
 
 class LabelledImages(ABC):
-    """A data source of pictures that have a number each, and a label.
+    """A data source of pictures, each with a number and a label.
 
-    Training: every epoch is a fresh permutation of the training pictures, fixed by the run's seed.
+    Training: every epoch is a new permutation of the training pictures, given by the run's seed.
     Evaluation: the pictures of a held-out split in a fixed random order.
 
     Args:
         labels: [N], of all pictures, indices into ``class_names``.
-        splits: numbers of the pictures of each split that the data have; {}: the split is drawn.
-        class_names: what the labels stand for.
+        splits: numbers of the pictures of each split that the data have; {} to draw the split.
+        class_names: the meaning of the labels.
         channels: 1, or 3 in colour.
-        split_seed: of the split, where it is drawn, and of the order of held-out pictures.
-        held_out: share of all pictures that each held-out split gets, where it is drawn.
-        notices: lines on what was found in the data.
+        split_seed: seed of the split, if it is drawn, and of the order of held-out pictures.
+        held_out: fraction of all pictures that each held-out split gets, if it is drawn.
+        notices: lines about what was found in the data.
 
     Attributes:
-        notices: a line for each problem met in the data, and for each choice made for the user.
+        notices: a line for each problem found in the data, and for each choice made for the user.
         record: what is kept with a run.
 
     Raises:
@@ -73,7 +73,7 @@ class LabelledImages(ABC):
     ) -> None:
         if len(class_names) < 2:
             raise InputError(
-                f"there is only one class, {class_names[0]!r}: to tell apart there must be two at least"
+                f"there is only one class, {class_names[0]!r}: a classifier needs at least two"
             )
         self.class_names, self.channels = tuple(class_names), channels
         self._labels = torch.from_numpy(labels)
@@ -140,7 +140,7 @@ class LabelledImages(ABC):
                 yield self._batch(images, readable)
 
     def to(self, device: torch.device | str) -> Self:
-        """Batches will be on ``device``; the data stay where they are. Returns the source itself."""
+        """Puts batches on ``device``; the data stay where they are. Returns the source itself."""
         self._device = torch.device(device)
         return self
 
@@ -149,15 +149,15 @@ class LabelledImages(ABC):
         """Images [B, height, width] or [B, channels, height, width]: uint8, or float32 in [0, 1]."""
 
     def _read_held_out(self, chosen: Rows) -> tuple[Tensor, Rows]:
-        """The same, and which pictures these are: those of the chosen that can be read."""
+        """The same, and the numbers of these pictures: those of the chosen ones that can be read."""
         return self._read_for_training(chosen), chosen
 
     @abstractmethod
     def _identity(self, chosen: Rows) -> Iterable[bytes]:
-        """What these pictures are known by."""
+        """The names of these pictures."""
 
     def _digest(self) -> str:
-        """What training pictures there are."""
+        """The training pictures."""
         digest = hashlib.sha256(self._labels[torch.from_numpy(self._train)].numpy().tobytes())
         for part in self._identity(self._train):
             digest.update(part + b"\0")
@@ -173,18 +173,18 @@ class LabelledImages(ABC):
 def _complete(
     splits: Mapping[str, Rows], labels: Rows, seed: int, share: float
 ) -> tuple[dict[str, Rows], str]:
-    """All three splits, and a line on where they come from."""
+    """All three splits, and a line about where they come from."""
     if not splits:
         parts = draw_split(labels, (share, share), _SPLIT, seed)
         found = dict(zip(SPLITS, parts, strict=True))
         how = f"drawn from each class alike, with data.split_seed {seed}"
     else:
         found = {name: splits.get(name, np.empty(0, np.int64)) for name in SPLITS}
-        how = "as the data have it"
+        how = "as in the data"
         if not len(found["validation"]):
             train, validation = draw_split(labels[found["train"]], (share,), _SPLIT_OF_TRAINING, seed)
             found |= {"train": found["train"][train], "validation": found["train"][validation]}
-            how = f"the second drawn from what is there for training, with data.split_seed {seed}"
+            how = f"the second drawn from the training pictures, with data.split_seed {seed}"
     if not len(found["train"]):
         raise InputError("there are no training pictures")
     first = count_of(len(found["train"]), "picture")
@@ -199,5 +199,5 @@ def listed(classes: Sequence[str]) -> str:
 
 
 def count_of(count: int, what: str) -> str:
-    """So many of them, in words."""
+    """A count with its noun."""
     return f"{count:,} {what}{'' if count == 1 else 'es' if what.endswith('s') else 's'}"

@@ -1,4 +1,4 @@
-"""A seeded split of labelled data into what is trained on and what is held out."""
+"""A seeded split of labelled data into training and held-out data."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ __all__ = ["draw_split"]
 
 
 def draw_split(labels: Rows, shares: tuple[float, ...], *key: int) -> list[Rows]:
-    """Splits data at random, each class alike.
+    """Splits data at random, in the same proportions for each class.
 
-    Of a class with n data each share is rounded to a whole number of them, but at least 1, in the order
+    For a class with n data each share is rounded to a whole number of data, but at least 1, in the order
     of the shares, as long as one is left over for training.
 
     Args:
         labels: [N].
-        shares: of the data, one for each held-out part.
-        key: of the random numbers.
+        shares: fractions of the data, one for each held-out part.
+        key: key of the random numbers.
 
     Returns:
-        Places of data, in their order: those left for training, then each part.
+        Indices of data, in order: those left for training, then each part.
     """
-    # Each datum's place in a random order of its class.
+    # Each datum's rank in a random order of its class.
     order = np.lexsort((generator(*key).permutation(len(labels)), labels))
     _, first, counts = np.unique(labels[order], return_index=True, return_counts=True)
     place = np.empty(len(labels), np.int64)

@@ -37,12 +37,12 @@ _TAIL: Final = 8192
 
 @dataclass(frozen=True)
 class Job:
-    """One training run in a process of its own.
+    """One training run in its own process.
 
     Args:
-        name: for the user.
+        name: shown to the user.
         command: the program and its arguments.
-        run: the directory that the command makes.
+        run: the directory that the command creates.
         log: the file for what the process prints.
         steps: updates of the run.
         device: the run's ``training.device``.
@@ -59,19 +59,19 @@ class Job:
 
 
 class Watcher(Protocol):
-    """Is told how the jobs are getting on."""
+    """Receives the progress of the jobs."""
 
     def noted(self, text: str) -> None:
-        """Something that the user should know."""
+        """Called with something that the user should know."""
 
     def planned(self, jobs: Sequence[Job]) -> None:
-        """These are about to be run."""
+        """Called with the jobs that are about to run."""
 
     def started(self, job: Job) -> None:
-        """A job has begun."""
+        """Called when a job has started."""
 
     def progressed(self, job: Job, step: int, numbers: Mapping[str, float]) -> None:
-        """``numbers``: of the last row of the run's metrics."""
+        """Called with the ``numbers`` in the last row of the run's metrics."""
 
     def ended(self, job: Job, failure: str | None) -> None:
         """``failure``: why the job failed, in a line; None: it has succeeded.
@@ -80,7 +80,7 @@ class Watcher(Protocol):
         """
 
     def waited(self) -> None:
-        """Some time has passed."""
+        """Called now and then while jobs run."""
 
 
 @dataclass(frozen=True)
@@ -145,14 +145,14 @@ def failure(job: Job, code: int) -> str | None:
         return None if (job.run / SUMMARY).is_file() else f"it ended without a {SUMMARY}"
     if code < 0:
         name = next((s.name for s in signal.Signals if s == -code), str(-code))
-        hint = ", perhaps for want of memory" if name == "SIGKILL" else ""
+        hint = ", perhaps out of memory" if name == "SIGKILL" else ""
         return f"killed by {name}{hint}"
     last = last_line(job.log)
     return last.removeprefix("error: ") if last else f"exit code {code}, and it printed nothing"
 
 
 def last_line(path: Path) -> str:
-    """The last line of a text file that is not empty, "" without one."""
+    """The last non-empty line of a text file; "" if there is none."""
     with suppress(OSError), open(path, "rb") as file:
         file.seek(max(0, os.fstat(file.fileno()).st_size - _TAIL))
         lines = file.read().decode("utf-8", "replace").splitlines()

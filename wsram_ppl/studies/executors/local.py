@@ -47,7 +47,7 @@ class LocalExecutor(Executor):
                     stderr=subprocess.STDOUT,
                     env={**os.environ, **threads, **environment},
                     pass_fds=keep_open,
-                    # Out of the terminal's reach: Ctrl-C comes to this process, which ends its children.
+                    # In its own session: Ctrl-C reaches only this process, which ends its children.
                     start_new_session=True,
                 )
         except OSError as error:

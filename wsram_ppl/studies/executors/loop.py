@@ -48,12 +48,12 @@ def run_jobs(
         note: told what the user should know.
 
     Returns:
-        The reason of every failure, by the job's name.
+        The reason for every failure, by the job's name.
 
     Raises:
         Interrupted: by a signal; no process is left.
         InputError: the executor cannot run them.
-        RunError: a process cannot be started, or its log not be written.
+        RunError: a process cannot be started, or its log cannot be written.
     """
     work = _Work(list(jobs), executor, watcher, claims, ready, note)
     claims.watch(job.name for job in jobs)
@@ -154,7 +154,7 @@ class _Work:
             if ended.lost and running.tries < _TRIES:
                 running.tries += 1
                 start = f"start {running.tries} of {_TRIES}"
-                self.note(f"{job.name}: {ended.failure}; it goes on from its last checkpoint ({start})")
+                self.note(f"{job.name}: {ended.failure}; it resumes from its last checkpoint ({start})")
                 running.task = self.executor.start(job, [self.claims.file_of(job.name)])
                 continue
             self.running.remove(running)
