@@ -3,6 +3,7 @@
 # make test    own environment, install with test extras, the whole test suite
 # make check   lint, types, import contracts, what is built and installed (after make test's install)
 # make docs    the site, in build/site
+# make tutorials runs the tutorials of the site again and stores their outputs
 # make bench   speed, as ratios
 # make profile where an update's time goes
 
@@ -15,7 +16,7 @@ NOW    := $(shell date +%Y%m%d-%H%M%S)
 RUN    := runs/demo-$(NOW)
 SCENES := runs/demo-captions-$(NOW)
 
-.PHONY: demo demo-captions test check lint types imports dist docs bench profile clean
+.PHONY: demo demo-captions test check lint types imports dist docs tutorials bench profile clean
 
 demo: $(VENV)/.installed-cli
 	@mkdir -p $(dir $(RUN))
@@ -57,6 +58,9 @@ docs: $(VENV)/.installed-docs
 	rm -rf build/site
 	$(BIN)/python -m sphinx -b html --fresh-env --fail-on-warning --keep-going --quiet docs build/site
 	$(BIN)/python scripts/check_site.py build/site
+
+tutorials: $(VENV)/.installed-test
+	$(BIN)/python scripts/run_tutorials.py
 
 bench: $(VENV)/.installed-test
 	$(BIN)/python benchmarks/digits.py
