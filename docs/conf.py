@@ -39,6 +39,7 @@ myst_dmath_allow_space = False
 myst_dmath_allow_digits = False
 # Tutorials are shown as they were last run (scripts/run_tutorials.py).
 nb_execution_mode = "off"
+nb_render_markdown_format = "myst"  # tables
 # An attribute of several classes has several targets.
 suppress_warnings = ["ref.python"]
 

@@ -16,7 +16,7 @@ from scripts.run_tutorials import FOLDER, PARAMETERS, execute
 TINY: dict[str, dict[str, Any]] = {
     "control_variates": {"problems": 1, "shares": [0.0, 0.5]},
     "mixed_program": {"steps": 10, "grid": 5},
-    "own_images": {"pictures": 12, "steps": 4},
+    "own_images": {"pictures": 24, "steps": 4},
     "study": {"steps": 4, "seeds": [0, 1]},
     "wake_sleep": {"steps": 10},
 }
