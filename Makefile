@@ -4,6 +4,7 @@
 # make check   lint, types, import contracts, what is built and installed (after make test's install)
 # make docs    the site, in build/site
 # make environment  own environment, install with the extras of all of these
+# make tutorials runs the tutorials of the site again and stores their outputs
 # make bench   speed, as ratios
 # make profile where an update's time goes
 
@@ -16,7 +17,7 @@ NOW    := $(shell date +%Y%m%d-%H%M%S)
 RUN    := runs/demo-$(NOW)
 SCENES := runs/demo-captions-$(NOW)
 
-.PHONY: demo demo-captions test check lint types imports dist docs environment bench profile clean
+.PHONY: demo demo-captions test check lint types imports dist docs environment tutorials bench profile clean
 
 demo: $(VENV)/.installed-cli
 	@mkdir -p $(dir $(RUN))
@@ -59,6 +60,9 @@ docs: $(VENV)/.installed-docs
 	rm -rf build/site
 	$(BIN)/python -m sphinx -b html --fresh-env --fail-on-warning --keep-going --quiet docs build/site
 	$(BIN)/python scripts/check_site.py build/site
+
+tutorials: $(VENV)/.installed-test
+	$(BIN)/python scripts/run_tutorials.py
 
 bench: $(VENV)/.installed-test
 	$(BIN)/python benchmarks/digits.py

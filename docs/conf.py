@@ -1,4 +1,4 @@
-"""The site: Sphinx with MyST, built by ``make docs``. Building and reading it need no network."""
+"""The site: Sphinx with MyST-NB, built by ``make docs``. Building and reading it need no network."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ project_copyright = author
 version = release = wsram_ppl.__version__
 
 extensions = [
-    "myst_parser",
+    "myst_nb",
     "sphinx.ext.autodoc",
     "sphinx.ext.mathjax",
     "sphinx.ext.napoleon",
@@ -37,6 +37,9 @@ myst_enable_extensions = ["amsmath", "dollarmath"]
 myst_heading_anchors = 4
 myst_dmath_allow_space = False
 myst_dmath_allow_digits = False
+# Tutorials are shown as they were last run (scripts/run_tutorials.py).
+nb_execution_mode = "off"
+nb_render_markdown_format = "myst"  # tables
 # An attribute of several classes has several targets.
 suppress_warnings = ["ref.python"]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import json
 import os
 import pkgutil
 import re
@@ -25,6 +26,7 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 #: Pages whose text is a file of the project.
 PAGES = {"changelog": ROOT / "CHANGELOG.md", "contributing": ROOT / "CONTRIBUTING.md"}
+GITHUB, COLAB = "https://github.com/", "https://colab.research.google.com/github/"
 LINK = re.compile(r"(?<!!)\[([^\]]*)\]\((?!\w+:|#)([^)\s#]+)(#[^)\s]*)?\)")
 
 _log = logging.getLogger(__name__)
@@ -41,8 +43,16 @@ def read_source(app: Sphinx, page: str, source: list[str]) -> None:
         folder = PAGES[page].parent
         app.env.note_dependency(PAGES[page])
     path = Path(app.env.doc2path(page))
+    repository = app.config.site_repository
     if path.suffix == ".md":
-        source[0] = rewrite_links(source[0], folder, path.parent, app.config.site_repository)
+        source[0] = rewrite_links(source[0], folder, path.parent, repository)
+    elif path.suffix == ".ipynb":
+        notebook = json.loads(source[0])
+        texts = [cell for cell in notebook["cells"] if cell["cell_type"] == "markdown"]
+        for cell in texts:
+            cell["source"] = rewrite_links("".join(cell["source"]), folder, path.parent, repository)
+        texts[0]["source"] = add_ways_to_run(texts[0]["source"], path, repository)
+        source[0] = json.dumps(notebook)
 
 
 def rewrite_links(text: str, folder: Path, page: Path, repository: str) -> str:
@@ -67,6 +77,16 @@ def rewrite_links(text: str, folder: Path, page: Path, repository: str) -> str:
         return f"[{words}]({repository}/blob/main/{inside}{anchor})" if repository else words
 
     return LINK.sub(rewrite, text)
+
+
+def add_ways_to_run(text: str, notebook: Path, repository: str) -> str:
+    """Puts links to run a notebook below its title: a copy, and Colab where it knows the repository."""
+    ways = f"{{nb-download}}`Download the notebook <{notebook.name}>`"
+    if repository.startswith(GITHUB):
+        place = f"{repository.removeprefix(GITHUB)}/blob/main/{notebook.relative_to(ROOT).as_posix()}"
+        ways += f"\n[Open in Colab]({COLAB}{place})"
+    title, _, rest = text.partition("\n")
+    return f"{title}\n\n```{{container}} run\n{ways}\n```\n{rest}"
 
 
 # Code.

@@ -22,11 +22,18 @@ PAGES = sorted(DOCS.glob("*.md"))
 CHECK = ROOT / "scripts" / "check_site.py"
 
 
+def program(page: Path) -> str:
+    (found,) = re.findall(r"^```python\n(.*?)^```", page.read_text(), re.M | re.S)
+    return str(found)
+
+
 def test_the_first_program_runs_as_it_stands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (program,) = re.findall(r"^```python\n(.*?)^```", (DOCS / "start.md").read_text(), re.M | re.S)
-    assert len([line for line in program.splitlines() if line]) < 30
+    """That of the README, which is that of the site."""
+    shown = program(ROOT / "README.md")
+    assert shown == program(DOCS / "start.md")
+    assert len([line for line in shown.splitlines() if line]) < 25
     script = tmp_path / "program.py"
-    script.write_text(program)
+    script.write_text(shown)
     runpy.run_path(str(script))
     pyro.clear_param_store()
     loss, *centres = map(float, re.findall(r"-?\d+\.\d+", capsys.readouterr().out))
@@ -115,3 +122,18 @@ def test_a_page_made_of_another_file_links_from_its_own_place(monkeypatch: pytes
 
     assert rewrite_links("[a](docs/data.md)", ROOT, DOCS, "") == "[a](data.md)"
     assert rewrite_links("[a](docs/data.md#b)", ROOT, DOCS / "api", "") == "[a](../data.md#b)"
+
+
+def test_a_tutorial_can_be_downloaded_and_opened_in_colab(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("sphinx")
+    monkeypatch.syspath_prepend(str(DOCS))
+    from site_extension import add_ways_to_run
+
+    notebook = DOCS / "tutorials" / "study.ipynb"
+    alone = add_ways_to_run("# A study\n\nIs it?", notebook, "")
+    download = "{nb-download}`Download the notebook <study.ipynb>`"
+    assert alone == f"# A study\n\n```{{container}} run\n{download}\n```\n\nIs it?"
+    address = "https://colab.research.google.com/github/me/mine/blob/main/docs/tutorials/study.ipynb"
+    assert f"[Open in Colab]({address})" in add_ways_to_run(
+        "# A study", notebook, "https://github.com/me/mine"
+    )
