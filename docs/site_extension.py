@@ -18,6 +18,7 @@ from docutils import nodes
 from sphinx.addnodes import pending_xref
 from sphinx.application import Sphinx
 from sphinx.environment import BuildEnvironment
+from sphinx.ext.autodoc.mock import ismock, mock
 from sphinx.pycode import ModuleAnalyzer
 from sphinx.util import logging
 from sphinx.util.docutils import SphinxDirective
@@ -118,16 +119,22 @@ def public_names(module: ModuleType) -> dict[str, object]:
     return {
         name: value
         for name, value in vars(module).items()
-        if not name.startswith("_") and is_code(value) and value.__module__ == module.__name__
+        if not name.startswith("_") and not ismock(value) and is_code(value) and value.__module__ == module.__name__
     }
 
 
 def modules_of(name: str) -> Iterator[ModuleType]:
     """A module and, if it is a package, those below it."""
-    module = importlib.import_module(name)
+    module = import_module(name)
     yield module
     for info in pkgutil.walk_packages(getattr(module, "__path__", ()), f"{name}."):
-        yield importlib.import_module(info.name)
+        yield import_module(info.name)
+
+
+def import_module(name: str) -> ModuleType:
+    """A module of the project; clients of trackers and clusters, of which no page tells, are left out."""
+    with mock(["mlflow", "wandb", "ray"]):
+        return importlib.import_module(name)
 
 
 def reference(name: str) -> list[str]:

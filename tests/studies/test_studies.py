@@ -264,6 +264,8 @@ def test_the_rows_of_table_1() -> None:
         "WS-RAM+c": ("wake-sleep", "self-normalized", "prior"),
         "WS-RAM+q": ("wake-sleep", "none", "inference"),
         "WS-RAM+q+c": ("wake-sleep", "self-normalized", "inference"),
+        "adaptive": ("wake-sleep", "adaptive", "inference"),
+        "learned": ("wake-sleep", "learned", "inference"),
     }
     assert loaded.steps == 20_000
     assert {loaded.config(v, 0).training.batch_size for v in loaded.variants} == {64}
