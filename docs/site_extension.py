@@ -119,7 +119,10 @@ def public_names(module: ModuleType) -> dict[str, object]:
     return {
         name: value
         for name, value in vars(module).items()
-        if not name.startswith("_") and not ismock(value) and is_code(value) and value.__module__ == module.__name__
+        if not name.startswith("_")
+        and not ismock(value)
+        and is_code(value)
+        and value.__module__ == module.__name__
     }
 
 
@@ -132,7 +135,7 @@ def modules_of(name: str) -> Iterator[ModuleType]:
 
 
 def import_module(name: str) -> ModuleType:
-    """A module of the project; clients of trackers and clusters, of which no page tells, are left out."""
+    """A module of the project, without importing clients of trackers and clusters."""
     with mock(["mlflow", "wandb", "ray"]):
         return importlib.import_module(name)
 
