@@ -53,7 +53,9 @@ def test_a_contestant_that_cannot_run_is_a_row_that_says_why(
     digits.compare(found, ("usual", "usual"), ("recorded", "usual"))
     printed = capsys.readouterr().out
     assert list(found) == ["usual"]
-    assert "| recorded | cannot run: InputError: training.cuda_graph: device 'cpu' records" in printed
+    assert (
+        "| recorded | cannot run: InputError: training.cuda_graph: device 'cpu' cannot record" in printed
+    )
     assert "| usual | usual | **1.00** | 1.00 to 1.00 |" in printed
     assert printed.count("recorded |") == 1
 

@@ -79,7 +79,7 @@ def test_a_run_starts_from_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     data = "data={source='folder', root='photos', colour=false}"
     result = call("train", "tiny.toml", "--set", data, *sets, "--init", DIGITS, "--out", "run")
     assert result.exit_code == 0, result.output
-    (note,) = (line for line in result.stderr.splitlines() if "drawn anew" in line)
+    (note,) = (line for line in result.stderr.splitlines() if "newly drawn" in line)
     assert "model.network.label.weight [2, 256] (there [10, 256])" in note
     assert "model.network.encoder" not in note
     assert call("train", "--resume", "run").stderr.startswith("note: run is finished")

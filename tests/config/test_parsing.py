@@ -250,7 +250,7 @@ def test_a_name_of_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.chdir(tmp_path)
     assert message(load_config, "digts").startswith(
         "there is no file 'digts', and no experiment of that name is shipped; did you mean 'digits'? "
-        "there are beyond, cluttered, control_variates, digits, "
+        "there are beyond, clutter, cluttered, control_variates, digits, "
     )
     assert "is shipped; there are beyond" in message(experiment_path, "x" * 300)
 

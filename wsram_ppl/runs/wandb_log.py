@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import struct
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -41,6 +42,9 @@ class WandbLog:
 
     def __init__(self, run: TrackedRun, config: ExperimentConfig, folder: Path) -> None:
         earlier = sorted((folder / "wandb").glob(f"offline-run-*-{run.id}/*.wandb"))
+        if earlier:  # W&B names a file by the second, and would overwrite one of this second
+            second = int(earlier[-1].parent.stat().st_mtime)
+            time.sleep(max(second + 1 - time.time(), 0.0))
         self._run = wandb.init(
             project=os.environ.get("WANDB_PROJECT") or run.project,
             id=run.id,

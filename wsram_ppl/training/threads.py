@@ -48,11 +48,12 @@ def use_threads(trainer: Trainer, before: int | None = None) -> Iterator[None]:
     if before is not None and before <= own:
         chosen, why = before, "as before the run was stopped"
     elif most == 1:
-        chosen, why = 1, "the other core makes minibatches" if own > 1 else "there is one core"
+        chosen, why = 1, "the other core makes minibatches" if own > 1 else ""
     else:
         chosen, why = _trial(trainer, most)
     torch.set_num_threads(chosen)
-    _log.info("training.threads: %d (%s)", chosen, why)
+    if why:  # there was a choice
+        _log.info("training.threads: %d (%s)", chosen, why)
     try:
         yield
     finally:
