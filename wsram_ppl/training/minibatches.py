@@ -47,7 +47,7 @@ class Minibatches:
     ) -> None:
         self._components, self._source = components, source
         self._training, self._shard = training, shard
-        self._ahead = Prefetcher(self._make, training.steps, ahead=training.prefetch)
+        self._ahead = Prefetcher(self.make, training.steps, ahead=training.prefetch)
 
     def __call__(self, step: int) -> Minibatch:
         """The minibatch of an update; starts making the next one."""
@@ -73,8 +73,14 @@ class Minibatches:
         check_batch(self._components.model, batch, what)
         self._prepared(batch)
 
-    def _make(self, step: int) -> Minibatch:
+    def make(self, step: int) -> Minibatch:
+        """The minibatch of any update, made here and now."""
         return self._prepared(self._read(step))
+
+    def make_in_turn(self) -> None:
+        """From now on each is made when it is wanted, none ahead."""
+        self.settle()
+        self._ahead = Prefetcher(self.make, self._training.steps, ahead=False)
 
     @torch.no_grad()
     def _read(self, step: int) -> tuple[Tensor, ...]:

@@ -20,21 +20,22 @@ __all__ = ["use_threads"]
 
 _log = logging.getLogger(__name__)
 
-#: Gradients by each number of threads in a trial, and the seconds after which it is cut short.
+#: Gradients with each number of threads in a trial, and the seconds after which it is cut short.
 _REPEATS, _ENOUGH = 7, 3.0
 
-#: What many threads may take of one thread's time. They also cost the machine's other work.
-_WORTHWHILE = 0.9
+#: More threads than one have to take less than this of its time: they cost the machine's other work.
+_WORTHWHILE = 0.95
 
 
 @contextmanager
 def use_threads(trainer: Trainer, before: int | None = None) -> Iterator[None]:
     """Entered while a run whose ``training.threads`` is 0 trains: sets torch's number of threads.
 
-    That is torch's own number, the cores unless something says otherwise, less one for the thread that
-    makes minibatches ahead; or 1, if that is about as fast in a short trial on the first minibatch. The
-    number decides the order of sums, so a run that goes on keeps what it had. A run on another device,
-    or of several processes, is left as it is.
+    That is one thread, all of torch's own (the cores, unless something says otherwise), or all but the
+    one that makes minibatches ahead, whichever makes an update fastest in a short trial on the first
+    minibatch. Where all compute there is none to make minibatches ahead, and it is not done. The number
+    decides the order of sums, so a resumed run keeps what it had. A run on another device, or of
+    several processes, is left as it is.
 
     Args:
         trainer: as it is before its first update; the trial changes nothing about it.
@@ -44,14 +45,15 @@ def use_threads(trainer: Trainer, before: int | None = None) -> Iterator[None]:
     if training.threads or trainer.fabric.device.type != "cpu" or trainer.shard.count > 1:
         yield
         return
-    most = max(own - training.prefetch, 1)
     if before is not None and before <= own:
         chosen, why = before, "as before the run was stopped"
-    elif most == 1:
-        chosen, why = 1, "the other core makes minibatches" if own > 1 else ""
+    elif own == 1:
+        chosen, why = 1, ""
     else:
-        chosen, why = _trial(trainer, most)
+        chosen, why = _trial(trainer, own)
     torch.set_num_threads(chosen)
+    if chosen == own > 1:
+        trainer.minibatches.make_in_turn()
     if why:  # there was a choice
         _log.info("training.threads: %d (%s)", chosen, why)
     try:
@@ -60,10 +62,12 @@ def use_threads(trainer: Trainer, before: int | None = None) -> Iterator[None]:
         torch.set_num_threads(own)
 
 
-def _trial(trainer: Trainer, most: int) -> tuple[int, str]:
-    """One thread or ``most``, whichever computes a gradient faster, and what was found."""
+def _trial(trainer: Trainer, own: int) -> tuple[int, str]:
+    """The number of threads with which an update is fastest, and what was found."""
+    prefetch = trainer.training.prefetch
+    counts = sorted({1, own - 1, own} if prefetch else {1, own})
+    times: dict[int, list[float]] = {count: [] for count in counts}
     _, ready = trainer.minibatches.extra(trainer.step)
-    times: dict[int, list[float]] = {1: [], most: []}
     begun = time.perf_counter()
     with _without_a_trace(trainer):
         for turn in range(_REPEATS + 1):
@@ -72,6 +76,8 @@ def _trial(trainer: Trainer, most: int) -> tuple[int, str]:
                 trainer.seed(Stream.SAMPLES)
                 start = time.perf_counter()
                 try:
+                    if count == own or not prefetch:
+                        trainer.minibatches.make(trainer.step)
                     with trainer.drawing():
                         trainer.fabric.backward(trainer.loss(*ready))
                 except Exception:  # the update will say the same, and why
@@ -79,9 +85,10 @@ def _trial(trainer: Trainer, most: int) -> tuple[int, str]:
                 found.append(time.perf_counter() - start)
             if turn and time.perf_counter() - begun > _ENOUGH:
                 break
-    one, many = (1e3 * statistics.median(found[1:]) for found in times.values())
-    said = f"{one:.1f} ms a gradient with 1, {many:.1f} with {most}"
-    return (most if many < _WORTHWHILE * one else 1), said
+    medians = {count: 1e3 * statistics.median(found[1:]) for count, found in times.items()}
+    said = ", ".join(f"{ms:.1f} ms with {count}" for count, ms in medians.items())
+    best = min(counts, key=medians.__getitem__)
+    return (best if medians[best] < _WORTHWHILE * medians[1] else 1), f"of an update: {said}"
 
 
 @contextmanager
