@@ -34,6 +34,8 @@ from wsram_ppl.training.trainer import Trainer
 pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"),
     pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype"),
+    # Modules of the compiler, as they are imported, with some versions of Python.
+    pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning"),
 ]
 
 ROOT = Path(__file__).resolve().parent.parent
