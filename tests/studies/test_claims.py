@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import pytest
@@ -19,6 +19,7 @@ from click.testing import CliRunner
 
 from cli import main
 from tests.studies.test_studies import MINIMAL, SEARCH, TWO, Bench, Recorder, bench, study
+from tests.studies.tiny_study import killed_when_left
 from wsram_ppl.errors import InputError, RunError
 from wsram_ppl.studies.comparison import compare
 from wsram_ppl.studies.executors.claims import Claims
@@ -212,19 +213,15 @@ print(*(run.failure or "finished" for run in found.runs), sep="\\n")
 """
 
 
-@contextmanager
-def another(bench: Bench, text: str) -> Iterator[subprocess.Popen[str]]:
+def another(bench: Bench, text: str) -> AbstractContextManager[subprocess.Popen[str]]:
     (bench.folder / "text").write_text(text)
-    with subprocess.Popen(
+    process = subprocess.Popen(
         [sys.executable, "-c", OTHER, str(bench.folder), str(bench.folder / "text")],
         cwd=Path(__file__).resolve().parents[2],
         stdout=subprocess.PIPE,
         text=True,
-    ) as process:
-        try:
-            yield process
-        finally:
-            process.kill()
+    )
+    return killed_when_left(process)
 
 
 def wait_until(holds: Callable[[], bool]) -> None:

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ import pytest
 
 from tests.studies.test_gpus import Silent
 from tests.studies.test_studies import signalled
-from tests.studies.tiny_study import BASE, ROOT
+from tests.studies.tiny_study import BASE, ROOT, killed_when_left
 from tests.training.test_resume import assert_same_run
 from wsram_ppl.errors import InputError, Interrupted, RunError
 from wsram_ppl.runs.directory import RunDirectory
@@ -75,21 +75,17 @@ def cluster() -> Iterator[Any]:
         made.shutdown()
 
 
-@contextmanager
-def compare(folder: Path, *arguments: str) -> Iterator[subprocess.Popen[str]]:
-    """The command at work; killed when left, if it has not ended."""
-    with subprocess.Popen(
+def compare(folder: Path, *arguments: str) -> AbstractContextManager[subprocess.Popen[str]]:
+    """The command at work."""
+    process = subprocess.Popen(
         [sys.executable, str(ROOT / "cli.py"), "compare", "study.toml", "--out", "out", *arguments],
         cwd=folder,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-    ) as process:
-        try:
-            yield process
-        finally:
-            process.kill()
+    )
+    return killed_when_left(process)
 
 
 def wait_until(holds: Callable[[], bool], process: subprocess.Popen[str]) -> None:
@@ -258,31 +254,36 @@ def test_a_wrong_address_is_told_at_once(address: str, message: str, tmp_path: P
     assert time.monotonic() < begun + 15
 
 
-def test_no_cluster_on_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("raised", "kind", "told"),
+    [
+        (
+            ConnectionError("Could not find any running Ray instance.\nPlease specify one."),
+            InputError,
+            "there is no Ray cluster on this m",
+        ),
+        (  # another version of Ray
+            RuntimeError("Version mismatch:\n  the cluster has 2.1,\n  this process 2.60"),
+            RunError,
+            "cannot join the Ray cluster: RuntimeError: Version mismatch: the cluster has 2.1, "
+            "this proc",
+        ),
+    ],
+)
+def test_a_cluster_that_cannot_be_joined(
+    raised: Exception,
+    kind: type[Exception],
+    told: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     import ray
 
     def init(address: str, **options: object) -> None:
-        raise ConnectionError("Could not find any running Ray instance.\nPlease specify one.")
+        raise raised
 
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setattr(ray, "init", init)
     job = Job("a", [], tmp_path / "a", tmp_path / "log", 1)
-    with (
-        Claims(tmp_path) as claims,
-        pytest.raises(InputError, match="there is no Ray cluster on this m"),
-    ):
-        run_jobs([job], RayExecutor(), Silent(), claims, lambda job: True, print)
-
-
-def test_another_version_of_ray(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import ray
-
-    def init(address: str, **options: object) -> None:
-        raise RuntimeError("Version mismatch:\n  the cluster has 2.1,\n  this process 2.60")
-
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    monkeypatch.setattr(ray, "init", init)
-    job = Job("a", [], tmp_path / "a", tmp_path / "log", 1)
-    told = "cannot join the Ray cluster: RuntimeError: Version mismatch: the cluster has 2.1, this proc"
-    with Claims(tmp_path) as claims, pytest.raises(RunError, match=told):
+    with Claims(tmp_path) as claims, pytest.raises(kind, match=told):
         run_jobs([job], RayExecutor(), Silent(), claims, lambda job: True, print)

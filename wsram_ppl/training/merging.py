@@ -35,10 +35,14 @@ class MergeSums(CustomGraphPass):
         """Rewrites a graph that has no operations in place, as inductor's passes see it."""
         stacked: dict[tuple[Node, ...], Node] = {}
         for total in [node for node in graph.nodes if _is_sum(node) and not _is_added(node)]:
-            terms = list(_terms(total))
-            products = [found for found in map(_product, terms) if found]
-            sums = [found for found in map(_row_sum, terms) if found]
-            rest = [term for term in terms if not (_product(term) or _row_sum(term))]
+            products, sums, rest = list[tuple[Node, Node]](), list[Node](), list[Any]()
+            for term in _terms(total):
+                if product := _product(term):
+                    products.append(product)
+                elif rows := _row_sum(term):
+                    sums.append(rows)
+                else:
+                    rest.append(term)
             if len(products) < 2 and len(sums) < 2:
                 continue
             with graph.inserting_before(total):

@@ -22,7 +22,16 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from wsram_ppl.errors import InputError, RunError, one_line
-from wsram_ppl.studies.executors.jobs import GRACE, ONE_THREAD, POLL, Ended, Executor, Job, failure
+from wsram_ppl.studies.executors.jobs import (
+    GRACE,
+    ONE_THREAD,
+    POLL,
+    Ended,
+    Executor,
+    Job,
+    failure,
+    launch,
+)
 
 __all__ = ["RayExecutor"]
 
@@ -189,17 +198,7 @@ def _train(job: Job, folder: str) -> str | None:
             libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
     try:
-        with open(job.log, "ab") as log:
-            process = subprocess.Popen(
-                job.command,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                cwd=folder,
-                env={**os.environ, **ONE_THREAD},
-                start_new_session=True,
-                preexec_fn=end_with_worker,
-            )
+        process = launch(job, ONE_THREAD, "ab", cwd=folder, preexec_fn=end_with_worker)
     except OSError as error:
         return f"cannot start on {host}: {error}"
     try:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 from wsram_ppl.runs.directory import SUMMARY
 
@@ -23,6 +24,7 @@ __all__ = [
     "Watcher",
     "failure",
     "last_line",
+    "launch",
 ]
 
 #: Seconds between looks at a process.
@@ -137,6 +139,33 @@ class Executor(Protocol):
         Raises:
             RunError: its process cannot be started, or its log not be written.
         """
+
+
+def launch(
+    job: Job, environment: Mapping[str, str], mode: str = "wb", **options: Any
+) -> subprocess.Popen[bytes]:
+    """Starts a job's command, which prints into the job's log.
+
+    In a session of its own: Ctrl-C reaches only the process that ends it.
+
+    Args:
+        environment: beside this process's own.
+        mode: in which the log is opened.
+        options: of ``subprocess.Popen``.
+
+    Raises:
+        OSError: the command cannot be started, or its log not be written.
+    """
+    with open(job.log, mode) as log:
+        return subprocess.Popen(
+            job.command,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, **environment},
+            start_new_session=True,
+            **options,
+        )
 
 
 def failure(job: Job, code: int) -> str | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -10,7 +9,7 @@ from dataclasses import dataclass, field
 
 from wsram_ppl.errors import RunError
 from wsram_ppl.studies.executors.gpus import Gpus, sharing_gpus
-from wsram_ppl.studies.executors.jobs import ONE_THREAD, Ended, Executor, Job, failure
+from wsram_ppl.studies.executors.jobs import ONE_THREAD, Ended, Executor, Job, failure, launch
 
 __all__ = ["LocalExecutor"]
 
@@ -39,17 +38,7 @@ class LocalExecutor(Executor):
         threads = ONE_THREAD if self.slots > 1 else {}
         try:
             job.log.parent.mkdir(parents=True, exist_ok=True)
-            with open(job.log, "wb") as log:
-                process = subprocess.Popen(
-                    job.command,
-                    stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=subprocess.STDOUT,
-                    env={**os.environ, **threads, **environment},
-                    pass_fds=keep_open,
-                    # In its own session: Ctrl-C reaches only this process, which ends its children.
-                    start_new_session=True,
-                )
+            process = launch(job, {**threads, **environment}, pass_fds=keep_open)
         except OSError as error:
             raise RunError(f"cannot start {job.name}: {error}") from error
         return _Child(job, process, self._gpus, gpu)
