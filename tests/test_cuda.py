@@ -234,6 +234,17 @@ def test_a_replayed_compiled_update_is_bit_equal_and_does_not_wait(
     check_updates(check_replay(load_config(DIGITS, overrides, objective=objective), monkeypatch))
 
 
+def test_a_recorded_update_composes_its_own_minibatch() -> None:
+    clutter = ["data.canvas=64", "data.clutter={ pieces = 3, size = 8 }"]
+    trainer = Trainer.start(load_config(DIGITS, [*SMALL, *clutter, RECORDED]))
+    for step in range(6):
+        for found, expected in zip(
+            trainer.update(), trainer.components.data.training_batch(step, 8, 0), strict=True
+        ):
+            torch.testing.assert_close(found, expected)
+    assert trainer._recorded is not None and trainer._recorded._recordings
+
+
 def test_each_shape_has_a_recording() -> None:
     """They share memory, and take turns without disturbing each other."""
     weight = torch.ones(3, device="cuda")

@@ -30,6 +30,7 @@ guide         ``constant_samples``            true if it detaches its samples: n
 data source   ``evaluation_batches(split=)``  a keyword, "validation" (the default) or "test":
                                               test data besides the validation data
 data source   :class:`DrawsRows`              one process's rows of a minibatch alone
+data source   :class:`Composes`               a recorded update makes its own minibatch
 data source   :class:`InformsModel`           options of the model that follow from the data
 data source   :class:`KeepsRecord`            what is needed to interpret the weights
 data source   :class:`ReadsPictures`          reads the user's own files (``wsram look``)
@@ -51,6 +52,7 @@ from wsram_ppl.errors import InputError
 __all__ = [
     "ChecksBatches",
     "Classifies",
+    "Composes",
     "ComputesFeatures",
     "DataSource",
     "DrawsRows",
@@ -239,6 +241,23 @@ class DrawsRows(Protocol):
 
     def training_rows(self, step: int, size: int, seed: int, rows: slice) -> tuple[Tensor, ...]:
         """The rows of :meth:`DataSource.training_batch`, for one of several processes."""
+
+
+@runtime_checkable
+class Composes(Protocol):
+    """A data source that chooses a batch on the host and composes it on the device from data there.
+
+    A recorded update composes its own batch, so that all of it is one launch. ``training_batch`` is
+    ``compose(*training_choices(...))``.
+    """
+
+    def training_choices(self, step: int, size: int, seed: int, rows: slice) -> tuple[Tensor, ...]:
+        """What determines some rows of a training batch: small tensors on the device."""
+        ...
+
+    def compose(self, *choices: Tensor) -> tuple[Tensor, ...]:
+        """The rows, by operations of torch on the choices and on tensors that stay where they are."""
+        ...
 
 
 @runtime_checkable

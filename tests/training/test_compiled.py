@@ -21,7 +21,9 @@ from torch import Tensor, nn
 
 from scripts.tiny_run import tiny_config
 from wsram_ppl.config import Components, ExperimentConfig, load_config, parse_config
+from wsram_ppl.data.digits.source import SampleDigits
 from wsram_ppl.errors import Diverged, InputError
+from wsram_ppl.interfaces import Composes
 from wsram_ppl.objectives.running import RunningMeans
 from wsram_ppl.primitives.handlers import pyro_settings
 from wsram_ppl.runs.checkpoints import TrainingState, load_checkpoint
@@ -247,6 +249,19 @@ def test_what_is_read_is_read_anew(traced: list[Any]) -> None:
         assert result["rest"][0] is None
         torch.testing.assert_close(result["y"], expected["y"])
         torch.testing.assert_close(result["rest"][1][0], x.sum())
+    assert len(traced) == 1
+
+
+@pytest.mark.parametrize("clutter", [None, {"pieces": 2, "size": 6}])
+def test_minibatches_are_composed_of_what_is_chosen(clutter: Any, traced: list[Any]) -> None:
+    """As a recorded update composes its own: neither choices nor digits are in the graph."""
+    source = SampleDigits(canvas=50, clutter=clutter)
+    assert isinstance(source, Composes)
+    composed = make_step(source.compose)
+    for step in range(3):
+        batch = composed(*source.training_choices(step, 8, 5, slice(2, 5)))
+        expected = [part[2:5] for part in source.training_batch(step, 8, 5)]
+        assert all(map(torch.equal, batch, expected))
     assert len(traced) == 1
 
 

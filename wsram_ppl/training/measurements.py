@@ -50,7 +50,7 @@ def measure_minibatch(trainer: Trainer, batch: tuple[Tensor, ...]) -> dict[str, 
     """
     objective, model = trainer.components.objective, trainer.components.model
     trainer.seed(Stream.LOGGING)
-    with trainer.explained(batch, trainer.step), trainer.drawing():
+    with trainer.explained(lambda: batch, trainer.step), trainer.drawing():
         measures = batch_metrics(model, batch, objective.num_particles)
     measures = {name: Measure(value) for name, value in objective.statistics.items()} | measures
     totals = collectives.sum_by_name({name: each.total() for name, each in measures.items()})

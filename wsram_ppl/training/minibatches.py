@@ -11,7 +11,7 @@ from torch import Tensor
 
 from wsram_ppl.config import Components, TrainingSettings
 from wsram_ppl.distributed.sharding import BatchShard
-from wsram_ppl.interfaces import check_batch, prepared, training_rows
+from wsram_ppl.interfaces import Composes, check_batch, prepared, training_rows
 from wsram_ppl.training.reading import reading
 
 __all__ = ["Minibatch", "Minibatches", "Prefetcher", "cast"]
@@ -23,9 +23,9 @@ class Minibatch(NamedTuple):
     """What an update works on.
 
     Attributes:
-        batch: from the data source.
+        batch: from the data source; where the update composes it, the choices that determine it.
         prepared: the batch as passed to model and guide (:class:`wsram_ppl.interfaces.Prepares`); the
-            batch itself where the update prepares it.
+            same as ``batch`` where the update prepares it.
     """
 
     batch: tuple[Tensor, ...]
@@ -47,15 +47,30 @@ class Minibatches:
     ) -> None:
         self._components, self._source = components, source
         self._training, self._shard = training, shard
-        self._ahead = Prefetcher(self.make, training.steps, ahead=training.prefetch)
+        # A recording composes its batches, if the source lets it: choices are made in no time.
+        data = components.data
+        self._composer = data if training.cuda_graph and isinstance(data, Composes) else None
+        ahead = training.prefetch and self._composer is None
+        self._ahead = Prefetcher(self.make, training.steps, ahead=ahead)
 
     def __call__(self, step: int) -> Minibatch:
         """The minibatch of an update; starts making the next one."""
         return self._ahead(step)
 
     def extra(self, step: int) -> Minibatch:
-        """The minibatch of any update, out of order."""
-        return self._ahead.extra(step)
+        """The minibatch of any update, out of order; composed."""
+        made = self._ahead.extra(step)
+        if self._composer is None:
+            return made
+        batch = self.composed(*made.batch)
+        return Minibatch(batch, batch)
+
+    @torch.no_grad()
+    def composed(self, *made: Tensor) -> tuple[Tensor, ...]:
+        """The batch of a minibatch that was made: what an update may still have to do."""
+        if self._composer is None:
+            return made
+        return cast(self._composer.compose(*made), self._training.precision)
 
     def settle(self) -> None:
         """Waits until nothing is being made."""
@@ -69,7 +84,7 @@ class Minibatches:
             SourceError: the minibatch cannot be read.
         """
         what = f"the first minibatch of data {self._source!r}"
-        batch = self._read(step)
+        batch = self.composed(*self._read(step))
         check_batch(self._components.model, batch, what)
         self._prepared(batch)
 
@@ -86,8 +101,11 @@ class Minibatches:
     def _read(self, step: int) -> tuple[Tensor, ...]:
         training = self._training
         rows = self._shard.rows(training.batch_size)
+        size, seed = training.batch_size, training.seed
         with reading(self._source):
-            batch = training_rows(self._components.data, step, training.batch_size, training.seed, rows)
+            if self._composer is not None:
+                return self._composer.training_choices(step, size, seed, rows)
+            batch = training_rows(self._components.data, step, size, seed, rows)
         return cast(batch, training.precision)
 
     @torch.no_grad()

@@ -31,8 +31,8 @@ __all__ = ["Trainer"]
 
 _log = logging.getLogger(__name__)
 
-#: Gradients and the objective's statistics.
-_Computed = tuple[list[Tensor | None], dict[str, Tensor]]
+#: Gradients, the objective's statistics, and the minibatch.
+_Computed = tuple[list[Tensor | None], dict[str, Tensor], tuple[Tensor, ...]]
 
 
 @dataclass
@@ -184,7 +184,7 @@ class Trainer:
     # The update.
 
     def update(self, check: bool = False, signal: int = 0) -> tuple[Tensor, ...]:
-        """One update; returns its minibatch (this process's rows of it).
+        """One update; returns its minibatch (this process's rows of it), which the next may overwrite.
 
         Nothing in it waits for the device, except a check.
 
@@ -198,15 +198,16 @@ class Trainer:
             SourceError: there is no minibatch; the state is unchanged.
         """
         self.schedule(self.step / max(self.training.horizon - 1, 1))  # the last update has progress 1
-        batch, ready = self.minibatches(self.step)
+        made = self.minibatches(self.step)
+        batch = made.batch
         self.seed(Stream.SAMPLES)
-        with self.explained(batch, self.step + 1):
+        with self.explained(lambda: self.minibatches.composed(*made.batch), self.step + 1):
             if self._recorded is not None:
-                self._take(self._recorded(*batch))
+                batch = self._take(self._recorded(*batch))
             elif self.training.compile:
-                self._take(self._compute(*batch))
+                batch = self._take(self._compute(*batch))
             else:
-                self._gradients(ready, signal)
+                self._gradients(made.prepared, signal)
         if check:
             self.check(batch)
         if not self.training.cuda_graph:
@@ -228,25 +229,31 @@ class Trainer:
                 parameter.grad = gradient
         self._clip(self._finite)
 
-    def _computed(self, *batch: Tensor) -> _Computed:
-        """What an update computes before its step; may be compiled."""
+    def _computed(self, *made: Tensor) -> _Computed:
+        """What an update computes before its step, from its minibatch as made; may be compiled."""
         with torch.no_grad():
+            batch = self.minibatches.composed(*made)
             ready = prepared(self.components.model, batch)
         self._gradients(ready)
-        return [p.grad for p in self.parameters], self.components.objective.statistics
+        return [p.grad for p in self.parameters], self.components.objective.statistics, batch
 
-    def _whole_update(self, *batch: Tensor) -> _Computed:
+    def _whole_update(self, *made: Tensor) -> _Computed:
         """All that an update computes on the device, to be recorded; returns what is read later."""
-        found = self._compute(*batch)
+        found = self._compute(*made)
         self._take(found)
         self.optimizer.step()
         return found
 
-    def _take(self, computed: _Computed) -> None:
-        """Stores what was computed, perhaps outside Python, where the components look for it."""
-        gradients, self.components.objective.statistics = computed
+    def _take(self, computed: _Computed) -> tuple[Tensor, ...]:
+        """Stores what was computed, perhaps outside Python, where the components look for it.
+
+        Returns:
+            The minibatch.
+        """
+        gradients, self.components.objective.statistics, batch = computed
         for parameter, gradient in zip(self.parameters, gradients, strict=True):
             parameter.grad = gradient
+        return batch
 
     # If something is not finite.
 
@@ -266,13 +273,17 @@ class Trainer:
             return diverged(self.components, batch, step=self.step, update=update, measured=measured)
 
     @contextmanager
-    def explained(self, batch: tuple[Tensor, ...], update: int) -> Iterator[None]:
-        """Explains a failed update: sampling fails if a distribution's parameters are not finite."""
+    def explained(self, batch: Callable[[], tuple[Tensor, ...]], update: int) -> Iterator[None]:
+        """Explains a failed update: sampling fails if a distribution's parameters are not finite.
+
+        Args:
+            batch: makes the update's minibatch.
+        """
         try:
             yield
         except (RuntimeError, ValueError) as error:
             if not isinstance(error, (RunError, InputError)):
-                found = self.diverged(batch, update)
+                found = self.diverged(batch(), update)
                 if found.has_cause:
                     raise found from error
             raise

@@ -107,13 +107,23 @@ class PlacedDigits:
 
     def training_rows(self, step: int, size: int, seed: int, rows: slice) -> tuple[Tensor, Tensor]:
         """Some rows of the batch of update ``step``; only their digits are placed."""
+        return self.compose(*self.training_choices(step, size, seed, rows))
+
+    def training_choices(self, step: int, size: int, seed: int, rows: slice) -> tuple[Tensor, ...]:
+        """The numbers of the digits of these rows, their placements and, if any, their clutter."""
         check_batch(step, size, seed, self.num_training, "training digits")
         drawn = self._draw((seed, step), size, self.num_training, _PLACEMENT, _CLUTTER)
         chosen = torch.from_numpy(self._epochs.span(step * size, size, seed)[rows])
         device = self._training.labels.device
-        return self._batch(
-            self._training, chosen.to(device, non_blocking=True), drawn.part(rows, device)
-        )
+        placed, clutter = drawn.part(rows, device)
+        chosen = chosen.to(device, non_blocking=True)
+        return (chosen, placed) if clutter is None else (chosen, placed, clutter)
+
+    def compose(
+        self, chosen: Tensor, placements: Tensor, clutter: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """The rows of these choices (:meth:`training_choices`)."""
+        return self._batch(self._training, chosen, _Drawn(placements, clutter))
 
     def evaluation_batches(
         self, size: int, limit: int | None = None, split: HeldOut = "validation"
