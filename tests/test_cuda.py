@@ -211,18 +211,23 @@ BRIEFLY = ["model.num_glimpses=1", "model.hidden=16", "training.steps=20"]
 
 @pytest.mark.parametrize("name", ["wake-sleep adaptive", "wake-sleep learned", "importance"])
 def test_a_compiled_update_is_the_usual_one_to_rounding(name: str) -> None:
-    """In double precision: the same draws, weights, running means and statistics."""
+    """In double precision: the same draws, weights, running means and statistics.
+
+    Digits are placed in single precision, by a recorded update in its own order of sums.
+    """
     objective, option = OBJECTIVES[name]
-    exact = ["training.precision=64-true", *([option] if option else [])]
-    found = []
-    for more in ([], [COMPILED], [COMPILED, RECORDED]):
-        config = load_config(DIGITS, [*SMALL, *BRIEFLY, *exact, *more], objective=objective)
-        found.append(state_after(Trainer.start(config), 7))
-    usual, *others = found
-    for other in others:
+    exact = ["training.precision=64-true", "training.optimizer=sgd", *([option] if option else [])]
+    for how, tolerance in (([], 1e-8), ([RECORDED], 1e-4)):
+        found = []
+        for more in ([], [COMPILED]):
+            config = load_config(DIGITS, [*SMALL, *BRIEFLY, *exact, *how, *more], objective=objective)
+            found.append(state_after(Trainer.start(config), 7))
+        usual, other = found
         assert other.keys() == usual.keys()
         for key, value in usual.items():
-            torch.testing.assert_close(other[key], value, rtol=1e-6, atol=1e-8, msg=key)
+            difference = (other[key] - value).abs().max().item()
+            allowed = tolerance * max(value.abs().max().item(), 1e-3)
+            assert difference <= allowed, f"{how} {key}: {difference}"
 
 
 @pytest.mark.parametrize("name", ["wake-sleep adaptive", "variational site"])

@@ -265,6 +265,24 @@ def test_minibatches_are_composed_of_what_is_chosen(clutter: Any, traced: list[A
     assert len(traced) == 1
 
 
+@pytest.mark.parametrize("options", [{}, {"padding_idx": 2}, {"scale_grad_by_freq": True}])
+def test_gradients_of_an_embedding_add_up_in_one_order(
+    options: dict[str, Any], traced: list[Any]
+) -> None:
+    """Not by threads that take turns by chance (but for weights by frequency, which nobody uses)."""
+    table = nn.Embedding(4, 3, **options).double()
+    indices = torch.tensor([[0, 2, 3], [2, 2, 0]])
+
+    def gradient(x: Tensor) -> Tensor:
+        loss = (table(indices) * x).square().sum()
+        return torch.autograd.grad(loss, table.weight)[0]
+
+    x = torch.randn(2, 3, 3, dtype=torch.float64)
+    torch.testing.assert_close(make_step(gradient, table)(x), gradient(x))
+    scattered = [n for n in traced[0].graph.nodes if "embedding_dense_backward" in str(n.target)]
+    assert bool(scattered) == ("scale_grad_by_freq" in options)
+
+
 def test_each_shape_and_type_has_its_graph(traced: list[Any]) -> None:
     doubled = make_step(lambda x: 2 * x)
     for _ in range(2):

@@ -36,6 +36,7 @@ from wsram_ppl.models import GlimpseClassifier
 from wsram_ppl.objectives import ImportanceBound, Objective, Prior, VariationalBound, WakeSleep
 from wsram_ppl.objectives.exploration import Exploration
 from wsram_ppl.objectives.wake_sleep import ControlVariate
+from wsram_ppl.runs.checkpoints import TrainingState
 from wsram_ppl.training.trainer import Trainer
 
 CUDA, CPU = torch.device("cuda", 0), torch.device("cpu")
@@ -163,6 +164,19 @@ def test_backward_waits_for_no_value(make: Any, guide_name: str) -> None:
     objective(model, guide)(*batch).backward()
     trained = [*model.network.parameters(), *guide.network.parameters()]
     assert all(isinstance(p.grad, FakeTensor) and p.grad.shape == p.shape for p in trained)
+
+
+def test_what_a_checkpoint_holds_goes_to_the_device() -> None:
+    """Running means too: a program that is compiled or recorded reads them there ever after."""
+    model, guide, batch = make_parts("inference", CUDA)
+    objective = WakeSleep("adaptive", num_particles=3, vectorize_particles=True, max_plate_nesting=1)
+    state = TrainingState(Components(model, guide, objective, SampleDigits(canvas=64), {}))
+    objective.differentiable_loss(model, guide, *batch)
+    saved = {name: torch.empty(tensor.shape, device=CPU) for name, tensor in state.tensors().items()}
+    objective.load_state_dict({})
+    state.load(saved)
+    assert len(objective.state_dict()) > 0
+    assert all(mean.device == CUDA for mean in objective.state_dict().values())
 
 
 def test_look_and_metrics_stay_on_the_device() -> None:

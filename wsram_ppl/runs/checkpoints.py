@@ -71,7 +71,10 @@ class TrainingState:
         """
         load_weights(self.components.model, "model", tensors)
         load_weights(self.components.guide, "guide", tensors)
-        self.components.objective.load_state_dict(_part("objective", tensors))
+        # Where the values are computed: what is compiled or recorded reads them there.
+        device = next((weight.device for weight in self.weights().values()), None)
+        running = {name: mean.to(device) for name, mean in _part("objective", tensors).items()}
+        self.components.objective.load_state_dict(running)
         if self.optimizer is not None:
             state: dict[int, dict[str, Tensor]] = {}
             for name, tensor in _part("optimizer", tensors).items():

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any, Final, Generic, TypeVar
 
 import numpy as np
 import torch
@@ -119,7 +119,8 @@ class CompiledStep(Generic[T]):
             return leaves
 
         randomness = _other_randomness()
-        graph = make_fx(flat, tracing_mode="fake", _allow_non_fake_inputs=True)(*arguments)
+        traced = make_fx(flat, _ORDERED, tracing_mode="fake", _allow_non_fake_inputs=True)
+        graph = traced(*arguments)
         if _other_randomness() != randomness:
             raise _Refused("it draws random numbers from outside torch, which would stay the same")
         graph, held = _lift(graph)
@@ -174,6 +175,26 @@ def check_compilable(training: TrainingSettings, device: torch.device, processes
             obstacle = "it needs a C++ compiler, and there is none; install g++ (or name one in CXX)"
     if obstacle:
         raise InputError(f"training.compile: {obstacle}, or compile = false")
+
+
+def _embedding_gradient(
+    gradient: Tensor, indices: Tensor, count: int, padding: int, by_frequency: bool
+) -> Any:
+    """The gradient of an embedding's weights ``[count, width]``: one_hot(indices)^T gradient.
+
+    The compiler would let threads add up the rows of an index, in whatever order they come.
+    """
+    if by_frequency:
+        return NotImplemented
+    rows = indices.flatten()
+    one_hot = rows[:, None] == torch.arange(count, device=rows.device)
+    if padding >= 0:
+        one_hot = one_hot & (rows != padding)[:, None]
+    return one_hot.to(gradient.dtype).T @ gradient.reshape(rows.numel(), -1)
+
+
+#: What is computed differently in a program, so that it gives the same bits every time.
+_ORDERED: Final = {torch.ops.aten.embedding_dense_backward.default: _embedding_gradient}
 
 
 class _Refused(Exception):
