@@ -36,12 +36,12 @@ class Found:
     Args:
         times: milliseconds of an update, by round.
         first: seconds of its first update.
-        memory: MiB at most: in ``all``, and in the updates that were ``measured``.
+        memory: MiB at most, of the process or of its GPU.
     """
 
     times: list[float]
     first: float
-    memory: Mapping[str, float]
+    memory: float
     batch_size: int
 
     @property
@@ -80,15 +80,15 @@ class Bench:
     def measure(self, title: str, contestants: Mapping[str, Contestant]) -> dict[str, Found]:
         """A table of the contestants; what was found of those that can run."""
         print(f"\n**{title}**\n")
-        print("| contestant | ms an update | examples/s | first update, s | peak MiB | updating |")
-        print("| --- | --- | --- | --- | --- | --- |", flush=True)
+        print("| contestant | ms an update | examples/s | first update, s | peak MiB |")
+        print("| --- | --- | --- | --- | --- |", flush=True)
         with ExitStack() as alive:
             workers = {}
             for name, contestant in contestants.items():
                 try:
                     workers[name] = alive.enter_context(self.worker(contestant))
                 except CannotRun as error:
-                    print(f"| {name} | cannot run: {str(error)[:160]} | | | | |", flush=True)
+                    print(f"| {name} | cannot run: {str(error)[:160]} | | | |", flush=True)
             times = take_turns(workers, self.rounds)
             found = {
                 name: Found(times[name], worker.first, worker.memory(), worker.batch_size)
@@ -96,8 +96,7 @@ class Bench:
             }
         for name, each in found.items():
             speed = f"{each.median:.2f} | {1e3 * each.batch_size / each.median:,.0f}"
-            memory = f"{each.memory['all']:.0f} | {each.memory['measured']:.0f}"
-            print(f"| {name} | {speed} | {each.first:.1f} | {memory} |")
+            print(f"| {name} | {speed} | {each.first:.1f} | {each.memory:.0f} |")
         return found
 
 

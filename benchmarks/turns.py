@@ -86,9 +86,9 @@ class Worker:
         """Mean milliseconds of so many updates in a row."""
         return float(self._ask("update", times)["milliseconds"])
 
-    def memory(self) -> dict[str, float]:
-        """MiB at most so far: in ``all``, and since the updates began to be ``measured``."""
-        return self._ask("memory")
+    def memory(self) -> float:
+        """MiB at most so far, of the process or of its GPU."""
+        return float(self._ask("memory")["mebibytes"])
 
     def close(self) -> None:
         """Ends the process."""

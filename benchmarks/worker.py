@@ -2,7 +2,7 @@
 
 {"first": 1.2, "batch_size": 64}            told once it is ready: seconds of the first update
 ["update", 10]  ->  {"milliseconds": 21.3}   the mean of ten
-["memory"]      ->  {"all": 900.0, "measured": 700.0}
+["memory"]      ->  {"mebibytes": 900.0}
 {"refused": "..."}                           in place of any answer, and then it ends
 """
 
@@ -15,7 +15,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -115,31 +115,11 @@ KINDS: dict[str, Callable[[dict[str, Any]], tuple[Update, int]]] = {
 }
 
 
-class Peak:
-    """MiB at most: of the process, or on a GPU what torch has taken there."""
-
-    def __init__(self, device: str) -> None:
-        self._on_gpu, self._before = device.startswith("cuda"), 0.0
-
-    def forget(self) -> None:
-        """What comes from here on is ``measured``, where the system can tell it apart."""
-        self._before = self.found()["all"]
-        if self._on_gpu:
-            torch.cuda.reset_peak_memory_stats()
-        else:
-            with suppress(OSError):
-                Path("/proc/self/clear_refs").write_text("5")
-
-    def found(self) -> dict[str, float]:
-        """In ``all``, and what was ``measured`` since."""
-        if self._on_gpu:
-            since = torch.cuda.max_memory_reserved() / 2**20
-            return {"all": max(since, self._before), "measured": since}
-        whole = since = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        status = Path("/proc/self/status")
-        if status.exists():
-            since = int(status.read_text().partition("VmHWM:")[2].split()[0]) / 1024
-        return {"all": max(whole, since, self._before), "measured": since}
+def peak_memory(device: str) -> float:
+    """MiB at most so far: of the process, or on a GPU what torch has taken there."""
+    if device.startswith("cuda"):
+        return torch.cuda.max_memory_reserved() / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def main() -> None:
@@ -166,17 +146,12 @@ def main() -> None:
         try:
             update, batch_size = KINDS[spec["kind"]](spec)
             answer(first=timed(update), batch_size=batch_size)
-            peak, settled = Peak(spec["device"]), False
             for line in sys.stdin:
                 what, *arguments = json.loads(line)
                 if what == "memory":
-                    answer(**peak.found())
-                    continue
-                seconds = timed(update, *arguments)
-                if not settled:  # libraries still do in the first block
-                    settled = True
-                    peak.forget()
-                answer(milliseconds=1e3 * seconds / arguments[0])
+                    answer(mebibytes=peak_memory(spec["device"]))
+                else:
+                    answer(milliseconds=1e3 * timed(update, *arguments) / arguments[0])
         except Exception as error:
             answer(refused=f"{type(error).__name__}: {' '.join(str(error).split())}")
 

@@ -40,7 +40,7 @@ def test_contestants_take_turns(benchmarks: Any, tmp_path: Path) -> None:
     assert {name: len(found) for name, found in times.items()} == dict.fromkeys(workers, 2)
     assert all(0 < milliseconds < 60_000 for found in times.values() for milliseconds in found)
     assert [worker.batch_size for worker in workers.values()] == [8, 64, 8]
-    assert memory["all"] >= memory["measured"] > 100
+    assert memory > 100
 
 
 def test_a_contestant_that_cannot_run_is_a_row_that_says_why(
