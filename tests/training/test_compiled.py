@@ -497,3 +497,20 @@ def test_a_compiled_update_computes_the_same_and_goes_on_bit_by_bit() -> None:
     one, again = ends
     assert all(torch.equal(again[name], value) for name, value in one.items())
     assert not all(torch.equal(saved[name], one[name]) for name in saved)
+
+
+def test_the_gradient_of_an_embedding_has_the_same_bits_every_time() -> None:
+    """With two threads, which the compiler would let add to the same row as they come."""
+    table, indices = nn.Embedding(3, 128), torch.randint(0, 3, (2000,))
+
+    def gradient(x: Tensor) -> Tensor:
+        return torch.autograd.grad((table(indices).tanh() * x).sum(), table.weight)[0]
+
+    step, x, threads = make_step(gradient, table), torch.randn(2000, 128), torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        first, *others = (step(x).clone() for _ in range(100))
+    finally:
+        torch.set_num_threads(threads)
+    torch.testing.assert_close(first, gradient(x), rtol=1e-3, atol=1e-3)
+    assert all(torch.equal(first, other) for other in others)
