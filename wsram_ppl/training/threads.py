@@ -14,14 +14,16 @@ import torch
 
 from wsram_ppl.distributed.devices import Stream
 from wsram_ppl.runs.checkpoints import TrainingState
+from wsram_ppl.training.minibatches import Prefetcher
 from wsram_ppl.training.trainer import Trainer
 
 __all__ = ["use_threads"]
 
 _log = logging.getLogger(__name__)
 
-#: Gradients with each number of threads in a trial, and the seconds after which it is cut short.
-_REPEATS, _ENOUGH = 7, 3.0
+#: Gradients with each number of threads in a trial (and one to warm up), and the seconds after which it
+#: is cut short.
+_REPEATS, _ENOUGH = 20, 3.0
 
 #: More threads than one have to take less than this of its time: they cost the machine's other work.
 _WORTHWHILE = 0.95
@@ -33,9 +35,9 @@ def use_threads(trainer: Trainer, before: int | None = None) -> Iterator[None]:
 
     That is one thread, all of torch's own (the cores, unless something says otherwise), or all but the
     one that makes minibatches ahead, whichever makes an update fastest in a short trial on the first
-    minibatch. Where all compute there is none to make minibatches ahead, and it is not done. The number
-    decides the order of sums, so a resumed run keeps what it had. A run on another device, or of
-    several processes, is left as it is.
+    minibatches. Where all compute there is none to make minibatches ahead, and it is not done. The
+    number decides the order of sums, so a resumed run keeps what it had. A run on another device, or
+    of several processes, is left as it is.
 
     Args:
         trainer: as it is before its first update; the trial changes nothing about it.
@@ -64,26 +66,27 @@ def use_threads(trainer: Trainer, before: int | None = None) -> Iterator[None]:
 
 def _trial(trainer: Trainer, own: int) -> tuple[int, str]:
     """The number of threads with which an update is fastest, and what was found."""
-    prefetch = trainer.training.prefetch
+    prefetch, first, last = trainer.training.prefetch, trainer.step, trainer.step + _REPEATS + 1
     counts = sorted({1, own - 1, own} if prefetch else {1, own})
     times: dict[int, list[float]] = {count: [] for count in counts}
-    _, ready = trainer.minibatches.extra(trainer.step)
+    make = trainer.minibatches.make
+    minibatches = {n: Prefetcher(make, last, ahead=prefetch and n < own) for n in counts}
     begun = time.perf_counter()
     with _without_a_trace(trainer):
-        for turn in range(_REPEATS + 1):
+        for step in range(first, last):
             for count, found in times.items():
                 torch.set_num_threads(count)
                 trainer.seed(Stream.SAMPLES)
                 start = time.perf_counter()
                 try:
-                    if count == own or not prefetch:
-                        trainer.minibatches.make(trainer.step)
+                    ready = minibatches[count](step).prepared
                     with trainer.drawing():
                         trainer.fabric.backward(trainer.loss(*ready))
                 except Exception:  # the update will say the same, and why
                     return 1, "there was nothing to compare"
                 found.append(time.perf_counter() - start)
-            if turn and time.perf_counter() - begun > _ENOUGH:
+                minibatches[count].settle()  # what its thread still makes is not the next one's burden
+            if step > first and time.perf_counter() - begun > _ENOUGH:
                 break
     medians = {count: 1e3 * statistics.median(found[1:]) for count, found in times.items()}
     said = ", ".join(f"{ms:.1f} ms with {count}" for count, ms in medians.items())
