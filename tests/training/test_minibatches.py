@@ -1,4 +1,4 @@
-"""Prefetcher made ahead of their use."""
+"""Minibatches made ahead of their use, and those that an update composes."""
 
 from __future__ import annotations
 
@@ -6,10 +6,14 @@ import threading
 import time
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wsram_ppl.training.minibatches import Prefetcher
+from scripts.tiny_run import tiny_config
+from wsram_ppl.config import build
+from wsram_ppl.distributed.sharding import BatchShard
+from wsram_ppl.training.minibatches import Minibatches, Prefetcher
 
 STEPS = 6
 
@@ -69,3 +73,21 @@ def test_a_failure_comes_when_its_step_is_asked_for(ahead: bool) -> None:
     with pytest.raises(ValueError, match="no minibatch 2"):
         minibatches(2)
     assert minibatches(3) == 30
+
+
+@pytest.mark.parametrize("precision", ["32-true", "64-true"])
+def test_a_recorded_update_gets_choices_and_composes_them(precision: str) -> None:
+    """All else sees whole batches, as the source makes them."""
+    config = tiny_config(f"training.precision={precision}")
+    training = config.training.model_copy(update={"cuda_graph": True})
+    parts = build(config)
+    minibatches = Minibatches(parts, "sample", training, BatchShard(0, 1, torch.device("cpu")))
+    minibatches.check(0)
+    for step in range(3):
+        choices = minibatches(step).batch
+        images, labels = parts.data.training_batch(step, training.batch_size, training.seed)
+        expected = images.to(torch.float64 if precision == "64-true" else torch.float32), labels
+        assert sum(part.numel() for part in choices) < images.numel()
+        for batch in (minibatches.composed(*choices), *minibatches.extra(step)):
+            assert all(map(torch.equal, batch, expected))
+            assert batch[0].dtype == expected[0].dtype
