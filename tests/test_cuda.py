@@ -19,11 +19,12 @@ from pyro import poutine
 from torch import Tensor, nn
 
 from wsram_ppl import models
-from wsram_ppl.config import ExperimentConfig, build, load_config
+from wsram_ppl.config import Components, ExperimentConfig, build, load_config
 from wsram_ppl.errors import InputError, RunError
 from wsram_ppl.objectives import ImportanceBound, Objective, VariationalBound, WakeSleep
 from wsram_ppl.primitives.distributions import Categorical
 from wsram_ppl.primitives.handlers import ParticlePlate, pyro_settings
+from wsram_ppl.runs.checkpoints import TrainingState
 from wsram_ppl.runs.directory import RunDirectory
 from wsram_ppl.testing import ForceSamples
 from wsram_ppl.training import cuda_graph as recording
@@ -216,8 +217,9 @@ def test_a_compiled_update_is_the_usual_one_to_rounding(name: str) -> None:
     Digits are placed in single precision, by a recorded update in its own order of sums.
     """
     objective, option = OBJECTIVES[name]
-    exact = ["training.precision=64-true", "training.optimizer=sgd", *([option] if option else [])]
-    for how, tolerance in (([], 1e-8), ([RECORDED], 1e-4)):
+    exact = ["training.precision=64-true", *([option] if option else [])]
+    gently = [RECORDED, "training.learning_rate=1e-6"]  # Adam makes much of small differences
+    for how, tolerance in ((["training.optimizer=sgd"], 1e-8), (gently, 1e-4)):
         found = []
         for more in ([], [COMPILED]):
             config = load_config(DIGITS, [*SMALL, *BRIEFLY, *exact, *how, *more], objective=objective)
@@ -253,7 +255,8 @@ def test_a_recorded_update_composes_its_own_minibatch() -> None:
 def test_each_shape_has_a_recording() -> None:
     """They share memory, and take turns without disturbing each other."""
     weight = torch.ones(3, device="cuda")
-    double = CudaGraphStep(lambda x: (x * weight).sum() * 2, lambda: None)
+    state = TrainingState(Components(nn.Module(), nn.Module(), WakeSleep(), Any, {}))
+    double = CudaGraphStep(lambda x: (x * weight).sum() * 2, state, lambda: None)
     for turn in range(12):
         for rows in (2, 5):
             x = torch.full((rows, 3), float(turn), device="cuda")

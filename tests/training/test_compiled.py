@@ -358,6 +358,19 @@ def test_reading_a_value_is_refused(does: Callable[..., object], traced: list[An
     assert not traced
 
 
+def test_to_replace_a_buffer_is_refused(traced: list[Any]) -> None:
+    """The program would begin with the old one again and again."""
+    model = nn.Module()
+    model.register_buffer("mean", torch.zeros(()))
+
+    def replace(x: Tensor) -> Tensor:
+        model.mean = 0.5 * model.mean + x.mean()
+        return x - model.mean
+
+    with pytest.raises(InputError, match=r"the place of model\.mean: .* by copy_; use"):
+        make_step(replace, model)(torch.ones(2))
+
+
 @pytest.mark.parametrize("draw", [random.random, np.random.rand])
 def test_random_numbers_that_are_not_torchs_are_refused(
     draw: Callable[[], float], traced: list[Any]

@@ -16,8 +16,11 @@ from torch import Tensor, nn
 
 from tests.training.test_loop import make_config
 from wsram_ppl import models
+from wsram_ppl.config import Components
 from wsram_ppl.errors import InputError
+from wsram_ppl.objectives import WakeSleep
 from wsram_ppl.objectives.exploration import in_place
+from wsram_ppl.runs.checkpoints import TrainingState
 from wsram_ppl.training.cuda_graph import USUAL_CALLS, CudaGraphStep, _host_randomness, check_recordable
 from wsram_ppl.training.minibatches import Prefetcher
 from wsram_ppl.training.optimizer import Clipping, make_optimizer
@@ -156,6 +159,10 @@ def played(monkeypatch: pytest.MonkeyPatch) -> Played:
     return device
 
 
+def state_of(model: nn.Module | None = None) -> TrainingState:
+    return TrainingState(Components(model or nn.Module(), nn.Module(), WakeSleep(), Any, {}))
+
+
 def test_a_shape_is_computed_a_few_times_then_recorded_once(played: Played) -> None:
     python, quiet = [], []
 
@@ -165,7 +172,7 @@ def test_a_shape_is_computed_a_few_times_then_recorded_once(played: Played) -> N
         played.do(lambda: out.copy_(2 * x))
         return out
 
-    doubled = CudaGraphStep(double, lambda: quiet.append(len(python)))
+    doubled = CudaGraphStep(double, state_of(), lambda: quiet.append(len(python)))
     for turn in range(USUAL_CALLS + 4):
         for size in (2, 3):
             x = torch.full((size,), float(turn))
@@ -184,7 +191,7 @@ def test_a_rehearsal_refuses_what_waits(played: Played) -> None:
         if played.mode == "error":
             raise RuntimeError("called a synchronizing CUDA operation")
 
-    waiting = CudaGraphStep(wait, lambda: None)
+    waiting = CudaGraphStep(wait, state_of(), lambda: None)
     for _ in range(USUAL_CALLS - 1):
         waiting(torch.ones(2))
     with pytest.raises(InputError, match="cannot be recorded, since something in it waits"):
@@ -194,18 +201,40 @@ def test_a_rehearsal_refuses_what_waits(played: Played) -> None:
     def fail(x: Tensor) -> None:
         raise RuntimeError("shapes do not fit")
 
-    failing = CudaGraphStep(fail, lambda: None)
+    failing = CudaGraphStep(fail, state_of(), lambda: None)
     for _ in range(USUAL_CALLS):
         with pytest.raises(RuntimeError, match="shapes do not fit"):
             failing(torch.ones(2))
 
 
 def test_a_rehearsal_refuses_random_numbers_on_the_host(played: Played) -> None:
-    drawing = CudaGraphStep(lambda x: torch.rand(()), lambda: None)
+    drawing = CudaGraphStep(lambda x: torch.rand(()), state_of(), lambda: None)
     for _ in range(USUAL_CALLS - 1):
         drawing(torch.ones(2))
     with pytest.raises(InputError, match=r"random numbers on the host .*; use cuda_graph = false"):
         drawing(torch.ones(2))
+    assert played.recordings == 0
+
+
+def test_a_rehearsal_refuses_to_replace_a_buffer(played: Played) -> None:
+    """A replay would begin with the old one again and again; in its place it may change."""
+    model = nn.Module()
+    model.register_buffer("mean", torch.zeros(()))
+
+    def replace(x: Tensor) -> None:
+        model.mean = 0.5 * model.mean + x.mean()
+
+    def change(x: Tensor) -> None:
+        model.mean.copy_(0.5 * model.mean + x.mean())
+
+    changing = CudaGraphStep(change, state_of(model), lambda: None)
+    for _ in range(USUAL_CALLS):
+        changing(torch.ones(2))
+    replacing = CudaGraphStep(replace, state_of(model), lambda: None)
+    for _ in range(USUAL_CALLS - 1):
+        replacing(torch.ones(2))
+    with pytest.raises(InputError, match=r"another tensor in the place of model\.mean.* by copy_, or"):
+        replacing(torch.ones(2))
     assert played.recordings == 0
 
 
@@ -214,7 +243,7 @@ def test_what_fails_while_recorded_is_refused(played: Played) -> None:
         if played.open is not None:
             raise RuntimeError("operation not permitted when stream is capturing")
 
-    failing = CudaGraphStep(fail, lambda: None)
+    failing = CudaGraphStep(fail, state_of(), lambda: None)
     for _ in range(USUAL_CALLS):
         failing(torch.ones(2))
     with pytest.raises(InputError, match=r"cannot be part of a CUDA graph \(operation not permitted"):

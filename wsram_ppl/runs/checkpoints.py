@@ -54,6 +54,10 @@ class TrainingState:
         parts = (("model", self.components.model), ("guide", self.components.guide))
         return {f"{part}.{k}": v for part, module in parts for k, v in module.state_dict().items()}
 
+    def places(self) -> dict[str, int]:
+        """The addresses in memory of the weights' values."""
+        return {name: weight.data_ptr() for name, weight in self.weights().items()}
+
     def tensors(self) -> dict[str, Tensor]:
         """All tensors."""
         found = self.weights()

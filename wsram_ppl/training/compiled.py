@@ -13,6 +13,7 @@ from typing import Any, Final, Generic, TypeVar
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.overrides import TorchFunctionMode
@@ -61,7 +62,8 @@ class CompiledStep(Generic[T]):
 
     Raises:
         InputError: at the first call, if the function cannot be compiled: it reads the value of a
-            tensor, or draws random numbers from outside torch, which would be the same every time.
+            tensor, draws random numbers from outside torch, which would be the same every time, or
+            replaces a tensor of the state, which would keep its value.
     """
 
     def __init__(
@@ -123,6 +125,9 @@ class CompiledStep(Generic[T]):
         graph = traced(*arguments)
         if _other_randomness() != randomness:
             raise _Refused("it draws random numbers from outside torch, which would stay the same")
+        for name, tensor in self._state.tensors().items():
+            if isinstance(tensor, FakeTensor):
+                raise _Refused(f"it puts another tensor in the place of {name}: change that by copy_")
         graph, held = _lift(graph)
         with torch.no_grad():
             program = compile_graph(graph, [*arguments, *held])

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from wsram_ppl.config import TrainingSettings
 from wsram_ppl.errors import InputError
+from wsram_ppl.runs.checkpoints import TrainingState
 
 __all__ = ["USUAL_CALLS", "CudaGraphStep", "check_recordable"]
 
@@ -43,15 +44,19 @@ class CudaGraphStep(Generic[T]):
 
     Args:
         function: of tensors on the device. Its result must not be kept beyond the next call.
+        state: what the function may change.
         quiet: called before a recording; nothing else may use the device while recording.
 
     Raises:
-        InputError: when called, if the function cannot be recorded: it waits for the device, or draws
-            random numbers on the host, which would be the same every time.
+        InputError: when called, if the function cannot be recorded: it waits for the device, draws
+            random numbers on the host, which would be the same every time, or replaces a tensor of the
+            state, which would keep its value.
     """
 
-    def __init__(self, function: Callable[..., T], quiet: Callable[[], None]) -> None:
-        self._function, self._quiet = function, quiet
+    def __init__(
+        self, function: Callable[..., T], state: TrainingState, quiet: Callable[[], None]
+    ) -> None:
+        self._function, self._state, self._quiet = function, state, quiet
         self._stream = torch.cuda.Stream()
         self._pool = torch.cuda.graph_pool_handle()
         self._calls: dict[Any, int] = {}
@@ -86,6 +91,7 @@ class CudaGraphStep(Generic[T]):
         """
         self._quiet()
         before, mode = _host_randomness(), torch.cuda.get_sync_debug_mode()
+        places = self._state.places()
         _set_sync_debug_mode("error")
         try:
             result = self._function(*arguments)
@@ -101,6 +107,12 @@ class CudaGraphStep(Generic[T]):
                 "plate without a device, say), and a recording would repeat them; use "
                 "cuda_graph = false"
             )
+        for name, place in self._state.places().items():
+            if place != places[name]:
+                raise InputError(
+                    f"training.cuda_graph: the update puts another tensor in the place of {name}, but a "
+                    "recording would read the old one: change that by copy_, or use cuda_graph = false"
+                )
         return result
 
     def _record(self, arguments: tuple[Tensor, ...]) -> _Recording[T]:

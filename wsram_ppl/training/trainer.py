@@ -81,7 +81,9 @@ class Trainer:
         self._compute: Callable[..., _Computed] = self._computed
         if training.compile:
             self._compute = CompiledStep(self._computed, TrainingState(parts), settle)
-        self._recorded = CudaGraphStep(self._whole_update, settle) if training.cuda_graph else None
+        self._recorded: CudaGraphStep[_Computed] | None = None
+        if training.cuda_graph:
+            self._recorded = CudaGraphStep(self._whole_update, self.state, settle)
         self._buffers = {
             (part, name): dict(getattr(parts, part).named_buffers())[name]
             for part, name in parts.scheduled
