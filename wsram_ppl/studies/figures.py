@@ -5,6 +5,7 @@ Each is drawn twice, for a wide page and for a phone's, with letters of the same
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
@@ -38,6 +39,8 @@ COLOURS: Final = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e
 _DASHES: Final = ("-", (0, (5, 2)), (0, (1.5, 1.5)))
 #: The colours of scales, from fine to coarse.
 _SHADES: Final = ("#08306b", "#2e7ebc", "#9ecae1", "#e3eef9", "#f0b27a", "#b9770e")
+#: Letters in a line of a small panel's title.
+_TITLE: Final = 18
 _STYLE: Final[dict[str, Any]] = {
     "font.size": 10,
     "axes.spines.top": False,
@@ -365,11 +368,11 @@ def _scales(lines: Sequence[Line], folder: Path, window: int) -> Drawn:
             areas = axes.stackplot(steps, means, colors=shades, edgecolor="white", linewidth=0.3)
             for scale, area in zip(names, areas, strict=True):
                 handles.setdefault(f"scale {scale}", area)
-            axes.set_title(_text(label), fontsize=10)
+            axes.set_title(textwrap.fill(_text(label), _TITLE), fontsize=10)
             axes.set_ylim(0.0, 1.0)
             axes.set_xlim(steps[0], max(steps[-1], steps[0] + 1))
             _in_percent(axes.yaxis, log=False)
-            _count_updates(axes, 3)
+            _count_updates(axes, 2)
             axes.grid(False)
             axes.tick_params(labelbottom=True)
         for axes in list(grid.flat)[len(panels) :]:
