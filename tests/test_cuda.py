@@ -18,13 +18,13 @@ import torch
 from pyro import poutine
 from torch import Tensor, nn
 
+from tests.training.test_cuda_graph import state_of
 from wsram_ppl import models
-from wsram_ppl.config import Components, ExperimentConfig, build, load_config
+from wsram_ppl.config import ExperimentConfig, build, load_config
 from wsram_ppl.errors import InputError, RunError
 from wsram_ppl.objectives import ImportanceBound, Objective, VariationalBound, WakeSleep
 from wsram_ppl.primitives.distributions import Categorical
 from wsram_ppl.primitives.handlers import ParticlePlate, pyro_settings
-from wsram_ppl.runs.checkpoints import TrainingState
 from wsram_ppl.runs.directory import RunDirectory
 from wsram_ppl.testing import ForceSamples
 from wsram_ppl.training import cuda_graph as recording
@@ -255,8 +255,7 @@ def test_a_recorded_update_composes_its_own_minibatch() -> None:
 def test_each_shape_has_a_recording() -> None:
     """They share memory, and take turns without disturbing each other."""
     weight = torch.ones(3, device="cuda")
-    state = TrainingState(Components(nn.Module(), nn.Module(), WakeSleep(), Any, {}))
-    double = CudaGraphStep(lambda x: (x * weight).sum() * 2, state, lambda: None)
+    double = CudaGraphStep(lambda x: (x * weight).sum() * 2, state_of(), lambda: None)
     for turn in range(12):
         for rows in (2, 5):
             x = torch.full((rows, 3), float(turn), device="cuda")

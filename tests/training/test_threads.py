@@ -127,15 +127,25 @@ def test_a_trial_leaves_no_trace() -> None:
 def test_a_gradient_that_fails_is_left_to_the_update(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    trainer = Trainer.start(tiny_config())
+    trainer, making = Trainer.start(tiny_config()), list[int]()
+    make = trainer.minibatches.make
+
+    def slow(step: int) -> Any:
+        making.append(step)
+        time.sleep(0.1)
+        made = make(step)
+        making.remove(step)
+        return made
 
     def broken(*batch: Any) -> None:
         raise ValueError("not finite")
 
+    monkeypatch.setattr(trainer.minibatches, "make", slow)
     monkeypatch.setattr(trainer, "loss", broken)
     with caplog.at_level(logging.INFO, "wsram_ppl"):
         assert chosen(trainer) == 1
     assert caplog.messages == ["training.threads: 1 (there was nothing to compare)"]
+    assert not making  # the run's minibatches are made one at a time, too
 
 
 def test_a_run_that_goes_on_keeps_its_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -108,7 +108,7 @@ class CudaGraphStep(Generic[T]):
                 "cuda_graph = false"
             )
         for name, place in self._state.places().items():
-            if place != places[name]:
+            if place != places.get(name, place):
                 raise InputError(
                     f"training.cuda_graph: the update puts another tensor in the place of {name}, but a "
                     "recording would read the old one: change that by copy_, or use cuda_graph = false"

@@ -82,10 +82,11 @@ def _trial(trainer: Trainer, own: int) -> tuple[int, str]:
                     ready = minibatches[count](step).prepared
                     with trainer.drawing():
                         trainer.fabric.backward(trainer.loss(*ready))
+                    found.append(time.perf_counter() - start)
                 except Exception:  # the update will say the same, and why
                     return 1, "there was nothing to compare"
-                found.append(time.perf_counter() - start)
-                minibatches[count].settle()  # what its thread still makes is not the next one's burden
+                finally:
+                    minibatches[count].settle()  # its thread must not slow the next one
             if step > first and time.perf_counter() - begun > _ENOUGH:
                 break
     medians = {count: 1e3 * statistics.median(found[1:]) for count, found in times.items()}
