@@ -27,10 +27,10 @@ from wsram_ppl.models.captioner_network import (
     SentenceBaselines,
     State,
     View,
-    wide,
 )
 from wsram_ppl.primitives.distributions import Categorical
 from wsram_ppl.primitives.handlers import Mode
+from wsram_ppl.primitives.layers import wide
 
 #: Latent sites per word.
 SITES = 2

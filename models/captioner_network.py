@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from wsram_ppl.errors import InputError
 from wsram_ppl.models.classifier_network import Policy, SiteBaselines
 from wsram_ppl.primitives.handlers import memoize
-from wsram_ppl.primitives.layers import Linear
+from wsram_ppl.primitives.layers import Linear, wide
 
 #: Channels of every cell besides its features: x, y and a constant.
 _PLACE = 3
@@ -78,11 +78,6 @@ class View(NamedTuple):
     drive: Tensor
     first: State
     second: State
-
-
-def wide(x: Tensor) -> Tensor:
-    """``x`` in at least float32: products may be in bfloat16, memory and log-densities may not."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def make_cells(maps: tuple[Tensor, ...]) -> Cells:

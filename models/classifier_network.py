@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from wsram_ppl.errors import InputError
 from wsram_ppl.primitives.glimpses import Levels, Pyramid, build_pyramid, extract
 from wsram_ppl.primitives.handlers import memoize
-from wsram_ppl.primitives.layers import Linear
+from wsram_ppl.primitives.layers import Linear, wide
 
 
 class RecurrentLayer(nn.Module):
@@ -88,7 +88,7 @@ class SiteBaselines(nn.Module):
             if not features:
                 features.append(self(state, label))
             predicted: Tensor = features[0] @ self.out.weight[site] + self.out.bias[site]
-            return predicted.float()
+            return wide(predicted)
 
         # Pyro's own key, missing from its type of ``infer``.
         return [

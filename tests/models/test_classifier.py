@@ -165,6 +165,14 @@ def test_every_latent_declares_a_baseline_of_its_own(program: str) -> None:
     assert len(predictions) == 6
 
 
+def test_baselines_in_double_precision_are_not_rounded() -> None:
+    model, (images, labels) = make_model().double(), make_batch(dtype=torch.float64)
+    trace = trace_of(model, images, labels)
+    for name in latents(trace):
+        declared = trace.nodes[name]["infer"]["baseline"]
+        assert declared["nn_baseline"](declared["nn_baseline_input"]).dtype == torch.float64
+
+
 # The classifier as equations.
 
 

@@ -21,7 +21,7 @@ from pyro.infer import SVI
 from torch import Tensor, nn
 
 from tests.objectives.cases import cases, examples
-from wsram_ppl.objectives import ImportanceBound, Objective, Prior
+from wsram_ppl.objectives import ImportanceBound, Objective, Prior, WakeSleep
 from wsram_ppl.testing import ForceSamples
 from wsram_ppl.testing.enumeration import (
     Problem,
@@ -212,12 +212,43 @@ def test_a_random_subsample_is_the_guides() -> None:
         return run
 
     for vectorized in (True, False):
-        objective = ImportanceBound(2, max_plate_nesting=1, vectorize_particles=vectorized)
-        objective.loss(program(False), program(True))
-        for guide, model in zip(seen[::2], seen[1::2], strict=True):
-            assert guide == model
-        assert seen[0] != seen[-1] or vectorized
-        seen.clear()
+        objective = ImportanceBound(3, max_plate_nesting=1, vectorize_particles=vectorized)
+        drawn = []
+        for _ in range(2):
+            objective.loss(program(False), program(True))
+            assert all(rows == seen[0] for rows in seen)  # a weight compares particles of the same data
+            drawn.append(seen[0])
+            seen.clear()
+        assert drawn[0] != drawn[1]
+
+
+@pytest.mark.parametrize("name", ["importance", "wake-sleep"])
+def test_particles_one_by_one_share_a_random_subsample(name: str) -> None:
+    """Each datum as a minibatch of one: the mean over minibatches is the loss of all data.
+
+    The guide is the posterior, so that the loss has no noise but the choice of the datum.
+    """
+    data = torch.tensor([-3.0, 0.5, 4.0])
+
+    def program(is_guide: bool) -> Callable[[], None]:
+        def run() -> None:
+            with pyro.plate("data", 3, subsample_size=1) as index:
+                y, two = data[index], torch.tensor(2.0)
+                if is_guide:
+                    pyro.sample("z", dist.Normal(y / 2, two.rsqrt()))
+                else:
+                    z = pyro.sample("z", dist.Normal(0.0, 1.0))
+                    pyro.sample("y", dist.Normal(z, 1.0), obs=y)
+
+        return run
+
+    exact = -3 * dist.Normal(0.0, 2**0.5).log_prob(data)
+    kind = ImportanceBound if name == "importance" else WakeSleep
+    objective = kind(4, max_plate_nesting=1)
+    losses = torch.tensor([objective.loss(program(False), program(True)) for _ in range(30)])
+    distances = (losses[:, None] - exact).abs()
+    assert distances.min(1).values.max() < 1e-4  # every loss is of one datum
+    assert set(distances.argmin(1).tolist()) == {0, 1, 2}
 
 
 @every_objective

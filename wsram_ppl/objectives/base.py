@@ -24,6 +24,7 @@ from wsram_ppl.objectives.running import RunningMeans
 from wsram_ppl.objectives.sampling import Sampler, carries_gradients
 from wsram_ppl.objectives.sites import Program
 from wsram_ppl.objectives.traces import combine
+from wsram_ppl.primitives.handlers import is_subsample
 
 __all__ = ["Objective", "ObjectiveModule", "Regularizer", "aside", "check_choice"]
 
@@ -257,7 +258,13 @@ class Objective(ELBO):
         draws = [self._first_draw(sampler)]
         shared = self._global_names or frozenset()
         if not self.vectorize_particles:
-            given = {name: draws[0].guide_trace.nodes[name]["value"] for name in shared}
+            given = {
+                name: site["value"]
+                for name, site in draws[0].guide_trace.nodes.items()
+                # A weight compares explanations of the same data, so all have the first's minibatch.
+                if name in shared
+                or (self.forms_weights and site["type"] == "sample" and is_subsample(site))
+            }
             draws += [sampler.draw(given=given) for _ in range(1, self.num_particles)]
         held = self.held_constant(draws[0])
         constant = None

@@ -1,4 +1,4 @@
-"""A linear layer with what follows it in one call."""
+"""A linear layer with what follows it in one call, and the precision of what follows products."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["Linear", "affine"]
+__all__ = ["Linear", "affine", "wide"]
 
 
 class Linear(nn.Linear):
@@ -64,3 +64,8 @@ def affine(
     if plus is not None:
         found = found + plus
     return torch.relu(found) if relu else found
+
+
+def wide(x: Tensor) -> Tensor:
+    """``x`` in at least float32: products may be in bfloat16, memory and log-densities may not."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
