@@ -244,7 +244,7 @@ def test_particles_one_by_one_share_a_random_subsample(name: str) -> None:
 
     exact = -3 * dist.Normal(0.0, 2**0.5).log_prob(data)
     kind = ImportanceBound if name == "importance" else WakeSleep
-    objective = kind(4, max_plate_nesting=1)
+    objective = kind(num_particles=4, max_plate_nesting=1)
     losses = torch.tensor([objective.loss(program(False), program(True)) for _ in range(30)])
     distances = (losses[:, None] - exact).abs()
     assert distances.min(1).values.max() < 1e-4  # every loss is of one datum
