@@ -64,7 +64,7 @@ def features_apart() -> AbstractContextManager[Any]:
     def declare(self: SiteBaselines, indices: Any, state: Tensor, label: Tensor) -> list[Any]:
         def predict(site: int, state: Tensor) -> Tensor:
             predicted: Tensor = self(state, label) @ self.out.weight[site] + self.out.bias[site]
-            return predicted.float()
+            return predicted
 
         return [
             {"baseline": {"nn_baseline": partial(predict, site), "nn_baseline_input": state}}

@@ -24,7 +24,7 @@ from wsram_ppl.objectives.running import RunningMeans
 from wsram_ppl.objectives.sampling import Sampler, carries_gradients
 from wsram_ppl.objectives.sites import Program
 from wsram_ppl.objectives.traces import combine
-from wsram_ppl.primitives.handlers import is_subsample
+from wsram_ppl.primitives.handlers import is_minibatch
 
 __all__ = ["Objective", "ObjectiveModule", "Regularizer", "aside", "check_choice"]
 
@@ -263,7 +263,7 @@ class Objective(ELBO):
                 for name, site in draws[0].guide_trace.nodes.items()
                 # A weight compares explanations of the same data, so all have the first's minibatch.
                 if name in shared
-                or (self.forms_weights and site["type"] == "sample" and is_subsample(site))
+                or (self.forms_weights and site["type"] == "sample" and is_minibatch(site))
             }
             draws += [sampler.draw(given=given) for _ in range(1, self.num_particles)]
         held = self.held_constant(draws[0])

@@ -45,6 +45,12 @@ def is_subsample(site: Mapping[str, Any]) -> bool:
     return isinstance(site["fn"], _Subsample)
 
 
+def is_minibatch(site: Mapping[str, Any]) -> bool:
+    """Whether a sample site draws some of a plate's data, not all."""
+    fn = site["fn"]
+    return is_subsample(site) and bool((fn.subsample_size or fn.size) < fn.size)
+
+
 def has_density(site: Mapping[str, Any]) -> bool:
     """Whether a sample site is random: not a plate's subsample, not ``pyro.deterministic``."""
     return not is_subsample(site) and not (site["infer"] or {}).get("_deterministic")
