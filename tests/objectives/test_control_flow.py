@@ -7,6 +7,7 @@ are run one by one and weighted by their probabilities.
 from __future__ import annotations
 
 import itertools
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -19,7 +20,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from tests.objectives.cases import examples
-from wsram_ppl.objectives import Prior, WakeSleep
+from wsram_ppl.objectives import ImportanceBound, Prior, VariationalBound, WakeSleep
 from wsram_ppl.testing import ForceSamples
 from wsram_ppl.testing.enumeration import assert_equal
 
@@ -138,3 +139,68 @@ def test_traces_of_different_structure(name: str, seed: int, prior: bool, declar
         unbiased = (probability * (w * (log_likelihood(model) + log_p)[index]).sum(1)).sum()
         assert_equal(expected, gradients_of(unbiased, parameters))
     assert_equal(total, expected)
+
+
+def coming_and_going(lz: Tensor, lv: Tensor, is_guide: bool) -> None:
+    """z always, v where c = 1; y around their sum."""
+    c = pyro.sample("c", dist.Bernoulli(torch.tensor(0.5)))
+    total = pyro.sample("z", dist.Normal(lz if is_guide else 0.0 * lz, 1.0))
+    if c == 1:
+        total = total + pyro.sample("v", dist.Normal(lv if is_guide else 0.0 * lv, 1.0))
+    if not is_guide:
+        pyro.sample("y", dist.Normal(total, 1.0), obs=torch.tensor(1.3))
+
+
+@pytest.mark.parametrize("branches", list(itertools.product((0.0, 1.0), repeat=2)))
+def test_doubly_reparameterised_sites_that_some_particles_have(branches: tuple[float, ...]) -> None:
+    """sum_m w_m^2 d log w~_m / d a, whichever particle has the site, and none for those without."""
+    loc = torch.tensor([0.3, -0.4], requires_grad=True)
+
+    def model() -> None:
+        coming_and_going(loc[0], loc[1], False)
+
+    def guide() -> None:
+        coming_and_going(loc[0], loc[1], True)
+
+    objective = ImportanceBound(2, pathwise=["z", "v"], doubly_reparameterized=True)
+    chosen = iter(branches)
+    torch.manual_seed(0)
+    with ForceSamples({"c": lambda fn: torch.tensor(next(chosen))}), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # no particle may have v
+        loss = objective.differentiable_loss(model, guide)
+    (found,) = torch.autograd.grad(-loss, loc)
+
+    chosen = iter(branches)
+    torch.manual_seed(0)
+    with ForceSamples({"c": lambda fn: torch.tensor(next(chosen))}):
+        particles = objective.particles(model, guide)
+    weights = torch.softmax(particles.log_weights, 0)
+    expected = torch.zeros(2)
+    for weight, draw in zip(weights, particles.draws, strict=True):
+        values = {n: s["value"].detach() for n, s in draw.guide_trace.nodes.items() if n in "zv"}
+        rest = 1.3 - sum(values.values())
+        for position, name in enumerate("zv"):
+            if name in values:
+                slope = rest - values[name] + (values[name] - loc[position].detach())
+                expected[position] += (weight**2 * slope).item()
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("baseline", ["none", "site"])
+def test_a_subsample_one_by_one_around_plates(baseline: Any) -> None:
+    """Particles without the sites of the first: the rows are drawn anew for each."""
+    data = torch.arange(18.0).reshape(6, 3)
+    logit = torch.tensor(0.3, requires_grad=True)
+
+    def program(is_guide: bool) -> None:
+        for n in pyro.plate("documents", 6, subsample_size=2):
+            t = pyro.sample(f"t_{n}", dist.Bernoulli(logits=logit if is_guide else 0 * logit))
+            with pyro.plate(f"words_{n}", 3):
+                z = pyro.sample(f"z_{n}", dist.Bernoulli(0.3 + 0.2 * t))
+                if not is_guide:
+                    pyro.sample(f"x_{n}", dist.Normal(z, 1.0), obs=data[n])
+
+    objective = VariationalBound(baseline, num_particles=4)
+    for _ in range(3):
+        loss = objective.differentiable_loss(lambda: program(False), lambda: program(True))
+        assert torch.autograd.grad(loss, logit)[0].isfinite()

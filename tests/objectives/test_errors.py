@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -11,7 +12,9 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
+from pyro.distributions.transforms import Planar
 from pyro.infer import config_enumerate
+from pyro.infer.autoguide import AutoDiscreteParallel, AutoNormalMessenger
 from torch import Tensor
 
 from wsram_ppl.objectives import (
@@ -37,6 +40,12 @@ def model() -> None:
 def guide() -> None:
     with pyro.plate("data", 4):
         pyro.sample("a", dist.Bernoulli(torch.tensor(0.4)))
+
+
+def normal() -> None:
+    with pyro.plate("data", 4):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("y", dist.Normal(z, 1.0), obs=Y)
 
 
 EVERY = (VariationalBound, ImportanceBound, WakeSleep, ThermodynamicBound)
@@ -145,9 +154,17 @@ def test_enumerated_sites(whose: str, default: str) -> None:
     programs[whose] = config_enumerate(programs[whose], default=default)
     message = (
         f"site 'a' of the {whose} is marked for enumeration, but these objectives sample: remove "
-        "config_enumerate (or use pyro.infer.TraceEnum_ELBO)"
+        "config_enumerate, or unmark its sites with poutine.infer_config(program, lambda site: "
+        "{'enumerate': None}) (or use pyro.infer.TraceEnum_ELBO)"
     )
     rejects(message, programs["model"], programs["guide"])
+
+
+def test_unmarked_enumeration() -> None:
+    """What the message says works, also for a guide that marks its own sites."""
+    parallel = AutoDiscreteParallel(model)
+    unmarked = poutine.infer_config(parallel, lambda site: {"enumerate": None})
+    assert math.isfinite(ImportanceBound(2).loss(model, unmarked))
 
 
 def test_a_tensor_scale() -> None:
@@ -170,6 +187,19 @@ def test_different_scales() -> None:
             pyro.sample("y", dist.Normal(a, 1.0), obs=Y)
 
     rejects(message, annealed, guide, makers=WEIGHING)
+
+
+def test_scales_that_differ_by_rounding_are_one() -> None:
+    """0.1 * 3 and 0.3."""
+
+    def twice_scaled() -> None:
+        with poutine.scale(scale=0.1), poutine.scale(scale=3.0):
+            guide()
+
+    objective = ImportanceBound(2)
+    with ForceSamples({"a": Y}):
+        loss = objective.loss(poutine.scale(model, scale=0.3), twice_scaled)
+        assert loss == pytest.approx(0.3 * objective.loss(model, guide))
 
 
 def test_one_scale_around_everything_is_a_factor_of_the_loss() -> None:
@@ -264,10 +294,57 @@ def test_an_observation_in_the_guide(kind: str) -> None:
 
     message = {
         "observation": "site 'extra' of the guide is observed: a guide can only sample; move it to the "
-        "model",
+        "model, or, where the guide runs the model, hide it by poutine.block(guide, "
+        "hide_types=['observe'])",
         "factor": 'At guide site pyro.factor("extra",...), missing specification of has_rsample.',
     }
     rejects(message[kind], model, observing)
+
+
+def test_a_guide_that_runs_the_model() -> None:
+    """Its observations are hidden as the message says."""
+    messenger = AutoNormalMessenger(normal)
+    rejects("site 'y' of the guide is observed", normal, messenger)
+    hidden = poutine.block(messenger, hide_types=["observe"])
+    assert math.isfinite(VariationalBound().loss_and_grads(normal, hidden))
+    pyro.clear_param_store()
+
+
+@pytest.mark.parametrize("vectorized", [False, True])
+def test_a_density_that_fails(vectorized: bool) -> None:
+    """The site is named."""
+
+    def negative() -> None:
+        with pyro.plate("data", 4):
+            pyro.sample("a", dist.Bernoulli(torch.tensor(0.5)))
+            pyro.sample("y", dist.Poisson(torch.tensor(1.0)), obs=-torch.ones(4))
+
+    objective = ImportanceBound(2, max_plate_nesting=1, vectorize_particles=vectorized)
+    with pytest.raises(ValueError, match="the log-density of site 'y' fails: Expected value argument"):
+        objective.loss(negative, guide)
+
+
+@pytest.mark.parametrize("vectorized", [False, True])
+def test_a_flow_without_an_inverse(vectorized: bool) -> None:
+    """Its density is known only of the very sample that it made."""
+    flow = Planar(2)
+
+    def program(is_guide: bool) -> Program:
+        def run() -> None:
+            with pyro.plate("data", 4):
+                base = dist.Normal(torch.zeros(4, 2), 1.0).to_event(1)
+                z = pyro.sample("z", dist.TransformedDistribution(base, [flow]) if is_guide else base)
+                if not is_guide:
+                    pyro.sample("y", dist.Normal(z.sum(-1), 1.0), obs=Y)
+
+        return run
+
+    for refused in ({}, {"pathwise": ["z"], "doubly_reparameterized": True}):
+        objective = ImportanceBound(2, vectorize_particles=vectorized, **refused)  # type: ignore[arg-type]
+        with pytest.raises(ValueError, match="site 'z' fails, since a transform without an inverse"):
+            objective.differentiable_loss(program(False), program(True))
+    objective = ImportanceBound(2, vectorize_particles=vectorized, pathwise=["z"])
+    assert objective.differentiable_loss(program(False), program(True)).isfinite()
 
 
 def test_event_dimensions_that_disagree() -> None:

@@ -127,6 +127,21 @@ def test_a_datum_without_any_weight_leaves_the_others_alone(name: str, seed: int
         torch.testing.assert_close(one, other)
 
 
+@every_objective
+def test_a_weight_that_is_not_a_number_is_seen(name: str) -> None:
+    """It does not count as nothing: loss and gradients are not numbers, and Pyro's warning says so."""
+    table = torch.zeros(DATA, 3)
+    table[0] = math.nan
+    programs = [Extreme(table, False, is_guide) for is_guide in (False, True)]
+    objective = OBJECTIVES[name](num_particles=PARTICLES, vectorize_particles=True)
+    with pyro.validation_enabled(False), pytest.warns(UserWarning, match="Encountered NaN: loss"):
+        assert math.isnan(objective.loss_and_grads(*programs))
+    with pyro.validation_enabled(False), pytest.warns(UserWarning, match="Encountered NaN: loss"):
+        assert math.isnan(objective.loss(*programs))
+    grads = [p.grad for program in programs for p in program.parameters() if p.grad is not None]
+    assert any(grad[:1].isnan().any() for grad in grads)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_the_loss_is_exact_however_large_the_surrogate(dtype: Any) -> None:
     """The logged number is the bound to the last bit, though the gradient's surrogate dwarfs it."""

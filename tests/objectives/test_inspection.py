@@ -177,6 +177,46 @@ def test_an_observed_site_outside() -> None:
     )
 
 
+@pytest.mark.parametrize("make", EVERY)
+def test_a_plate_that_is_iterated_over(make: Callable[..., Objective]) -> None:
+    """Elements visited one by one share one weight, unless a vectorised plate holds them."""
+
+    def program(is_guide: bool) -> None:
+        for n in pyro.plate("data", 3):
+            a = pyro.sample(f"a_{n}", dist.Bernoulli(torch.tensor(0.5)))
+            if not is_guide:
+                pyro.sample(f"y_{n}", dist.Normal(a, 1.0), obs=Y[n])
+
+    def parts(is_guide: bool) -> None:
+        data = pyro.plate("data", 3)
+        for n in pyro.plate("parts", 2):
+            with data:
+                a = pyro.sample(f"a_{n}", dist.Bernoulli(torch.full((3,), 0.5)))
+                if not is_guide:
+                    pyro.sample(f"y_{n}", dist.Normal(a, 1.0), obs=Y)
+
+    silent(make(num_particles=3), lambda: parts(False), lambda: parts(True))
+    programs = (lambda: program(False)), (lambda: program(True))
+    if make is VariationalBound:
+        silent(make(num_particles=3), *programs)
+    else:
+        told_once(
+            "plate 'data' is iterated over, so that all its data", make(num_particles=3), *programs
+        )
+
+
+@pytest.mark.parametrize("make", EVERY[1:])
+def test_a_subsample_that_is_iterated_over(make: Callable[..., Objective]) -> None:
+    def program(is_guide: bool) -> None:
+        for n in pyro.plate("data", 3, subsample_size=2):
+            a = pyro.sample(f"a_{n}", dist.Bernoulli(torch.tensor(0.5)))
+            if not is_guide:
+                pyro.sample(f"y_{n}", dist.Normal(a, 1.0), obs=Y[n])
+
+    with pytest.raises(ValueError, match="plate 'data' is subsampled and iterated over, so that all"):
+        make(num_particles=3).loss(lambda: program(False), lambda: program(True))
+
+
 # J: subsamples.
 
 
@@ -310,11 +350,14 @@ def test_a_masked_missing_observation(name: str, inside: bool) -> None:
                     pyro.sample("y", fn, obs=obs)
 
     results = []
-    for obs in (value, missing):
+    for obs, vectorized in ((value, False), (missing, False), (missing, True)):
+        particles = 2 if vectorized else 1
+        objective = VariationalBound(num_particles=particles, vectorize_particles=vectorized)
         with pyro.validation_enabled(False):
-            loss = VariationalBound(num_particles=1).differentiable_loss(model, lambda obs: None, obs)
+            loss = objective.differentiable_loss(model, lambda obs: None, obs)
         results.append((loss.detach(), torch.autograd.grad(loss, loc)[0]))
     torch.testing.assert_close(results[0], results[1])
+    torch.testing.assert_close(results[0], results[2])
     assert results[1][1].isfinite().all() and results[1][1][1] == 0
 
 

@@ -19,6 +19,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro.distributions.testing.rejection_gamma import RejectionStandardGamma
 from pyro.infer import Trace_ELBO, autoguide
 from torch import Tensor
 
@@ -402,10 +403,6 @@ def two_sites(is_guide: bool) -> None:
     ("make", "message"),
     [
         (
-            lambda: VariationalBound(pathwise=["zz"]),
-            "pathwise names 'zz', which matches no latent site: there are ['z', 'b']",
-        ),
-        (
             lambda: ImportanceBound(pathwise=["z", "b"]),
             "pathwise names 'b', but the Bernoulli of site 'b' has no reparameterised samples",
         ),
@@ -433,6 +430,74 @@ def test_what_is_refused(make: Callable[[], Objective], message: str, vectorized
     objective.vectorize_particles = vectorized
     with pytest.raises(ValueError, match=re.escape(message)):
         objective.differentiable_loss(lambda: two_sites(False), lambda: two_sites(True))
+
+
+def test_a_name_that_no_site_has() -> None:
+    """Refused where every run has the same sites, and a warning where others may have it."""
+    programs = (lambda: two_sites(False)), (lambda: two_sites(True))
+    message = re.escape("pathwise names 'zz', which matches no latent site: there are ['z', 'b']")
+    at_once = VariationalBound(pathwise=["zz"], vectorize_particles=True)
+    for _ in range(2):  # what was refused once is refused again
+        with pytest.raises(ValueError, match=message + "$"):
+            at_once.differentiable_loss(*programs)
+    with pytest.warns(UserWarning, match=message + ", unless other runs of the program have it"):
+        VariationalBound(pathwise=["zz"]).differentiable_loss(*programs)
+
+
+class Rejecting:
+    """A gamma by rejection, whose samples alone do not carry the whole gradient."""
+
+    def __init__(self) -> None:
+        self.shape = torch.tensor([2.5], dtype=torch.float64, requires_grad=True)
+
+    def guide(self) -> None:
+        with pyro.plate("data", 1):
+            pyro.sample("z", RejectionStandardGamma(self.shape))
+
+    def model(self) -> None:
+        with pyro.plate("data", 1):
+            z = pyro.sample("z", dist.Gamma(2.0, 1.0))
+            pyro.sample("y", dist.Normal(z, 1.0), obs=torch.tensor([1.0]).double())
+
+
+def test_a_distribution_that_rejects_is_not_pathwise() -> None:
+    programs = Rejecting()
+    with pytest.raises(ValueError, match="of site 'z' has no reparameterised samples: leave it out"):
+        ImportanceBound(pathwise=["z"]).differentiable_loss(programs.model, programs.guide)
+    draw = ImportanceBound(pathwise=True).particles(programs.model, programs.guide).draws[0]
+    assert not draw.latents[0].pathwise
+
+
+@pytest.mark.parametrize("doubly", [False, True])
+def test_a_straight_through_sample_keeps_its_relaxation(doubly: bool) -> None:
+    """Its density is evaluated there: the bound of one's own prior is the likelihood."""
+    hot = dist.RelaxedOneHotCategoricalStraightThrough
+
+    def model() -> None:
+        with pyro.plate("data", 3):
+            z = pyro.sample("z", hot(torch.tensor(0.5), logits=torch.zeros(3)))
+            pyro.sample("y", dist.Normal(z[..., 0], 1.0), obs=X[:, 0])
+
+    def guide() -> None:
+        logits = torch.zeros(3, 3, requires_grad=True)
+        with pyro.plate("data", 3):
+            pyro.sample("z", hot(torch.tensor(0.5), logits=logits))
+
+    given: dict[str, Any] = {"pathwise": ["z"], "doubly_reparameterized": True} if doubly else {}
+    particles = ImportanceBound(4, **given).particles(model, guide)
+    for each in (particles, particles.constant) if particles.constant is not None else (particles,):
+        torch.testing.assert_close(each.log_ratio, torch.zeros(4, 3))
+
+
+@pytest.mark.parametrize("make", [ImportanceBound, WakeSleep])
+@pytest.mark.parametrize("vectorized", [True, False])
+def test_the_loss_alone_is_not_doubly_reparameterised(make: Any, vectorized: bool) -> None:
+    programs = (lambda: two_sites(False)), (lambda: two_sites(True))
+    losses = []
+    for options in ({}, {"pathwise": ["z"], "doubly_reparameterized": True}):
+        torch.manual_seed(0)
+        losses.append(make(num_particles=3, vectorize_particles=vectorized, **options).loss(*programs))
+    assert losses[0] == losses[1]
 
 
 def test_the_prior_is_not_doubly_reparameterised() -> None:

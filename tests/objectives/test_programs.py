@@ -6,7 +6,9 @@ drawn at once or one after the other, and the three ways to take a training step
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pyro
@@ -260,6 +262,15 @@ def test_plate_nesting_guessed_or_given(name: str) -> None:
     for nesting in (2, 4):
         assert_same(guessed, step(name, model, guide, max_plate_nesting=nesting))
         assert torch.equal(after, torch.get_rng_state())
+
+
+def test_a_changed_copy_has_the_same_plates() -> None:
+    """``dataclasses.replace`` takes the plates as they were given, without that of the particles."""
+    objective = ImportanceBound(3, max_plate_nesting=2, vectorize_particles=True)
+    for _ in range(2):
+        objective = replace(objective, num_particles=4)
+        assert objective.max_plate_nesting == 2
+        assert math.isfinite(objective.loss(Twin(False, 6), Twin(True, 6)))
 
 
 def test_two_inner_plates_with_a_mask_along_one() -> None:

@@ -13,6 +13,7 @@ from pyro import poutine
 from pyro.infer.elbo import ELBO, ELBOModule
 from pyro.infer.util import torch_backward
 from pyro.poutine.trace_struct import Trace
+from pyro.util import warn_if_nan
 from torch import Tensor, nn
 
 from wsram_ppl.errors import InputError
@@ -22,7 +23,7 @@ from wsram_ppl.objectives.particles import Particles, TraceDraw, add
 from wsram_ppl.objectives.prior import is_prior
 from wsram_ppl.objectives.running import RunningMeans
 from wsram_ppl.objectives.sampling import Sampler, carries_gradients
-from wsram_ppl.objectives.sites import Program
+from wsram_ppl.objectives.sites import Program, plate_nesting
 from wsram_ppl.objectives.traces import combine
 from wsram_ppl.primitives.handlers import is_minibatch
 
@@ -110,12 +111,13 @@ class Objective(ELBO):
             raise ValueError(f"num_particles must be at least 1, not {self.num_particles}")
         if isinstance(self.pathwise, str):
             raise ValueError(f"pathwise takes a list of names: write pathwise=['{self.pathwise}']")
+        given = self.max_plate_nesting
         super().__init__(  # type: ignore[no-untyped-call]
             num_particles=self.num_particles,
-            max_plate_nesting=self.max_plate_nesting,
             vectorize_particles=self.vectorize_particles,
             retain_graph=self.retain_graph,
         )
+        self.max_plate_nesting = given  # without the particles' plate, which Pyro's ELBO adds to it
         self.running = RunningMeans()
         self.statistics: dict[str, Tensor] = {}
         self._global_names: frozenset[str] | None = None
@@ -151,7 +153,7 @@ class Objective(ELBO):
         """Whether it reads the baselines that sites declare."""
         return False
 
-    def held_constant(self, draw: TraceDraw) -> Collection[str]:
+    def held_constant(self, draws: Sequence[TraceDraw]) -> Collection[str]:
         """The latents that are constants in a second evaluation (``Particles.constant``)."""
         return ()
 
@@ -192,8 +194,8 @@ class Objective(ELBO):
             self.check(model, guide)
         evaluations = self.evaluations(model, guide, args, kwargs)
         if not self._inspected:
-            self._inspected = True
             inspect(self, evaluations[0], model, guide)
+            self._inspected = True
         bounds = self._bounds(evaluations)
         terms = []
         for particles in evaluations:
@@ -215,13 +217,13 @@ class Objective(ELBO):
         """Minus the bound as a number, without gradients and without touching running estimates."""
         with torch.no_grad():
             evaluations = self.evaluations(model, guide, args, kwargs)
-            return -(evaluations[0].scale * _mean(self._bounds(evaluations))).item()
+            return _number(-(evaluations[0].scale * _mean(self._bounds(evaluations))))
 
     def loss_and_grads(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
         """Minus the bound as a number; gradients are added to the parameters' ``.grad``."""
         loss = self.differentiable_loss(model, guide, *args, **kwargs)
         torch_backward(loss, retain_graph=self.retain_graph)
-        return loss.item()
+        return _number(loss)
 
     def state_dict(self) -> dict[str, Tensor]:
         """The running estimates, to be saved with a checkpoint."""
@@ -239,8 +241,6 @@ class Objective(ELBO):
 
     def particles(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Particles:
         """Runs guide and model and returns the particles with their log-densities."""
-        if self.vectorize_particles:
-            self._find_max_plate_nesting(model, guide, args, kwargs)
         shares_parameters = is_prior(guide, model)
         changed = self.regularizer is not None and self.regularizer.changes_proposal
         sampler = Sampler(
@@ -249,12 +249,17 @@ class Objective(ELBO):
             args,
             kwargs,
             is_prior=shares_parameters and not changed,
-            num_particles=self.num_particles if self.vectorize_particles else 1,
+            num_particles=1,
             max_plate_nesting=self.max_plate_nesting,
             carries_gradients=carries_gradients(self.pathwise),
             proposal=self.regularizer.proposal if self.regularizer is not None else nullcontext,
             forms_weights=self.forms_weights,
         )
+        if self.particles_in_a_plate:
+            self._look_ahead(sampler)
+            sampler = replace(
+                sampler, num_particles=self.num_particles, max_plate_nesting=self.dimensions
+            )
         draws = [self._first_draw(sampler)]
         shared = self._global_names or frozenset()
         if not self.vectorize_particles:
@@ -266,7 +271,7 @@ class Objective(ELBO):
                 or (self.forms_weights and site["type"] == "sample" and is_minibatch(site))
             }
             draws += [sampler.draw(given=given) for _ in range(1, self.num_particles)]
-        held = self.held_constant(draws[0])
+        held = self.held_constant(draws) if torch.is_grad_enabled() else ()
         constant = None
         if held:
             if shares_parameters:
@@ -284,9 +289,6 @@ class Objective(ELBO):
             draw = sampler.draw()
             self._global_names = draw.plates.global_names if self.forms_weights else None
             return draw
-        if self._global_names is None:
-            with suppress(RuntimeError, ValueError), aside():  # the run that follows reports them
-                self._global_names = replace(sampler, num_particles=1).draw().plates.global_names
         for _ in range(3):
             draw = sampler.draw(shared=self._global_names or ())
             known, self._global_names = self._global_names, draw.plates.global_names
@@ -294,10 +296,27 @@ class Objective(ELBO):
                 return draw
         raise ValueError("which latents lie outside the data plates changes from run to run")
 
-    def _find_max_plate_nesting(self, model: Program, guide: Program, args: Any, kwargs: Any) -> None:
-        if self.max_plate_nesting == float("inf"):
-            with aside():
-                self._guess_max_plate_nesting(model, guide, args, kwargs)  # type: ignore[no-untyped-call]
+    @property
+    def particles_in_a_plate(self) -> bool:
+        """Whether several particles are drawn in one run."""
+        return self.vectorize_particles and self.num_particles > 1
+
+    @property
+    def dimensions(self) -> int | float:
+        """How many batch dimensions the plates use, that of the particles included."""
+        return self.max_plate_nesting + self.particles_in_a_plate
+
+    def _look_ahead(self, sampler: Sampler) -> None:
+        """Finds, by a run with one particle, the plates' dimensions and the global latents."""
+        guessed = self.max_plate_nesting == float("inf")
+        if not guessed and (self._global_names is not None or not self.forms_weights):
+            return
+        # The run that follows reports errors, if it can take place.
+        with nullcontext() if guessed else suppress(RuntimeError, ValueError), aside():
+            draw = sampler.draw()
+            self._global_names = draw.plates.global_names
+            if guessed:
+                self.max_plate_nesting = max(map(plate_nesting, (draw.model_trace, draw.guide_trace)))
 
     def _bounds(self, evaluations: Sequence[Particles]) -> list[Tensor]:
         """Each evaluation's bound, summed over data, in units of the data plates' scale; constants."""
@@ -326,6 +345,11 @@ def aside() -> Iterator[None]:
 def _mean(terms: Sequence[Tensor]) -> Tensor:
     total = add(terms)
     return total if len(terms) == 1 else total / len(terms)
+
+
+def _number(loss: Tensor) -> float:
+    """The value of a loss; Pyro's warning if it is not a number."""
+    return warn_if_nan(loss.detach(), "loss").item()
 
 
 def check_choice(option: str, value: object, choices: Sequence[str], objective: str) -> None:

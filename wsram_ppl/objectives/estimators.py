@@ -30,7 +30,7 @@ def variational_bound(log_weights: Tensor) -> Tensor:
 
 def normalized_weights(log_weights: Tensor) -> Tensor:
     """w = softmax_m(log w~), ``[particle, *datum]``; all 0 if every w~ is 0."""
-    return torch.softmax(log_weights, 0).nan_to_num(0.0)
+    return torch.softmax(log_weights, 0).masked_fill(torch.isneginf(log_weights), 0.0)
 
 
 def effective_sample_size(log_weights: Tensor) -> Tensor:
@@ -118,7 +118,7 @@ def vimco_signal(log_weights: Tensor) -> Tensor:
     else:
         signal = log_weights
     # If every particle is ruled out the bound is -inf and has no gradient.
-    return torch.where(torch.isfinite(bound), signal, 0.0)
+    return torch.where(torch.isneginf(bound), 0.0, signal)
 
 
 def ovis_signal(log_weights: Tensor, gamma: float) -> Tensor:
@@ -140,7 +140,7 @@ def ovis_signal(log_weights: Tensor, gamma: float) -> Tensor:
     signal = bound - torch.where(torch.isfinite(without), without, 0.0)
     signal = signal + gamma * normalized_weights(log_weights) - (1 - gamma) * math.log1p(-1 / count)
     # If every particle is ruled out the bound is -inf and has no gradient.
-    return torch.where(torch.isfinite(bound), signal, 0.0)
+    return torch.where(torch.isneginf(bound), 0.0, signal)
 
 
 def thermodynamic_bound(log_weights: Tensor, temperatures: Tensor) -> Tensor:
@@ -182,4 +182,5 @@ def _tempered(log_weights: Tensor, temperatures: Tensor) -> tuple[Tensor, Tensor
     beta = temperatures[:-1].reshape(shape)
     # At beta = 0 a particle that is ruled out counts like any other: 0 * -inf should be 0.
     heated = torch.where(beta > 0, beta * log_weights, 0.0)
-    return torch.softmax(heated, 1).nan_to_num(0.0), temperatures.diff().reshape(shape[:-1])
+    tempered = torch.softmax(heated, 1).masked_fill(torch.isneginf(heated), 0.0)
+    return tempered, temperatures.diff().reshape(shape[:-1])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
@@ -70,8 +70,8 @@ class ImportanceBound(MultiSampleObjective):
     def bound(self, log_weights: Tensor) -> Tensor:
         return estimators.multi_sample_bound(log_weights)
 
-    def held_constant(self, draw: TraceDraw) -> Collection[str]:
-        return pathwise_names(draw) if self.doubly_reparameterized else ()
+    def held_constant(self, draws: Sequence[TraceDraw]) -> Collection[str]:
+        return pathwise_names(draws) if self.doubly_reparameterized else ()
 
     def surrogate(self, particles: Particles) -> Tensor:
         weights = estimators.normalized_weights(particles.log_weights)
@@ -92,13 +92,13 @@ class ImportanceBound(MultiSampleObjective):
         return gain
 
 
-def pathwise_names(draw: TraceDraw) -> list[str]:
+def pathwise_names(draws: Sequence[TraceDraw]) -> list[str]:
     """The local latents whose values carry gradients.
 
     Raises:
         ValueError: there are none.
     """
-    names = [site.name for site in draw.latents if site.pathwise]
+    names = [*{site.name: None for draw in draws for site in draw.latents if site.pathwise}]
     if not names:
         raise InputError(
             "doubly_reparameterized=True needs a latent inside the data plates that is pathwise "

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from wsram_ppl.errors import InputError
 from wsram_ppl.objectives.particles import Latent, Particles
+from wsram_ppl.objectives.sampling import is_reparameterized
 from wsram_ppl.objectives.sites import Program, random_sites
 from wsram_ppl.primitives.distributions import parameters
 
@@ -22,6 +23,7 @@ class Inspected(Protocol):
     """What must be known of an objective; see :class:`~wsram_ppl.objectives.base.Objective`."""
 
     pathwise: bool | Sequence[str]
+    vectorize_particles: bool
 
     @property
     def forms_weights(self) -> bool: ...
@@ -35,10 +37,10 @@ def inspect(objective: Inspected, particles: Particles, model: Program, guide: P
     """Warns about everything that this module finds, with the site's name and what to do.
 
     Raises:
-        InputError: a name in ``pathwise`` matches no site, or one without reparameterised samples.
+        InputError: a name in ``pathwise`` matches no site although all particles were drawn at once, or
+            a site without reparameterised samples.
     """
-    _check_pathwise(objective, particles)
-    found = []
+    found: list[str | None] = [*_check_pathwise(objective, particles)]
     if objective.forms_weights:
         found.append(_one_weight(particles))
     if objective.gradients_differ:
@@ -55,7 +57,7 @@ def _latents(particles: Particles) -> Iterator[Latent]:
         yield from (*draw.latents, *draw.globals)
 
 
-def _check_pathwise(objective: Inspected, particles: Particles) -> None:
+def _check_pathwise(objective: Inspected, particles: Particles) -> Iterator[str]:
     if isinstance(objective.pathwise, bool):
         return
     sites = {
@@ -64,11 +66,12 @@ def _check_pathwise(objective: Inspected, particles: Particles) -> None:
     for pattern in objective.pathwise:
         fitting = [name for name in sites if fnmatchcase(name, pattern)]
         if not fitting:
-            raise InputError(
-                f"pathwise names '{pattern}', which matches no latent site: there are {[*sites]}"
-            )
+            text = f"pathwise names '{pattern}', which matches no latent site: there are {[*sites]}"
+            if objective.vectorize_particles:
+                raise InputError(text)
+            yield f"{text}, unless other runs of the program have it"
         for name in fitting:
-            if not sites[name]["fn"].has_rsample:
+            if not is_reparameterized(sites[name]["fn"]):
                 raise InputError(
                     f"pathwise names '{pattern}', but the {type(sites[name]['fn']).__name__} of site "
                     f"'{name}' has no reparameterised samples: leave it out, and its score is used"
@@ -76,8 +79,17 @@ def _check_pathwise(objective: Inspected, particles: Particles) -> None:
 
 
 def _one_weight(particles: Particles) -> str | None:
-    site = particles.draws[0].plates.misplaced
-    if site is None or particles.num_particles == 1:
+    plates = particles.draws[0].plates
+    if particles.num_particles == 1:
+        return None
+    if plates.iterated is not None:
+        return (
+            f"plate '{plates.iterated}' is iterated over, so that all its data share one importance "
+            "weight per particle, which needs too many particles: write 'with pyro.plate(...)' in place "
+            "of 'for ... in pyro.plate(...)', or use VariationalBound, which needs no weights"
+        )
+    site = plates.misplaced
+    if site is None:
         return None
     return (
         f"site '{site}' lies outside a plate that contains others, so that all data share one "

@@ -91,6 +91,8 @@ class Plates:
             data plates' subsampling.
         unequal: why the scales have no meaning inside an importance weight, if so.
         misplaced: the site that prevents plates from being data plates; None if there is none.
+        iterated: a plate around observations whose elements are visited one by one, where there are no
+            data plates; None if there is none.
     """
 
     data: Frames
@@ -100,6 +102,7 @@ class Plates:
     scale: float
     unequal: str | None
     misplaced: str | None
+    iterated: str | None
 
     @cached_property
     def layout(self) -> PlateLayout:
@@ -151,6 +154,13 @@ def plates_of(model: Mapping[str, Site], guide: Mapping[str, Site]) -> Plates:
     if everywhere and not data:
         bare = [site["name"] for site, stack in sites if not around[id(stack)]]
         misplaced = (bare or outside or [*latent])[0]
+    one_by_one = [
+        frame.name
+        for site, stack in sites
+        if site["is_observed"] and not data
+        for frame in stack
+        if not frame.vectorized
+    ]
     scale, unequal = _common_scale(
         [(site, stack) for site, stack in sites if site["name"] not in global_names], data
     )
@@ -162,6 +172,7 @@ def plates_of(model: Mapping[str, Site], guide: Mapping[str, Site]) -> Plates:
         scale=scale,
         unequal=unequal,
         misplaced=misplaced,
+        iterated=one_by_one[0] if one_by_one else None,
     )
 
 
@@ -177,19 +188,27 @@ def _common_scale(sites: Iterable[tuple[Site, Frames]], data: Frames) -> tuple[f
             continue
         scales.add(float(site["scale"]))
         for frame in stack:
-            if frame.full_size not in (None, frame.size) and frame not in data:
+            if frame.full_size in (None, frame.size) or frame in data:
+                continue
+            if not frame.vectorized:
+                problem = problem or (
+                    f"plate '{frame.name}' is subsampled and iterated over, so that all data share one "
+                    "importance weight, in which a scale has no meaning: write 'with pyro.plate(...)' "
+                    "in place of 'for ... in pyro.plate(...)', or use VariationalBound"
+                )
+            else:
                 problem = problem or (
                     f"plate '{frame.name}' is subsampled but does not enclose every sample site "
                     f"(it encloses '{site['name']}'): a scale inside an importance weight has no "
                     "meaning; subsample only plates that are common to all sites"
                 )
-    if len(scales) > 1:
+    if scales and not math.isclose(min(scales), max(scales), rel_tol=1e-6):
         problem = problem or (
             f"sites have different scales {sorted(scales)}: a scale inside an importance weight "
             "has no meaning; use one poutine.scale around the whole model and the whole guide"
         )
     if problem is None:
-        return (scales.pop() if scales else 1.0), None
+        return max(scales, default=1.0), None
     return math.prod((frame.full_size or frame.size) / frame.size for frame in data), problem
 
 

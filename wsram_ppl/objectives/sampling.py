@@ -11,15 +11,28 @@ from typing import Any
 import pyro.distributions as dist
 from pyro import poutine
 from pyro.poutine.trace_struct import Trace
-from torch import Tensor
 
 from wsram_ppl.objectives.particles import TraceDraw
 from wsram_ppl.objectives.sites import Program, values_of
 from wsram_ppl.objectives.traces import read_draw
 from wsram_ppl.primitives.distributions import innermost
-from wsram_ppl.primitives.handlers import DetachSamples, Memoize, ParticlePlate, Substitute
+from wsram_ppl.primitives.handlers import (
+    DetachSamples,
+    Memoize,
+    ParticlePlate,
+    Substitute,
+    constant,
+)
 
-__all__ = ["Sampler", "carries_gradients"]
+__all__ = ["Sampler", "carries_gradients", "is_reparameterized"]
+
+
+def is_reparameterized(fn: Any) -> bool:
+    """Whether the whole gradient of an expectation goes through the distribution's samples.
+
+    Not that of a ``Rejector``, whose samples need a part of the score as well.
+    """
+    return bool(fn.has_rsample) and not isinstance(innermost(fn), dist.Rejector)
 
 
 def carries_gradients(pathwise: bool | Sequence[str]) -> Callable[[Mapping[str, Any]], bool]:
@@ -36,7 +49,7 @@ def carries_gradients(pathwise: bool | Sequence[str]) -> Callable[[Mapping[str, 
         if isinstance(innermost(fn), dist.Delta):
             return True
         if isinstance(pathwise, bool):
-            return pathwise and bool(fn.has_rsample)
+            return pathwise and is_reparameterized(fn)
         return any(fnmatchcase(site["name"], pattern) for pattern in pathwise)
 
     return keep
@@ -84,7 +97,7 @@ class Sampler:
     def again(self, draw: TraceDraw, shared: Collection[str], held: Collection[str]) -> TraceDraw:
         """The same particles, with the values of some latents as constants."""
         values = values_of(draw.guide_trace)
-        values |= {name: values[name].detach() for name in held if isinstance(values[name], Tensor)}
+        values |= {name: constant(values[name]) for name in held if name in values}
         with Memoize():
             with self.proposal(), Substitute(values, "guide"):
                 guide_trace = self._run(self.guide, shared)

@@ -37,9 +37,36 @@ def values_of(trace: Trace) -> dict[str, Any]:
     }
 
 
+def plate_nesting(trace: Trace) -> int:
+    """How many batch dimensions the plates of a trace use."""
+    return max(
+        (
+            -(frame.dim or 0)
+            for site in trace.nodes.values()
+            if site["type"] == "sample"
+            for frame in site["cond_indep_stack"]
+            if frame.vectorized
+        ),
+        default=0,
+    )
+
+
 def log_density(site: Site) -> Tensor:
-    """The log-density of the distribution, without mask and scale."""
-    value: Tensor = site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"])
+    """The log-density of the distribution, without mask and scale.
+
+    Raises:
+        ValueError: it cannot be evaluated, with the site's name.
+    """
+    try:
+        value: Tensor = site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"])
+    except ValueError as error:
+        raise ValueError(f"the log-density of site '{site['name']}' fails: {error}") from error
+    except KeyError as error:
+        raise ValueError(
+            f"the log-density of site '{site['name']}' fails, since a transform without an inverse "
+            "knows only the very sample that it made: name the site in pathwise (without "
+            "doubly_reparameterized), or use a transform that has an inverse"
+        ) from error
     return value
 
 

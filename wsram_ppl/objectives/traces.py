@@ -28,14 +28,18 @@ def _check(model: Mapping[str, Site], guide: Mapping[str, Site]) -> None:
             if site["infer"].get("enumerate") or site["infer"].get("_enumerate_dim") is not None:
                 raise ValueError(
                     f"site '{name}' of the {whose} is marked for enumeration, but these objectives "
-                    "sample: remove config_enumerate (or use pyro.infer.TraceEnum_ELBO)"
+                    "sample: remove config_enumerate, or unmark its sites with "
+                    "poutine.infer_config(program, lambda site: {'enumerate': None}) "
+                    "(or use pyro.infer.TraceEnum_ELBO)"
                 )
     for name, site in guide.items():
         if site["is_observed"]:
             if isinstance(site["fn"], Unit) and site["infer"].get("is_auxiliary"):
                 continue
             raise ValueError(
-                f"site '{name}' of the guide is observed: a guide can only sample; move it to the model"
+                f"site '{name}' of the guide is observed: a guide can only sample; move it to the "
+                "model, or, where the guide runs the model, hide it by "
+                "poutine.block(guide, hide_types=['observe'])"
             )
         if name not in model:
             if site["infer"].get("is_auxiliary"):

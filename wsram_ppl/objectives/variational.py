@@ -202,7 +202,8 @@ def own_plates(draw: TraceDraw, upstream: Upstream | None) -> dict[str, Frames]:
     found = dict(frames)
     for position, later in enumerate(frames):
         for name in list(frames)[:position]:
-            if upstream is None or name in upstream[later]:
+            # A site that only some runs have was not seen.
+            if upstream is None or later not in upstream or name in upstream[later]:
                 found[name] = found[name] & frames[later]
     return found
 

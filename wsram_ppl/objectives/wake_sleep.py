@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import KW_ONLY, dataclass
 from typing import Any, ClassVar, Literal, get_args
 
@@ -118,16 +118,16 @@ class WakeSleep(MultiSampleObjective):
     def uses_baselines(self) -> bool:
         return self.control_variate == "learned"
 
-    def held_constant(self, draw: TraceDraw) -> Collection[str]:
-        local = [site.name for site in draw.latents if site.pathwise]
-        outside = [site.name for site in draw.globals if site.pathwise]
+    def held_constant(self, draws: Sequence[TraceDraw]) -> Collection[str]:
+        local = [site.name for draw in draws for site in draw.latents if site.pathwise]
+        outside = [site.name for draw in draws for site in draw.globals if site.pathwise]
         if self.doubly_reparameterized and outside:
             raise InputError(
                 f"doubly_reparameterized=True with the global site '{outside[0]}' pathwise too is not "
                 "supported: leave one of them out"
             )
         if self.doubly_reparameterized:
-            return pathwise_names(draw)
+            return pathwise_names(draws)
         if local:
             raise InputError(
                 f"site '{local[0]}' is pathwise (or a Delta with parameters), but wake-q follows the "
@@ -232,7 +232,7 @@ class WakeSleep(MultiSampleObjective):
                 "use insomnia=1.0"
             )
         if self.vectorize_particles and self.num_particles > 1:
-            plate = ParticlePlate(self.num_particles, -int(self.max_plate_nesting))
+            plate = ParticlePlate(self.num_particles, -int(self.dimensions))
             model, guide = plate(model), plate(guide)
         runs = 1 if self.vectorize_particles else self.num_particles
         log_q = torch.stack([self._sleep(model, guide, args, kwargs) for _ in range(runs)]).sum()

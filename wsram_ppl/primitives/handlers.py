@@ -25,6 +25,7 @@ __all__ = [
     "Mode",
     "ParticlePlate",
     "Substitute",
+    "constant",
     "evaluating",
     "has_density",
     "is_subsample",
@@ -105,6 +106,15 @@ class ParticlePlate(Messenger):
             )
 
 
+def constant(value: Tensor) -> Tensor:
+    """The value without gradients."""
+    found = value.detach()
+    relaxed = getattr(value, "_unquantize", None)
+    if relaxed is not None:  # Pyro's straight-through distributions evaluate their density there
+        found._unquantize = relaxed.detach()  # type: ignore[attr-defined]
+    return found
+
+
 class DetachSamples(Messenger):
     """Makes every latent value a constant *while the program runs*.
 
@@ -127,7 +137,7 @@ class DetachSamples(Messenger):
         if msg["is_observed"] or not isinstance(value, Tensor) or not value.requires_grad:
             return  # a constant stays the same object, as Memoize requires
         if self.keep is None or not self.keep(msg):
-            msg["value"] = value.detach()
+            msg["value"] = constant(value)
 
 
 class Substitute(Messenger):
