@@ -6,7 +6,9 @@ a graph is its own affair, what is in the graph ours.
 
 from __future__ import annotations
 
+import os
 import random
+import signal
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,7 +24,7 @@ from torch import Tensor, nn
 from scripts.tiny_run import tiny_config
 from wsram_ppl.config import Components, ExperimentConfig, load_config, parse_config
 from wsram_ppl.data.digits.source import SampleDigits
-from wsram_ppl.errors import Diverged, InputError
+from wsram_ppl.errors import Diverged, InputError, Interrupted
 from wsram_ppl.interfaces import Composes
 from wsram_ppl.objectives.running import RunningMeans
 from wsram_ppl.primitives.handlers import pyro_settings
@@ -477,6 +479,27 @@ def test_a_run_goes_on_bit_by_bit(tmp_path: Path, traced: list[Any]) -> None:
     run = check_resume(tmp_path, COMPILED)
     with pytest.raises(InputError, match=r"training\.compile True, not False"):
         train(tiny_config(), run)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_compiler_that_dies_of_the_same_signal(
+    number: signal.Signals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C in a terminal reaches it too: the run says that it was stopped, and goes on later."""
+
+    def killed(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> torch.fx.GraphModule:
+        os.kill(os.getpid(), number)
+        raise RuntimeError("C++ compile error")
+
+    run = RunDirectory(tmp_path / "run")
+    monkeypatch.setattr(compiled, "compile_graph", killed)
+    with pytest.raises(Interrupted, match=f"^stopped by {number.name} before the first update"):
+        train(tiny_config(COMPILED), run)
+    monkeypatch.setattr(compiled, "compile_graph", lambda graph, inputs: graph)
+    train(tiny_config(COMPILED), run)
+    train(tiny_config(COMPILED), RunDirectory(tmp_path / "whole"))
+    one, other = (load_checkpoint(tmp_path / r / "last.safetensors").tensors for r in ("run", "whole"))
+    assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
 def test_divergence_is_noticed(traced: list[Any]) -> None:

@@ -240,6 +240,18 @@ class _Loop:
                 self.log.close()
 
 
+def _interrupted(trainer: Trainer, run: RunDirectory, received: int) -> Interrupted:
+    """After an update, which is saved, or before there was any."""
+    name = signal.Signals(received).name
+    if trainer.step == 0:
+        return Interrupted(f"stopped by {name} before the first update: nothing is lost", received)
+    return Interrupted(
+        f"stopped by {name} after update {trainer.step}, which is saved: the same command, or "
+        f"wsram train --resume {run}, resumes from there",
+        received,
+    )
+
+
 def _loop(
     trainer: Trainer,
     run: RunDirectory,
@@ -258,7 +270,13 @@ def _loop(
             loop.measure(loop.done)  # what failed, or was not completed
         since, measured = trainer.step, time.perf_counter()
         while trainer.step < training.steps:
-            batch = loop.update(signals.received or 0)
+            try:
+                batch = loop.update(signals.received or 0)
+            except InputError as error:
+                # Ctrl-C reaches a C++ compiler too; what fails for another reason will fail again.
+                if signals.received is None or not alone:
+                    raise
+                raise _interrupted(trainer, run, signals.received) from error
             last = trainer.step == training.steps
             numbers = None
             if _due(trainer.step, training.log_every) or last or not loop.opened:
@@ -282,11 +300,7 @@ def _loop(
             if received or _due(trainer.step, training.checkpoint_every):
                 loop.keep()
             if received:
-                raise Interrupted(
-                    f"stopped by {signal.Signals(received).name} after update {trainer.step}, which is "
-                    f"saved: the same command, or wsram train --resume {run}, resumes from there",
-                    received,
-                )
+                raise _interrupted(trainer, run, received)
             measured += time.perf_counter() - pause
         if trainer.step > loop.kept:
             loop.keep()  # before anything else can fail
