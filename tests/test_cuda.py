@@ -429,5 +429,6 @@ def test_memory_stays_constant(how: list[str]) -> None:
             trainer.update()
         trainer.minibatches.settle()  # what is made ahead is there, each time
         torch.cuda.synchronize()
+        gc.collect()
         used.append(torch.cuda.memory_allocated())
     assert used[1] == used[2] == used[3]

@@ -99,5 +99,7 @@ def test_what_else_is_added_stays() -> None:
     x, g, w = numbers(4, 3), numbers(4, 3), numbers(3, 3)
     before, after = check(lambda x, g, w: w + x.T @ g + w.exp() + g.T @ x, x, g, w)
     assert before[MM] == 2 and after[MM] == 1
+    before, after = check(lambda x, g: 0.5 + x.T @ g + g.T @ x, x, g)
+    assert before[MM] == 2 and after[MM] == 1
     before, after = check(lambda x, g, w: [y := x.T @ g + g.T @ x, y + g.T @ g], x, g, w)
     assert before[MM] == 3 and after[MM] == 2

@@ -146,8 +146,8 @@ def compile_graph(graph: GraphModule, inputs: list[Any]) -> Callable[..., Any]:
 
     from wsram_ppl.training.merging import MergeSums
 
-    # Draws come from torch's generators, as in the graph.
-    options: dict[str, Any] = {"fallback_random": True}
+    # Draws come from torch's generators, as in the graph and in its order, which older compilers change.
+    options: dict[str, Any] = {"fallback_random": True, "reorder_for_locality": False}
     if any(isinstance(x, Tensor) and x.is_cuda for x in inputs):
         # Fewer launches: small operations that are independent share one.
         options |= {"combo_kernels": True, "post_grad_custom_pre_pass": MergeSums()}

@@ -58,8 +58,8 @@ class MergeSums(CustomGraphPass):
                     rest.append(graph.call_function(_MM, (left, stack(rights))))
                 if sums:
                     rest.append(graph.call_function(_SUM, (stack(tuple(sums)), [0])))
-                merged = rest[0]
-                for term in rest[1:]:
+                merged = rest.pop()  # a node; other terms may be numbers
+                for term in rest:
                     merged = graph.call_function(_ADD, (merged, term))
             total.replace_all_uses_with(merged)
         graph.eliminate_dead_code()
