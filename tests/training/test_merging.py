@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch._inductor.decomposition import select_decomp_table
-from torch.fx import GraphModule
+from torch.fx import GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from wsram_ppl.training.merging import MergeSums
@@ -29,6 +29,8 @@ def check(function: Callable[..., Any], *inputs: Tensor) -> tuple[Counter[Any], 
     before = Counter(node.target for node in module.graph.nodes)
     MergeSums()(module.graph)
     module.graph.lint()
+    sums = [node for node in module.graph.nodes if node.target is torch.ops.aten.add.Tensor]
+    assert all(isinstance(node.args[0], Node) for node in sums)
     module.recompile()
     torch.testing.assert_close(module(*inputs), expected, rtol=1e-10, atol=1e-10)
     return before, Counter(node.target for node in module.graph.nodes)
