@@ -238,7 +238,7 @@ def test_every_key_of_a_study_is_documented() -> None:
             assert f"| `{shown}` |" in text, name
 
 
-@pytest.mark.parametrize("name", ["table1", "seeds", "figure2", "figure3", "beyond"])
+@pytest.mark.parametrize("name", ["table1", "control_variates", "figure2", "figure3", "beyond"])
 def test_the_studies_of_the_paper_are_valid(name: str) -> None:
     loaded = load_study(ROOT / "experiments" / f"{name}.toml")
     configs = [loaded.config(variant, seed) for variant in loaded.variants for seed in loaded.seeds]
