@@ -16,7 +16,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
-from torch import Tensor
+from torch import Tensor, nn
 
 from wsram_ppl.objectives import VariationalBound
 from wsram_ppl.objectives.dependence import dependencies
@@ -74,6 +74,8 @@ UNSEEN: dict[str, Callable[[Tensor], Tensor]] = {
     "unique": lambda z: new(2.0 * len(z.unique())),
     "nonzero": lambda z: new(2.0 * len(z.nonzero())),
     "selected": lambda z: new(2.0 * len(Y[z > 0])),
+    "text": lambda z: new(4.0 if f"{z.sum()}" == "3.0" else -1.0),
+    "type": lambda z: {Tensor: lambda z: 2 * z.sum(-1)}[type(z)](z),
 }
 
 
@@ -98,8 +100,10 @@ class Program:
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning", "ignore:.*torch.jit:FutureWarning")
 @pytest.mark.parametrize("name", [*FOLLOWED, *UNSEEN])
 def test_the_gradient_is_exact(name: str) -> None:
-    program = Program({**FOLLOWED, **UNSEEN}[name])
+    program = Program(lambda z: new(1.0))
     objective = VariationalBound(num_particles=1)
+    objective.differentiable_loss(program.model, program.guide)  # nothing of this is held to be true
+    program.way = {**FOLLOWED, **UNSEEN}[name]
     parameters = [program.w, program.u]
     total = [torch.zeros_like(each) for each in parameters]
     target = new(0.0)
@@ -137,3 +141,35 @@ def test_independent_latents_stay_apart() -> None:
         pyro.sample("g", dist.Bernoulli(rows.mean() / 2))
 
     assert dependencies(guide, (), {}) == {"z": frozenset(), "g": frozenset()}
+
+
+class Counting(nn.Module):
+    """A guide that changes buffers and attributes when it runs."""
+
+    written: Tensor
+    replaced: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("written", torch.zeros(3))
+        self.register_buffer("replaced", torch.zeros(3))
+        self.last: Tensor | None = None
+        self.runs = 0
+
+    def forward(self) -> None:
+        with pyro.plate("data", 3):
+            z = pyro.sample("z", dist.Bernoulli(torch.full((3,), 0.5)))
+        self.written.add_(z)
+        self.replaced = self.replaced + z
+        self.last, self.runs = z, self.runs + 1
+        pyro.sample("g", dist.Bernoulli(logits=z.sum()))
+
+
+@pytest.mark.parametrize("method", [False, True])
+def test_a_guide_is_left_as_it_was(method: bool) -> None:
+    guide = Counting()
+    dependencies(guide.forward if method else guide, (), {})
+    assert guide.runs == 0 and guide.last is None
+    for buffer in (guide.written, guide.replaced):
+        assert type(buffer) is Tensor and buffer.eq(0).all()
+    assert [*guide.state_dict()] == ["written", "replaced"]

@@ -77,8 +77,12 @@ def rejects(
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: ImportanceBound(0), "num_particles must be at least 1, not 0"),
-        (lambda: VariationalBound(num_particles=-1), "num_particles must be at least 1, not -1"),
+        (lambda: ImportanceBound(0), "num_particles must be a whole number of at least 1, not 0"),
+        (lambda: VariationalBound(num_particles=-1), "num_particles must be a whole number of at least"),
+        (
+            lambda: ImportanceBound("ovis"),
+            "num_particles must be a whole number of at least 1, not 'ovis'",
+        ),  # type: ignore[arg-type]
         (
             lambda: VariationalBound("mean"),  # type: ignore[arg-type]
             "unknown baseline 'mean': choose one of 'none', 'leave-one-out', 'site'",
@@ -364,6 +368,22 @@ def test_event_dimensions_that_disagree() -> None:
         rejects(message, vectors, numbers)
 
 
+def test_a_program_that_needs_its_particles_dimension() -> None:
+    """The run with one particle that comes first, to find globals, may fail in any way."""
+
+    def program(is_guide: bool) -> Program:
+        def run() -> None:
+            with pyro.plate("data", 4):
+                a = pyro.sample("a", dist.Bernoulli(torch.tensor(0.5)))
+                if not is_guide:
+                    pyro.sample("y", dist.Normal(a / a.size(-2), 1.0), obs=Y)
+
+        return run
+
+    objective = ImportanceBound(2, max_plate_nesting=1, vectorize_particles=True)
+    assert math.isfinite(objective.loss(program(False), program(True)))
+
+
 def test_one_plate_under_two_names() -> None:
     """Else no plate would enclose all sites, and all data would silently share one weight."""
 
@@ -503,6 +523,12 @@ def dreaming(observations: Any = None) -> None:
     guide()
 
 
+def with_auxiliary(observations: Any = None) -> None:
+    with pyro.plate("data", 4):
+        pyro.sample("u", dist.Normal(0.0, 1.0), infer={"is_auxiliary": True})
+        pyro.sample("a", dist.Bernoulli(torch.tensor(0.4)))
+
+
 @pytest.mark.parametrize("vectorized", [False, True])
 @pytest.mark.parametrize(
     ("model_", "guide_", "message"),
@@ -525,8 +551,14 @@ def dreaming(observations: Any = None) -> None:
             "insomnia < 1 draws fantasies from the model, but its factor 'bonus' cannot be sampled: use "
             "insomnia=1.0, or a sample site instead",
         ),
+        (
+            model,
+            with_auxiliary,
+            "insomnia < 1 trains the guide on fantasies of the model, which have no value for its site "
+            "'u': use insomnia=1.0",
+        ),
     ],
-    ids=["prior", "no observations", "factor"],
+    ids=["prior", "no observations", "factor", "auxiliary"],
 )
 def test_sleep(model_: Program, guide_: Program, message: str, vectorized: bool) -> None:
     for insomnia in (0.0, 0.5):

@@ -12,7 +12,8 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
-from pyro.infer import SVI, config_enumerate
+from pyro.infer import SVI, Trace_ELBO, config_enumerate
+from pyro.infer.autoguide import AutoDiagonalNormal, AutoNormal
 from pyro.optim import Adam
 from torch import Tensor, nn
 
@@ -158,6 +159,97 @@ def test_one_weight_for_all_data(make: Callable[..., Objective], vectorized: boo
         )
     else:
         silent(objective, *programs)
+
+
+def test_an_observation_outside_beside_a_global() -> None:
+    """The observation is named, not the global, which lies where it should."""
+
+    def program(is_guide: bool) -> None:
+        mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+        if not is_guide:
+            pyro.sample("first", dist.Normal(mu, 1.0), obs=Y[0])
+        with pyro.plate("data", 3):
+            a = pyro.sample("a", dist.Bernoulli(0.5 * torch.ones(3)))
+            if not is_guide:
+                pyro.sample("y", dist.Normal(a + mu, 1.0), obs=Y)
+
+    programs = (lambda: program(False)), (lambda: program(True))
+    told_once("site 'first' lies outside a plate that contains others", ImportanceBound(3), *programs)
+
+
+def test_two_data_plates() -> None:
+    def program(is_guide: bool) -> None:
+        for name in ("labelled", "others"):
+            with pyro.plate(name, 3):
+                a = pyro.sample(f"a_{name}", dist.Bernoulli(0.5 * torch.ones(3)))
+                if not is_guide:
+                    pyro.sample(f"y_{name}", dist.Normal(a, 1.0), obs=Y)
+
+    programs = (lambda: program(False)), (lambda: program(True))
+    message = (
+        "no plate encloses all observed sites ('y_labelled' in 'labelled', 'y_others' in 'others'), so "
+    )
+    told_once(message, ImportanceBound(3), *programs)
+
+
+def test_a_global_before_an_iterated_plate() -> None:
+    """A vectorised plate would leave one weight as well."""
+
+    def program(is_guide: bool) -> None:
+        a = pyro.sample("a", dist.Bernoulli(torch.tensor(0.5)))
+        for n in pyro.plate("data", 3):
+            if not is_guide:
+                pyro.sample(f"y_{n}", dist.Normal(a, 1.0), obs=Y[n])
+
+    programs = (lambda: program(False)), (lambda: program(True))
+    told_once("site 'a' lies outside a plate that contains others", ImportanceBound(3), *programs)
+
+
+@pytest.mark.parametrize("vectorized", [True, False])
+def test_a_guide_that_draws_everything_outside(vectorized: bool) -> None:
+    """A joint guide leaves nothing to draw for a datum, so that its particles are the same."""
+
+    def program() -> None:
+        mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", 3):
+            z = pyro.sample("z", dist.Normal(mu, 1.0))
+            pyro.sample("y", dist.Normal(z, 1.0), obs=Y)
+
+    options: Any = {"num_particles": 3, "pathwise": True, "vectorize_particles": vectorized}
+    joint, apart = AutoDiagonalNormal(program), AutoNormal(program)
+    told_once(
+        "all local latents of the guide ('z' ...) are Delta", ImportanceBound(**options), program, joint
+    )
+    silent(ImportanceBound(**options), program, apart)
+    silent(VariationalBound(**options), program, joint)
+    pyro.clear_param_store()
+
+
+class Both(nn.Module):
+    """Model and guide as methods of one module, as in Pyro's tutorials."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.logit = nn.Parameter(torch.zeros(()))
+        self.baselines = Squeezed(1, 1)
+
+    def model(self, y: Tensor) -> None:
+        with pyro.plate("data", len(y)):
+            a = pyro.sample("a", dist.Bernoulli(torch.full((len(y),), 0.5)))
+            pyro.sample("y", dist.Normal(a, 1.0), obs=y)
+
+    def guide(self, y: Tensor) -> None:
+        baseline = {"nn_baseline": self.baselines, "nn_baseline_input": y.unsqueeze(-1)}
+        with pyro.plate("data", len(y)):
+            logits = self.logit.expand(len(y))
+            pyro.sample("a", dist.Bernoulli(logits=logits), infer={"baseline": baseline})
+
+
+def test_methods_as_programs() -> None:
+    """The guide's network is known, and the prior of a method is that of the same method."""
+    both = Both()
+    silent(VariationalBound("site", num_particles=3), both.model, both.guide, Y)
+    silent(ImportanceBound(3), both.model, Prior(both.model), Y)
 
 
 def test_an_observed_site_outside() -> None:
@@ -359,6 +451,33 @@ def test_a_masked_missing_observation(name: str, inside: bool) -> None:
     torch.testing.assert_close(results[0], results[1])
     torch.testing.assert_close(results[0], results[2])
     assert results[1][1].isfinite().all() and results[1][1][1] == 0
+
+
+@pytest.mark.parametrize("width", [1, 2, 3])
+@pytest.mark.parametrize("vectorized", [False, True])
+def test_a_mask_inside_an_event(width: int, vectorized: bool) -> None:
+    """Of each component of a vector: loss and gradient are Pyro's, with or without missing ones."""
+    loc = torch.zeros(3, width, requires_grad=True)
+    mask = torch.rand(3, width, generator=torch.Generator().manual_seed(0)) < 0.5
+    value = torch.arange(3.0 * width).reshape(3, width)
+    missing = torch.where(mask, value, torch.nan)
+
+    def model(obs: Tensor) -> None:
+        with pyro.plate("data", 3):
+            pyro.sample("y", dist.Normal(loc, 1.0).mask(mask).to_event(1), obs=obs)
+
+    results = []
+    particles = 2 if vectorized else 1
+    for obs, objective in (
+        (value, Trace_ELBO()),
+        (value, VariationalBound(num_particles=particles, vectorize_particles=vectorized)),
+        (missing, ImportanceBound(num_particles=particles, vectorize_particles=vectorized)),
+    ):
+        with pyro.validation_enabled(False):
+            loss = objective.differentiable_loss(model, lambda obs: None, obs)
+        results.append((loss.detach(), torch.autograd.grad(loss, loc)[0]))
+    for result in results[1:]:
+        torch.testing.assert_close(result, results[0])
 
 
 def test_the_readme_warnings_do_not_stop_training() -> None:

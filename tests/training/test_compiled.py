@@ -26,6 +26,7 @@ from wsram_ppl.config import Components, ExperimentConfig, load_config, parse_co
 from wsram_ppl.data.digits.source import SampleDigits
 from wsram_ppl.errors import Diverged, InputError, Interrupted
 from wsram_ppl.interfaces import Composes
+from wsram_ppl.objectives import VariationalBound
 from wsram_ppl.objectives.running import RunningMeans
 from wsram_ppl.primitives.handlers import pyro_settings
 from wsram_ppl.runs.checkpoints import TrainingState, load_checkpoint
@@ -229,6 +230,37 @@ def make_step(function: Callable[..., Any], model: nn.Module | None = None) -> C
     step = CompiledStep(function, TrainingState(parts), lambda: None)
     step.means = means  # type: ignore[attr-defined]
     return step
+
+
+def test_a_latent_that_sees_a_whole_plate(traced: list[Any]) -> None:
+    """What it depends on is found by a run that is not part of the program."""
+    logits = torch.zeros(3, dtype=torch.float64, requires_grad=True)
+    objective = VariationalBound(num_particles=2, vectorize_particles=True, max_plate_nesting=1)
+
+    def program(is_guide: bool) -> Callable[[Tensor], None]:
+        def run(y: Tensor) -> None:
+            with pyro.plate("data", 3):
+                z = pyro.sample("z", dist.Bernoulli(logits=logits if is_guide else 0 * logits))
+            seen = z.sum(-1, keepdim=True) if is_guide else 0 * y[:1]
+            g = pyro.sample("g", dist.Bernoulli(logits=seen))
+            if not is_guide:
+                with pyro.plate("again", 3):
+                    pyro.sample("y", dist.Normal(z + g, 1.0), obs=y)
+
+        return run
+
+    def gradient(y: Tensor) -> Tensor:
+        loss = objective.differentiable_loss(program(False), program(True), y)
+        return torch.autograd.grad(loss, logits)[0]
+
+    step = make_step(gradient)
+    for _ in range(3):
+        y = torch.randn(3, dtype=torch.float64)
+        state = torch.get_rng_state()
+        expected = gradient(y)
+        torch.set_rng_state(state)
+        torch.testing.assert_close(step(y), expected)
+    assert len(traced) == 1
 
 
 def test_what_is_read_is_read_anew(traced: list[Any]) -> None:

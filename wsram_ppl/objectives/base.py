@@ -27,7 +27,7 @@ from wsram_ppl.objectives.sites import Program, plate_nesting
 from wsram_ppl.objectives.traces import combine
 from wsram_ppl.primitives.handlers import is_minibatch
 
-__all__ = ["Objective", "ObjectiveModule", "Regularizer", "aside", "check_choice"]
+__all__ = ["Objective", "ObjectiveModule", "Regularizer", "aside", "check_choice", "is_recorded"]
 
 
 class Regularizer(Protocol):
@@ -107,8 +107,10 @@ class Objective(ELBO):
     regularizer: Regularizer | None = None
 
     def __post_init__(self) -> None:
-        if self.num_particles < 1:
-            raise ValueError(f"num_particles must be at least 1, not {self.num_particles}")
+        if not hasattr(self.num_particles, "__index__") or self.num_particles < 1:
+            raise ValueError(
+                f"num_particles must be a whole number of at least 1, not {self.num_particles!r}"
+            )
         if isinstance(self.pathwise, str):
             raise ValueError(f"pathwise takes a list of names: write pathwise=['{self.pathwise}']")
         given = self.max_plate_nesting
@@ -312,7 +314,7 @@ class Objective(ELBO):
         if not guessed and (self._global_names is not None or not self.forms_weights):
             return
         # The run that follows reports errors, if it can take place.
-        with nullcontext() if guessed else suppress(RuntimeError, ValueError), aside():
+        with nullcontext() if guessed else suppress(Exception), aside():
             draw = sampler.draw()
             self._global_names = draw.plates.global_names
             if guessed:
@@ -340,6 +342,15 @@ def aside() -> Iterator[None]:
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
     with torch.random.fork_rng(devices), torch.no_grad(), poutine.block():
         yield
+
+
+def is_recorded() -> bool:
+    """Whether operations are traced or captured, to be run later."""
+    from torch.fx.experimental.proxy_tensor import get_proxy_mode
+
+    if get_proxy_mode() is not None:
+        return True
+    return torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
 
 
 def _mean(terms: Sequence[Tensor]) -> Tensor:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import pyro
@@ -10,7 +12,7 @@ import torch
 from pyro import poutine
 from pyro.infer.inspect import TrackProvenance
 from pyro.ops.provenance import ProvenanceTensor, detach_provenance, get_provenance
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -22,6 +24,7 @@ __all__ = ["dependencies"]
 #: Functions whose result, or the size of it, shows a tensor's values outside of tensors.
 _READS = {
     *("item", "tolist", "__bool__", "__int__", "__float__", "__index__", "__complex__", "is_nonzero"),
+    "__format__",
     *("equal", "allclose", "__contains__"),
     *("nonzero", "argwhere", "unique", "unique_consecutive", "masked_select", "bincount"),
     "repeat_interleave",
@@ -30,29 +33,28 @@ _READS = {
 _ABOUT = (torch.Size, int, bool, str, type(None), torch.dtype, torch.device, torch.layout)
 
 
-class _Read(Exception):
-    """A value of a latent goes where it is not followed."""
+class _Functions(TorchFunctionMode):
+    """Notices functions that take tracked tensors and whose effects are not tracked."""
 
-
-class _NoReads(TorchFunctionMode):
-    """Refuses functions that take tracked tensors and whose effects are not tracked."""
+    missed = False
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         tracked = get_provenance(tensors)
-        if not tracked:
+        if not tracked or self.missed:
             return func(*args, **kwargs)
-        if getattr(func, "__name__", "") in _READS or _selects(func, args):
-            raise _Read
         before = [tensor._version for tensor in tensors]
         found = func(*args, **kwargs)
-        for tensor, version in zip(tensors, before, strict=True):
-            if tensor._version != version and not get_provenance(tensor) >= tracked:
-                raise _Read  # written in place
-        results = tree_leaves(found)
-        if not all(isinstance(each, (ProvenanceTensor, *_ABOUT)) for each in results):
-            raise _Read
+        self.missed = (
+            getattr(func, "__name__", "") in _READS
+            or _selects(func, args)
+            or any(  # written in place
+                tensor._version != version and not get_provenance(tensor) >= tracked
+                for tensor, version in zip(tensors, before, strict=True)
+            )
+            or not all(isinstance(each, (ProvenanceTensor, *_ABOUT)) for each in tree_leaves(found))
+        )
         return found
 
 
@@ -67,16 +69,40 @@ def _selects(func: Any, args: Any) -> bool:
     )
 
 
-class _NoBypass(TorchDispatchMode):
-    """Refuses operations that did not come through :class:`_NoReads`, which see the tracked tensor.
+class _Operations(TorchDispatchMode):
+    """Notices operations that did not come through :class:`_Functions`, which see the tracked tensor.
 
     Those of scripted functions and of ``vmap``.
     """
 
+    missed = False
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if any(isinstance(leaf, ProvenanceTensor) for leaf in tree_leaves((args, kwargs or {}))):
-            raise _Read
+        leaves = tree_leaves((args, kwargs or {}))
+        self.missed = self.missed or any(isinstance(leaf, ProvenanceTensor) for leaf in leaves)
         return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def _unchanged(program: Program) -> Iterator[None]:
+    """Puts back the buffers and attributes of a module that a run changes."""
+    program = getattr(program, "__self__", program)  # a method of a module
+    modules = list(program.modules()) if isinstance(program, nn.Module) else []
+    attributes = [(module.__dict__, dict(module.__dict__)) for module in modules]
+    buffers = [
+        (module._buffers, name, buffer, buffer.clone())
+        for module in modules
+        for name, buffer in module._buffers.items()
+        if buffer is not None
+    ]
+    try:
+        yield
+    finally:
+        for now, before in attributes:
+            now.clear()
+            now.update(before)
+        for owner, name, buffer, value in buffers:
+            owner[name] = buffer.copy_(value)
 
 
 def dependencies(
@@ -88,15 +114,26 @@ def dependencies(
     or in the size of a result), are written into other tensors, or go through functions that do not see
     a subclass of tensors (scripted ones, ``vmap``). Uses the global random state.
     """
+    functions = _Functions()
+    operations = _Operations()  # type: ignore[no-untyped-call]
     try:
-        strict = _NoBypass()  # type: ignore[no-untyped-call]
-        with pyro.validation_enabled(False), strict, _NoReads(), TrackProvenance():
+        with (
+            warnings.catch_warnings(action="ignore"),  # they come when the program is run otherwise
+            pyro.validation_enabled(False),
+            torch.no_grad(),
+            _unchanged(program),
+            operations,
+            functions,
+            TrackProvenance(),
+        ):
             trace = poutine.trace(program).get_trace(*args, **kwargs)
             direct = {
                 name: get_provenance(site["fn"].log_prob(detach_provenance(site["value"])))
                 for name, site in random_sites(trace).items()
             }
-    except (_Read, RuntimeError, TypeError, AttributeError, NotImplementedError):
+    except Exception:  # any kind: the program has just worked on plain tensors
+        return None
+    if functions.missed or operations.missed:
         return None
     found: dict[str, frozenset[str]] = {}
     for name, parents in direct.items():  # in the order in which they are drawn

@@ -60,12 +60,12 @@ class ImportanceBound(MultiSampleObjective):
     doubly_reparameterized: bool = field(default=False, kw_only=True)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_choice("guide_gradient", self.guide_gradient, get_args(GuideGradient), type(self).__name__)
         if not 0.0 <= self.ovis_gamma <= 1.0:
             raise ValueError(f"ovis_gamma must lie in [0, 1], not {self.ovis_gamma}")
         if self.guide_gradient == "ovis" and self.num_particles < 2:
             raise ValueError("guide_gradient 'ovis' needs num_particles of at least 2")
-        super().__post_init__()
 
     def bound(self, log_weights: Tensor) -> Tensor:
         return estimators.multi_sample_bound(log_weights)

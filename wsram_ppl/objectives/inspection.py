@@ -8,13 +8,14 @@ from fnmatch import fnmatchcase
 from typing import Any, Protocol
 
 import pyro
+import pyro.distributions as dist
 from torch import Tensor, nn
 
 from wsram_ppl.errors import InputError
 from wsram_ppl.objectives.particles import Latent, Particles
 from wsram_ppl.objectives.sampling import is_reparameterized
 from wsram_ppl.objectives.sites import Program, random_sites
-from wsram_ppl.primitives.distributions import parameters
+from wsram_ppl.primitives.distributions import innermost, parameters
 
 __all__ = ["inspect"]
 
@@ -42,7 +43,7 @@ def inspect(objective: Inspected, particles: Particles, model: Program, guide: P
     """
     found: list[str | None] = [*_check_pathwise(objective, particles)]
     if objective.forms_weights:
-        found.append(_one_weight(particles))
+        found += [_one_weight(particles), _one_particle(particles)]
     if objective.gradients_differ:
         found.append(_counted_twice(particles))
     if objective.uses_baselines:
@@ -88,13 +89,27 @@ def _one_weight(particles: Particles) -> str | None:
             "weight per particle, which needs too many particles: write 'with pyro.plate(...)' in place "
             "of 'for ... in pyro.plate(...)', or use VariationalBound, which needs no weights"
         )
-    site = plates.misplaced
-    if site is None:
+    if plates.misplaced is None:
         return None
     return (
-        f"site '{site}' lies outside a plate that contains others, so that all data share one "
-        "importance weight per particle, which needs too many particles: put it into the plate of its "
-        "data, or use VariationalBound, which needs no weights"
+        f"{plates.misplaced}, so that all data share one importance weight per particle, which needs "
+        "too many particles: put each site into the plate of its data, or use VariationalBound, which "
+        "needs no weights"
+    )
+
+
+def _one_particle(particles: Particles) -> str | None:
+    """Guides that draw everything jointly outside the data plates leave nothing to draw inside."""
+    draw = particles.draws[0]
+    sites = [draw.guide_trace.nodes[site.name] for site in draw.latents]
+    if particles.num_particles == 1 or not sites:
+        return None
+    if not all(isinstance(innermost(site["fn"]), dist.Delta) for site in sites):
+        return None
+    return (
+        f"all local latents of the guide ('{sites[0]['name']}' ...) are Delta, so that the particles of "
+        "a datum are all the same: use VariationalBound, or a guide that samples local latents given "
+        "the globals (such as AutoNormal)"
     )
 
 
@@ -155,4 +170,5 @@ def _unoptimized_baseline(particles: Particles, model: Program, guide: Program) 
 
 
 def _parameters(program: object) -> Iterable[nn.Parameter]:
+    program = getattr(program, "__self__", program)  # a method of a module
     return program.parameters() if isinstance(program, nn.Module) else ()

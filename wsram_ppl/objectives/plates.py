@@ -90,9 +90,9 @@ class Plates:
         scale: a factor of the finished bound: the scale common to all local sites, or else the
             data plates' subsampling.
         unequal: why the scales have no meaning inside an importance weight, if so.
-        misplaced: the site that prevents plates from being data plates; None if there is none.
-        iterated: a plate around observations whose elements are visited one by one, where there are no
-            data plates; None if there is none.
+        misplaced: what prevents plates from being data plates; None if nothing does.
+        iterated: the plate of data that are visited one by one, where there are no data plates; None
+            if there is none.
     """
 
     data: Frames
@@ -115,24 +115,32 @@ class Plates:
         return PlateLayout.of(self.particle)
 
 
+def surrounding(sites: Iterable[Site]) -> list[Frames]:
+    """The plates around each site; equal ones are the same object."""
+    # Pyro's frames are slow to hash and to compare, and most sites lie in the same plates.
+    read: dict[tuple[tuple[object, ...], ...], Frames] = {}
+    found = []
+    for site in sites:
+        stack = site["cond_indep_stack"]
+        key = tuple((f.name, f.dim, f.size, f.full_size, f.counter) for f in stack)
+        if key not in read:
+            read[key] = frozenset(stack)
+        found.append(read[key])
+    return found
+
+
 def plates_of(model: Mapping[str, Site], guide: Mapping[str, Site]) -> Plates:
     """Finds the data plates, the global latents, and the scales.
 
     Args:
         model, guide: the random sites by name.
     """
-    # Pyro's frames are slow to hash, and most sites lie in the same plates: read each stack once.
-    read: dict[tuple[tuple[object, ...], ...], Frames] = {}
-    sites: list[tuple[Site, Frames]] = []
-    for site in (*model.values(), *guide.values()):
-        stack = site["cond_indep_stack"]
-        key = tuple((f.name, f.dim, f.size, f.full_size, f.counter) for f in stack)
-        if key not in read:
-            read[key] = frozenset(stack)
-        sites.append((site, read[key]))
-    particle = frozenset(f for stack in read.values() for f in stack if f.name == PARTICLE_PLATE)
+    both = (*model.values(), *guide.values())
+    sites = list(zip(both, surrounding(both), strict=True))
+    stacks = {id(stack): stack for _, stack in sites}
+    particle = frozenset(f for stack in stacks.values() for f in stack if f.name == PARTICLE_PLATE)
     around = {
-        id(stack): frozenset(f for f in stack - particle if f.vectorized) for stack in read.values()
+        key: frozenset(f for f in stack - particle if f.vectorized) for key, stack in stacks.items()
     }
     everywhere: Frames = frozenset().union(*around.values())
 
@@ -150,17 +158,15 @@ def plates_of(model: Mapping[str, Site], guide: Mapping[str, Site]) -> Plates:
     data = frozenset() if only_globals else frozenset.intersection(enclosing, *local)
 
     global_names = frozenset(outside if data else ())
-    misplaced = None
-    if everywhere and not data:
-        bare = [site["name"] for site, stack in sites if not around[id(stack)]]
-        misplaced = (bare or outside or [*latent])[0]
-    one_by_one = [
-        frame.name
-        for site, stack in sites
-        if site["is_observed"] and not data
-        for frame in stack
-        if not frame.vectorized
-    ]
+    misplaced = iterated = None
+    if not data:
+        loops: dict[bool, list[str]] = {}  # by whether the site is observed
+        for site, stack in sites:
+            named = loops.setdefault(bool(site["is_observed"]), [])
+            named += [frame.name for frame in stack if not frame.vectorized]
+        iterated = next((name for name in loops.get(True, ()) if name in loops.get(False, ())), None)
+        if everywhere or loops.get(True):
+            misplaced = _misplaced([(site, around[id(stack)]) for site, stack in sites])
     scale, unequal = _common_scale(
         [(site, stack) for site, stack in sites if site["name"] not in global_names], data
     )
@@ -172,8 +178,22 @@ def plates_of(model: Mapping[str, Site], guide: Mapping[str, Site]) -> Plates:
         scale=scale,
         unequal=unequal,
         misplaced=misplaced,
-        iterated=one_by_one[0] if one_by_one else None,
+        iterated=iterated,
     )
+
+
+def _misplaced(sites: list[tuple[Site, Frames]]) -> str:
+    """Why no plate is a data plate: a site that lies in none, or observations that share none."""
+    observed = [(site["name"], plates) for site, plates in sites if site["is_observed"]]
+    bare = [name for name, plates in observed if not plates and any(p for _, p in observed)]
+    if not bare and observed and all(plates for _, plates in observed):
+        shared = frozenset.intersection(*(plates for _, plates in observed))
+        if not shared:
+            plates = [f"'{name}' in '{min(f.name for f in p)}'" for name, p in observed]
+            return f"no plate encloses all observed sites ({', '.join(plates[:3])})"
+    bare += [site["name"] for site, plates in sites if not plates]
+    bare += [site["name"] for site, _ in sites if not site["is_observed"]]
+    return f"site '{bare[0]}' lies outside a plate that contains others"
 
 
 def _common_scale(sites: Iterable[tuple[Site, Frames]], data: Frames) -> tuple[float, str | None]:

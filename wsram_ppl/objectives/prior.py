@@ -55,6 +55,6 @@ def is_prior(guide: Program, model: Program) -> bool:
     """
     if not getattr(guide, "is_prior", False):
         return False
-    if getattr(guide, "model", None) is not model:
+    if getattr(guide, "model", None) != model:  # a bound method is another object at each access
         raise ValueError("the guide is the prior of another model: make it from the model in use")
     return True

@@ -64,8 +64,8 @@ def log_density(site: Site) -> Tensor:
     except KeyError as error:
         raise ValueError(
             f"the log-density of site '{site['name']}' fails, since a transform without an inverse "
-            "knows only the very sample that it made: name the site in pathwise (without "
-            "doubly_reparameterized), or use a transform that has an inverse"
+            "knows only the very sample that it made: use one that has an inverse, or name the site in "
+            "pathwise (neither under WakeSleep nor doubly_reparameterized, which make copies)"
         ) from error
     return value
 
@@ -78,9 +78,10 @@ def without_masked(site: Site) -> Site:
     fn, value = site["fn"], site["value"]
     if not (site["is_observed"] and isinstance(value, Tensor) and value.is_floating_point()):
         return site
-    for mask in (site["mask"], *(getattr(each, "_mask", None) for each in unwrapped(fn))):
+    inner = [(getattr(each, "_mask", None), each) for each in unwrapped(fn)]
+    for mask, masked in ((site["mask"], fn), *inner):
         if isinstance(mask, Tensor):
-            counted = mask.reshape(mask.shape + (1,) * fn.event_dim)
+            counted = mask.reshape(mask.shape + (1,) * masked.event_dim)
             value = torch.where(counted, value, _supported(fn, value))
     return site if value is site["value"] else {**site, "value": value}
 

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from wsram_ppl.objectives import estimators
-from wsram_ppl.objectives.base import Objective, aside, check_choice
+from wsram_ppl.objectives.base import Objective, aside, check_choice, is_recorded
 from wsram_ppl.objectives.baselines import Baseline
 from wsram_ppl.objectives.dependence import dependencies
 from wsram_ppl.objectives.estimators import weighted
 from wsram_ppl.objectives.particles import Latent, Particles, TraceDraw, add
-from wsram_ppl.objectives.plates import Frames, PlateLayout
+from wsram_ppl.objectives.plates import Frames, PlateLayout, surrounding
 from wsram_ppl.objectives.running import MinibatchMeans
 from wsram_ppl.objectives.sites import Program
 
@@ -80,7 +80,7 @@ class VariationalBound(Objective):
             raise ValueError("baseline 'leave-one-out' needs num_particles of at least 2")
         super().__post_init__()
 
-        self._upstream: dict[tuple[str, ...], Upstream | None] = {}
+        self._upstream: Upstream | None = None
 
     @property
     def uses_baselines(self) -> bool:
@@ -90,17 +90,13 @@ class VariationalBound(Objective):
         self, model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> list[Particles]:
         found = super().evaluations(model, guide, args, kwargs)
-        for draw in found[0].draws:
-            names = tuple(draw.guide_trace.nodes)
-            if draw.plates.nested and names not in self._upstream:
-                self._upstream[names] = None
-                if own_plates(draw, None) != plates_of_latents(draw):
-                    with aside():
-                        self._upstream[names] = dependencies(guide, args, kwargs)
+        draws = found[0].draws
+        unclear = any(d.plates.nested and own_plates(d, None) != plates_of_latents(d) for d in draws)
+        # Anew each time, since it may change; what is recorded does what was done when it last ran.
+        if unclear and torch.is_grad_enabled() and not is_recorded():
+            with aside():
+                self._upstream = dependencies(guide, args, kwargs)
         return found
-
-    def _own_plates(self, draw: TraceDraw) -> dict[str, Frames]:
-        return own_plates(draw, self._upstream.get(tuple(draw.guide_trace.nodes)))
 
     def bound(self, log_weights: Tensor) -> Tensor:
         return estimators.variational_bound(log_weights)
@@ -124,7 +120,7 @@ class VariationalBound(Objective):
         """The same signal for all latents in the same plates."""
         if not any(draw.plates.nested for draw in particles.draws):
             return self._scored(particles.log_weights, particles.log_score)
-        members = [self._own_plates(draw) for draw in particles.draws]
+        members = [own_plates(draw, self._upstream) for draw in particles.draws]
         scores = []
         for plates in {plates: None for names in members for plates in names.values()}:
             layout = PlateLayout.of(plates)
@@ -154,7 +150,7 @@ class VariationalBound(Objective):
         total, means = particles.log_weights.new_zeros(()), MinibatchMeans()
         decays: dict[str, float] = {}
         for draw in particles.draws:
-            plates = self._own_plates(draw) if draw.plates.nested else {}
+            plates = own_plates(draw, self._upstream) if draw.plates.nested else {}
             signals: dict[Frames | None, list[Tensor]] = {}
             for site in _scores(draw):
                 own = plates.get(site.name)
@@ -200,22 +196,27 @@ def own_plates(draw: TraceDraw, upstream: Upstream | None) -> dict[str, Frames]:
     """
     frames = plates_of_latents(draw)
     found = dict(frames)
-    for position, later in enumerate(frames):
-        for name in list(frames)[:position]:
-            # A site that only some runs have was not seen.
-            if upstream is None or later not in upstream or name in upstream[later]:
-                found[name] = found[name] & frames[later]
+    if upstream is None or not frames.keys() <= upstream.keys():  # not known, or of other sites
+        follows: Frames | None = None
+        for name in reversed(frames):
+            if follows is not None and follows is not frames[name]:
+                found[name] = frames[name] & follows
+            follows = found[name]
+        return found
+    for later, own in frames.items():
+        for name in upstream[later]:
+            if frames[name] is not own:
+                found[name] = found[name] & own
     return found
 
 
 def plates_of_latents(draw: TraceDraw) -> dict[str, Frames]:
     """The plates of each latent, with the particles', in the guide's order."""
     names = {site.name for site in (*draw.latents, *draw.globals)}
-    return {
-        name: frozenset(f for f in site["cond_indep_stack"] if f.vectorized)
-        for name, site in draw.guide_trace.nodes.items()
-        if name in names
-    }
+    sites = {name: site for name, site in draw.guide_trace.nodes.items() if name in names}
+    stacks = surrounding(sites.values())
+    vectorized = {id(stack): frozenset(f for f in stack if f.vectorized) for stack in stacks}
+    return {name: vectorized[id(stack)] for name, stack in zip(sites, stacks, strict=True)}
 
 
 def _signal(draw: TraceDraw, layout: PlateLayout) -> Tensor:

@@ -253,9 +253,15 @@ class WakeSleep(MultiSampleObjective):
                         "cannot be sampled: use insomnia=1.0, or a sample site instead"
                     )
                 observations[name] = values.pop(name)
-        with Substitute(values, whose="guide"):
+        with Substitute(values, whose="guide", partial=True):
             trace = poutine.trace(guide).get_trace(*args, **{**kwargs, "observations": observations})
         sites = random_sites(trace)
+        unknown = [name for name in sites if name not in values]
+        if unknown:
+            raise InputError(
+                "insomnia < 1 trains the guide on fantasies of the model, which have no value for its "
+                f"site '{unknown[0]}': use insomnia=1.0"
+            )
         layout = plates_of({}, sites).layout
         terms = [
             Term.of(s, log_density(s), layout, last_dependency=-1).total.sum() for s in sites.values()
