@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -252,6 +253,26 @@ def test_a_wrong_address_is_told_at_once(address: str, message: str, tmp_path: P
     with Claims(tmp_path) as claims, pytest.raises(InputError, match=re.escape(message)):
         run_jobs([job], RayExecutor(1, address), Silent(), claims, lambda job: True, print)
     assert time.monotonic() < begun + 15
+
+
+@pytest.mark.parametrize("says", [b"", b"HTTP/1.1 400 Bad Request\r\n\r\n"])
+def test_something_else_at_the_address(says: bytes, tmp_path: Path) -> None:
+    """Ray itself would wait for it without end."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+
+        def answer() -> None:
+            with server.accept()[0] as connection:
+                connection.sendall(says)
+                connection.recv(100)
+
+        answers = threading.Thread(target=answer, daemon=True)
+        answers.start()
+        job = Job("a", [], tmp_path / "a", tmp_path / "log", 1)
+        message = f"no Ray cluster answers at {address}: "
+        with Claims(tmp_path) as claims, pytest.raises(InputError, match=message):
+            run_jobs([job], RayExecutor(1, address), Silent(), claims, lambda job: True, print)
+        answers.join()
 
 
 @pytest.mark.parametrize(

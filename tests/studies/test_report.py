@@ -123,6 +123,8 @@ def test_thresholds_count_only_if_every_seed_reached_them(tmp_path: Path) -> Non
         for n, e in (("q", [0.6, 0.4, 0.1, 0.1]), ("s", [0.5] * 3))
     )
     shown = cells([row([quick, slow])])
+    short = write_run(tmp_path / "short", [0.1], summary)
+    assert "updates to 50%" not in cells([row([short])])  # too few to smooth
     assert shown["updates to 50%"] == "20 [20, 20]"
     assert shown["updates to 20%"] == "not reached (1 of 2 seeds did)"
     assert shown["validation error"] == "10.00% [10.00, 10.00]"
@@ -251,7 +253,7 @@ def test_errors_on_test_data_are_taken_from_the_runs(tmp_path: Path) -> None:
     """That were evaluated after the study: what ``evaluate --split test --json`` has printed."""
     runs = [write_run(tmp_path / str(n), summary={"error": 0.5}) for n in (0, 1)]
     (runs[1] / "test.json").write_text('{"split": "test", "updates": 1, "error": 0.25}')
-    assert cells([row(runs)])["test error"] == "25.00%"
+    assert cells([row(runs)])["test error"] == "25.00% (1 of 2 seeds)"
     assert "test error" not in cells([row(runs[:1])])
     for text, said in (
         ("", "Expecting value"),

@@ -117,6 +117,8 @@ def test_seeds_that_one_lacks_are_told_and_do_not_count() -> None:
     assert found is not None
     assert (found.mean.value, found.agreeing, found.unpaired) == (-1.5, 2, (3, 5))
     assert paired_difference({0: 1.0}, {1: 1.0}) is None
+    unknown = paired_difference({0: 1.0, 1: math.nan}, {0: 2.0, 1: 1.0})
+    assert unknown is not None and unknown.agreeing == 0
     alone = paired_difference({0: 1.0, 2: 1.0}, {0: 4.0})
     assert alone is not None and alone.mean == Mean(-3.0, None, None, 1)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import math
 import os
@@ -17,12 +18,14 @@ from pathlib import Path
 from subprocess import CompletedProcess
 from typing import Any, get_args
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
 from cli import main
+from scripts.tiny_run import tiny_config
 from tests.studies.tiny_study import BASE, ROOT, cli, finished_study, write_study
 from wsram_ppl.errors import InputError, Interrupted, RunError
 from wsram_ppl.studies.comparison import Comparison, compare
@@ -40,6 +43,7 @@ from wsram_ppl.studies.definition import (
 )
 from wsram_ppl.studies.executors.jobs import Job
 from wsram_ppl.studies.executors.local import LocalExecutor
+from wsram_ppl.studies.report import write_report
 
 
 def study(folder: Path, text: str, overrides: Sequence[str] = (), base: str = BASE) -> Study:
@@ -196,6 +200,7 @@ def test_the_studies_keys_can_be_set(tmp_path: Path) -> None:
             TWO + "[search]\nsteps = 2\ncandidates = [{ name = 'x' }, { name = 'x' }]",
             r"search.candidates name 'x' is taken",
         ),
+        (TWO + 'label = "a\\nb"\n', r"variant 'b'.label = 'a\\nb': should be one line"),
     ],
 )
 def test_a_wrong_study_is_refused_in_one_line(tmp_path: Path, text: str, message: str) -> None:
@@ -344,6 +349,8 @@ threads = os.environ.get("OMP_NUM_THREADS")
 summary = {"error": abs(rate - 0.004) * 100, "bound": rate, "ess": 2.0, "particles": 3}
 if hidden == 7:
     summary["error"] = summary["bound"] = float("nan")
+if hidden == 10:
+    del summary["error"]
 summary |= {"updates": steps, "updates_per_second": 10.0, "seconds": 1.0, "torch": "0", "device": "cpu"}
 summary["threads"] = threads
 (run / "summary.json").write_text(json.dumps(summary))
@@ -476,10 +483,10 @@ def test_failures_have_their_reasons_and_leave_the_others_alone(bench: Bench) ->
     assert [run.finished for run in found.runs] == [False] * 4 + [True]
     bench.trained()
 
-    # Only to look: what the log says, and no work.
+    # Only to look, and no work.
     seen = bench.run(text, run_missing=False)
     assert bench.trained() == []
-    assert [run.failure for run in seen.runs] == ["it is too small", None, None, None, None]
+    assert {run.variant.name: run.failure for run in seen.runs} == reasons
 
     # They are tried again, from where they were.
     bench.run(text)
@@ -490,14 +497,23 @@ def test_failures_have_their_reasons_and_leave_the_others_alone(bench: Bench) ->
 
 
 def test_an_unfinished_run_of_another_config_is_put_aside(bench: Bench) -> None:
-    for hidden in (1, 2, 8):
-        found = bench.run(MINIMAL + f'[[variant]]\nname = "a"\nmodel.hidden = {hidden}\n')
-    assert found.runs[0].finished
+    """And goes on when the study has its config again."""
+    moved = "runs/a/seed-0 was not finished and has another config: it is now in {}"
     aside = bench.out / "interrupted/runs/a/seed-0"
+    second = aside.with_name("seed-0-2")
+    expected: dict[int, list[str]] = {1: [], 2: [moved.format(aside)], 3: [moved.format(second)]}
+    for hidden, notes in expected.items():
+        bench.run(MINIMAL + f'[[variant]]\nname = "a"\nmodel.hidden = {hidden}\n')
+        assert bench.watcher.notes == notes
+    assert "hidden = 1" in (aside / "config.toml").read_text()
+    assert "hidden = 2" in (second / "config.toml").read_text()
+    bench.run(MINIMAL + '[[variant]]\nname = "a"\nmodel.hidden = 2\n')
     assert bench.watcher.notes == [
-        f"runs/a/seed-0 was not finished and has another config: it is now in {aside}"
+        moved.format(aside.with_name("seed-0-3")),
+        f"runs/a/seed-0 was set aside in {second}, and goes on",
+        "runs/a/seed-0 was not finished: it resumes from its last checkpoint",
     ]
-    assert "hidden = 2" in (aside / "config.toml").read_text()  # the last one
+    assert not second.exists()
 
 
 def test_a_program_that_is_not_there(bench: Bench) -> None:
@@ -591,6 +607,13 @@ seed = 9
 """
 
 
+def test_values_that_are_no_names_of_folders(tmp_path: Path) -> None:
+    """The number of a value is not taken for another value."""
+    text = TWO + SEARCH.replace("training.learning_rate.start", "exploration.entropy")
+    loaded = study(tmp_path, text.replace("1e-3, 3e-3, 8e-3", "2, { start = 1.0, end = 0.0 }"))
+    assert [candidate.name for candidate in loaded.candidates] == ["2", "value-2"]
+
+
 @pytest.mark.parametrize(("metric", "best"), [("bound", 8e-3), ("error", 3e-3)])
 def test_every_variant_takes_the_best_of_its_search(bench: Bench, metric: str, best: float) -> None:
     text = TWO + SEARCH + f'metric = "{metric}"\n'
@@ -657,9 +680,79 @@ def test_a_variant_whose_search_fails_fails_alone(bench: Bench) -> None:
 def test_before_the_search_is_done_nothing_is_chosen(bench: Bench) -> None:
     bench.run(TWO + SEARCH)
     shutil.rmtree(bench.out / "search/a/0.003")
+    shutil.rmtree(bench.out / "runs/a")
     found = bench.run(TWO + SEARCH, run_missing=False)
     assert [run.finished for run in found.runs] == [False, False, True, True]
     assert found.failed == []
+
+
+def test_a_choice_is_kept_once_its_runs_have_begun(bench: Bench) -> None:
+    """Whatever trials are missing, have failed, or would win now: runs of one variant are alike."""
+    search = SEARCH.replace("training.learning_rate.start", "model.hidden")
+    tried = MINIMAL + '[[variant]]\nname = "a"\n' + search.replace("1e-3, 3e-3, 8e-3", "1, 8")
+    found = bench.run(tried)
+    assert [(t.chosen, t.failure) for t in found.trials] == [(False, "it is too small"), (True, None)]
+    assert bench.trained() == ["a/1", "a/8", "a/seed-0"] and len(found.failed) == 1
+
+    more = MINIMAL + "seeds = [0, 1]\n" + '[[variant]]\nname = "a"\n'
+    for text, overrides in (
+        (tried, ["seeds=[0, 1]"]),
+        (more + search.replace("1e-3, 3e-3, 8e-3", "1, 8, 16"), []),
+    ):
+        for run_missing in (False, True, False):
+            found = bench.run(text, overrides, run_missing=run_missing)
+            assert found.runs[0].finished and not found.failed
+            assert [t.chosen for t in found.trials[:2]] == [False, True]
+            assert found.trials[0].failure == "it is too small"
+            assert bench.watcher.notes == [
+                "a: its runs have begun with 8, which they keep; to search again choose another --out, "
+                "or remove them"
+            ]
+    assert bench.trained() == ["a/seed-1"]
+
+
+def test_a_metric_that_is_not_measured_is_told_after_one_trial(bench: Bench) -> None:
+    text = TWO.replace("16", "10") + SEARCH + 'metric = "error"\n'
+    found = bench.run(text, jobs=1)
+    told = "search.metric = 'error': search/b/0.001 has finished without one; it measures bound"
+    assert [trial.failure for trial in found.trials[3:]] == [
+        "its summary has no finite 'error'",
+        told,
+        told,
+    ]
+    assert "search/b/0.001: its summary has no finite 'error'" in bench.watcher.notes
+    assert [name for name in bench.trained() if name.startswith("b")] == ["b/0.001"]
+    assert [run.finished for run in found.runs] == [True, True, False, False]
+
+
+def test_the_file_may_change_meanwhile(bench: Bench) -> None:
+    """What was read counts, for the folder and the page."""
+    loaded = study(bench.folder, TWO)
+    loaded.path.unlink()
+    found = compare(loaded, bench.out, bench.command, Recorder())
+    assert (bench.out / "study.toml").read_text() == TWO
+    assert TWO.splitlines()[0] in html.unescape(write_report(found).page.read_text())
+
+
+def test_runs_of_one_study_have_the_same_data(tmp_path: Path) -> None:
+    """Pictures that are added between two calls."""
+    pictures = np.random.default_rng(0).integers(0, 255, (40, 12, 12), np.uint8)
+    labels = np.arange(40) % 2
+    np.savez(tmp_path / "a.npz", images=pictures[:30], labels=labels[:30])
+    (tmp_path / "base.toml").write_text(tiny_config().to_toml())
+    base = tiny_config("data.source=arrays", f"data.path={tmp_path / 'a.npz'}").to_toml()
+    text = MINIMAL.replace("5", "1") + '[[variant]]\nname = "a"\n'
+
+    def command(config: Path, run: Path) -> list[str]:
+        return [sys.executable, "-m", "wsram_ppl", "train", str(config), "--out", str(run)]
+
+    compare(study(tmp_path, text, base=base), tmp_path / "out", command, Recorder())
+    np.savez(tmp_path / "a.npz", images=pictures, labels=labels)
+    loaded = study(tmp_path, text, ["seeds=[0, 1]"], base)
+    message = r"variant 'a': the data have changed since .*runs/a/seed-0 was started \(.*training"
+    with pytest.raises(InputError, match=message):
+        compare(loaded, tmp_path / "out", command, Recorder())
+    assert not (tmp_path / "out/runs/a/seed-1").exists()
 
 
 @contextmanager

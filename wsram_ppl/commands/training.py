@@ -93,8 +93,7 @@ def train(
         print_notes([text])
     with RunMeter(config.training.steps) as meter:
         summary = loop.train(config, run, meter.update)
-    click.echo(
-        f"{run}: {summary['updates']} updates in {summary['seconds']:.0f} s "
-        f"({summary['updates_per_second']:.1f} per second)"
-    )
+    pace = summary.get("updates_per_second")  # unknown where all had been done before
+    per_second = "" if pace is None else f" ({pace:.1f} per second)"
+    click.echo(f"{run}: {summary['updates']} updates in {summary['seconds']:.0f} s{per_second}")
     print_measures(summary)

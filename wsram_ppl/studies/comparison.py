@@ -15,26 +15,27 @@ Several processes may work in one folder at once: each run is claimed by one of 
 
 from __future__ import annotations
 
+import glob
+import itertools
 import json
 import math
 import shlex
-import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from wsram_ppl.config import ExperimentConfig, build_data
 from wsram_ppl.errors import InputError, Interrupted, RunError, nearest
 from wsram_ppl.files import make_folder, turn, write_atomically
-from wsram_ppl.runs.directory import CONFIG, SUMMARY, RunDirectory
+from wsram_ppl.runs.directory import CONFIG, DATA, SUMMARY, RunDirectory
 from wsram_ppl.studies import forecast
-from wsram_ppl.studies.definition import Candidate, Search, Study, Variant
+from wsram_ppl.studies.definition import Candidate, Metric, Search, Study, Variant
 from wsram_ppl.studies.executors.claims import Claims
-from wsram_ppl.studies.executors.jobs import Executor, Job, Watcher, last_line
+from wsram_ppl.studies.executors.jobs import Executor, Job, Watcher
 from wsram_ppl.studies.executors.local import LocalExecutor
 from wsram_ppl.studies.executors.loop import run_jobs
 from wsram_ppl.studies.results import read_summary
@@ -76,11 +77,13 @@ class Trial(VariantRun):
         candidate: what it tried.
         value: the search's metric; None where it failed.
         chosen: whether the variant's runs use this candidate.
+        over: whether the variant's runs have begun, so that it is not tried again.
     """
 
     candidate: Candidate = field(kw_only=True)
     value: float | None = None
     chosen: bool = False
+    over: bool = False
 
 
 @dataclass(frozen=True)
@@ -115,8 +118,9 @@ class Comparison:
 
     @property
     def failed(self) -> list[VariantRun]:
-        """The runs that ended with an error, including those of the search."""
-        return [run for run in (*self.trials, *self.runs) if run.failure is not None]
+        """The runs that ended with an error, including those of a search that is not over."""
+        trials = [trial for trial in self.trials if not trial.over]
+        return [run for run in (*trials, *self.runs) if run.failure is not None]
 
     def of(self, variant: Variant) -> list[VariantRun]:
         """The runs of a variant, one for each seed."""
@@ -157,7 +161,7 @@ def compare(
         return _Work(study, folder, command, watcher, executor, wanted, None).all()
     make_folder(folder)
     with at_turn(folder):
-        write_atomically(folder / "study.toml", study.path.read_bytes())
+        write_atomically(folder / "study.toml", study.text)
     started, clock = datetime.now(UTC).isoformat(timespec="seconds"), time.monotonic()
     with Claims(folder) as claims:
         work = _Work(study, folder, command, watcher, executor, wanted, claims)
@@ -208,6 +212,7 @@ class _Work:
     notes: list[str] = field(default_factory=list)
     checked: list[tuple[str, dict[str, Any]]] = field(default_factory=list)  # data known to be there
     mine: list[Job] = field(default_factory=list)  # jobs that this process has started
+    done: list[VariantRun] = field(default_factory=list)  # finished before this call
     paces: dict[str, float] = field(default_factory=dict)  # of runs that have been, by variant
 
     def all(self) -> Comparison:
@@ -226,9 +231,10 @@ class _Work:
                 for variant in study.variants
                 for candidate in study.candidates
             ]
-            names = {name for name, _ in self.wanted}
+            begun = {v.name: self.begun_with(v) for v in study.variants}
+            names = {name for name, _ in self.wanted if begun[name] is None}
             self.finish(trials, [trial for trial in trials if trial.variant.name in names])
-            chosen = {v.name: self.best(study.search, v, trials) for v in study.variants}
+            chosen = {v.name: self.best(study.search, v, trials, begun[v.name]) for v in study.variants}
         runs, wanted = [], []
         for variant in study.variants:
             candidate = chosen[variant.name]
@@ -236,7 +242,7 @@ class _Work:
                 run = VariantRun(variant, f"runs/{variant.name}/seed-{seed}", None, seed=seed)
                 if study.search is None or candidate is not None:
                     run.config = study.config(variant, seed, candidate)
-                elif self.claims is not None and (variant.name, seed) in self.wanted:
+                elif all(trial.failure for trial in trials if trial.variant is variant):
                     run.failure = "none of the candidates of its search could be trained"
                 runs.append(run)
                 if (variant.name, seed) in self.wanted:
@@ -244,7 +250,22 @@ class _Work:
         self.finish(runs, wanted)
         return Comparison(study, self.folder, runs, trials, self.notes, _calls(self.folder))
 
-    def best(self, search: Search, variant: Variant, trials: Sequence[Trial]) -> Candidate | None:
+    def begun_with(self, variant: Variant) -> Candidate | None:
+        """The candidate that the runs of a variant have begun with, which they keep."""
+        for seed in self.study.seeds:
+            run = RunDirectory(self.folder / "runs" / variant.name / f"seed-{seed}")
+            if not (run.path / CONFIG).is_file():
+                continue
+            found = run.config().fingerprint()
+            for candidate in self.study.candidates:
+                if self.study.config(variant, seed, candidate).fingerprint() == found:
+                    return candidate
+        return None
+
+    def best(
+        self, search: Search, variant: Variant, trials: Sequence[Trial], begun: Candidate | None
+    ) -> Candidate | None:
+        """The candidate of the best trial, or the one that the variant's runs have begun with."""
         best: tuple[float, Trial] | None = None
         for trial in trials:
             if trial.variant is not variant or not trial.finished:
@@ -253,12 +274,24 @@ class _Work:
             if not isinstance(value, int | float) or not math.isfinite(value):
                 trial.finished = False
                 trial.failure = f"its summary has no finite {search.metric!r}"
+                self.note(f"{trial.name}: {trial.failure}")
                 continue
             trial.value = float(value)
             score = -trial.value if search.metric == "error" else trial.value
             if best is None or score > best[0]:
                 best = score, trial
         mine = [trial for trial in trials if trial.variant is variant]
+        if begun is not None:
+            for trial in mine:
+                trial.chosen, trial.over = trial.candidate is begun, True
+                if not trial.finished and trial.failure is None:
+                    trial.failure = Claims(self.folder).failure(trial.name)
+            if not all(trial.finished for trial in mine) or (best and best[1].candidate is not begun):
+                self.note(
+                    f"{variant.name}: its runs have begun with {begun.name}, which they keep; to search "
+                    "again choose another --out, or remove them"
+                )
+            return begun
         if best is None or any(not t.finished and not t.failure for t in mine):
             return None  # a trial that has not run yet could win
         best[1].chosen = True
@@ -273,10 +306,11 @@ class _Work:
                 self.note(f"{run.variant.name}: {note}")
             run.finished = self.is_finished(run, run.config)
             run.command = self.command_of(run)
+        self.done += [run for run in runs if run.finished]
         if self.claims is None:
             for run in runs:
-                last = "" if run.finished or run.config is None else last_line(self.log_file(run))
-                run.failure = last.removeprefix("error: ") if last.startswith("error: ") else None
+                if not run.finished and run.config is not None:
+                    run.failure = Claims(self.folder).failure(run.name)
             return
         self.learn_paces(runs)
         missing = {run.name: run for run in wanted if run.config is not None and not run.finished}
@@ -286,22 +320,43 @@ class _Work:
         jobs = [self.job(run, run.config) for run in missing.values() if run.config is not None]
 
         def ready(job: Job) -> bool:
+            self.check_metric(missing[job.name], runs)
             return self.prepare(missing[job.name], job)
 
         try:
             self.foretell(list(missing.values()), jobs)
             failures = run_jobs(jobs, self.executor, self.watcher, self.claims, ready, self.note)
         except Interrupted as error:
-            done = sum((self.folder / run.name / SUMMARY).is_file() for run in runs)
+            done = sum((self.folder / run.name / SUMMARY).is_file() for run in wanted)
             what = "trials" if runs and isinstance(runs[0], Trial) else "runs"
             raise Interrupted(
-                f"{error}: {done} of {len(runs)} {what} are finished; the same command resumes there",
+                f"{error}: {done} of {len(wanted)} {what} are finished; the same command resumes there",
                 error.exit_code - 128,
             ) from error
         for run in missing.values():
             run.failure = failures.get(run.name)
             run.finished = run.failure is None
         self.learn_paces(list(missing.values()))
+
+    def check_metric(self, run: VariantRun, runs: Sequence[VariantRun]) -> None:
+        """Makes sure, before a trial, that others of its variant measured what the search chooses by.
+
+        Raises:
+            InputError: one did not.
+        """
+        metric = self.study.search.metric if self.study.search is not None else ""
+        for trial in runs:
+            if not isinstance(trial, Trial) or trial.variant is not run.variant:
+                continue
+            if not (self.folder / trial.name / SUMMARY).is_file():
+                continue
+            found = read_summary(self.folder / trial.name)
+            if metric not in found:
+                there = ", ".join(each for each in get_args(Metric) if each in found)
+                raise InputError(
+                    f"search.metric = {metric!r}: {trial.name} has finished without one; it measures "
+                    f"{there}"
+                )
 
     def learn_paces(self, runs: Sequence[VariantRun]) -> None:
         for run in runs:
@@ -342,7 +397,8 @@ class _Work:
         """Makes sure once that the data of the coming runs are there, before each run fails by itself.
 
         Raises:
-            InputError, RunError: they are not; the message names the first variant that needs them.
+            InputError, RunError: they are not, or they are not those that others were trained on; the
+                message names the first variant that needs them.
         """
         for run in runs:
             assert run.config is not None
@@ -358,6 +414,10 @@ class _Work:
                 with reading(name):
                     data.training_batch(0, size, run.config.training.seed)
                 next(held_out(data, name, size, size))
+                for other in self.done:
+                    same = other.config is not None and other.config.data == run.config.data
+                    if same and (self.folder / other.name / DATA).is_file():
+                        RunDirectory(self.folder / other.name).check_data(data)
             except (InputError, RunError) as error:
                 kind = InputError if isinstance(error, InputError) else RunError
                 raise kind(f"variant {run.variant.name!r}: {error}") from error
@@ -407,25 +467,47 @@ class _Work:
         if self.is_finished(run, config):
             return False
         if (path / CONFIG).is_file():
-            # An earlier part of the same run: training resumes from its last checkpoint.
             earlier = RunDirectory(path)
             earlier.check_free()
+            if earlier.config().fingerprint() != config.fingerprint():
+                aside = self.set_aside(run)
+                self.note(f"{run.name} was not finished and has another config: it is now in {aside}")
+        if not (path / CONFIG).is_file():
+            self.take_up(run, config)
+        if (path / CONFIG).is_file():
+            # An earlier part of the same run: training resumes from its last checkpoint.
+            earlier = RunDirectory(path)
             if earlier.config().fingerprint() == config.fingerprint():
                 ended = (path / SUMMARY).exists()
                 why = "has fewer updates than the study now needs" if ended else "was not finished"
                 self.note(f"{run.name} {why}: it resumes from its last checkpoint")
                 earlier.write_config(config)  # its data may have moved
                 (path / SUMMARY).unlink(missing_ok=True)
-            else:
-                aside = self.folder / "interrupted" / run.name
-                self.note(f"{run.name} was not finished and has another config: it is now in {aside}")
-                _move(path, aside)
         file = self.config_file(run)
         make_folder(file.parent)
         # A TOML file is UTF-8, which a path in the command need not be.
         write_atomically(file, f"# {run.command}\n\n{config.to_toml()}".encode(errors="replace"))
         self.mine.append(job)
         return True
+
+    def set_aside(self, run: VariantRun) -> Path:
+        place = self.folder / "interrupted" / run.name
+        numbered = (place.with_name(f"{place.name}-{number}") for number in itertools.count(2))
+        aside = next(free for free in itertools.chain([place], numbered) if not free.exists())
+        _move(self.folder / run.name, aside)
+        return aside
+
+    def take_up(self, run: VariantRun, config: ExperimentConfig) -> None:
+        """Brings back an unfinished run of this config that was set aside."""
+        place = self.folder / "interrupted" / run.name
+        for aside in (place, *sorted(place.parent.glob(f"{glob.escape(place.name)}-*"))):
+            if not (aside / CONFIG).is_file():
+                continue
+            with suppress(InputError):  # damaged: it stays there
+                if RunDirectory(aside).config().fingerprint() == config.fingerprint():
+                    _move(aside, self.folder / run.name)
+                    self.note(f"{run.name} was set aside in {aside}, and goes on")
+                    return
 
     def is_finished(self, run: VariantRun, config: ExperimentConfig) -> bool:
         """Whether its directory holds the result of exactly this config.
@@ -471,10 +553,15 @@ def _calls(folder: Path) -> list[Call]:
 
 
 def _move(path: Path, aside: Path) -> None:
+    """Renames a folder.
+
+    Raises:
+        RunError: that is not possible, for instance since something is there.
+    """
     try:
-        if aside.exists():
-            shutil.rmtree(aside)
         aside.parent.mkdir(parents=True, exist_ok=True)
+        if aside.is_dir():
+            aside.rmdir()  # an empty one
         path.rename(aside)
     except OSError as error:
         raise RunError(f"cannot move {path} to {aside}: {error.strerror}") from error

@@ -76,6 +76,12 @@ def _file_name(name: str) -> str:
     return name
 
 
+def _line(text: str) -> str:
+    if len(text.splitlines()) > 1:
+        raise ValueError("should be one line")
+    return text
+
+
 def _fraction(value: float) -> float:
     if not 0.0 <= value <= 1.0:
         raise ValueError("should be a fraction in [0, 1], such as 0.0162 for 1.62%")
@@ -117,7 +123,7 @@ class Variant(_Overrides):
 
     name: _FileName
     """Also of its folder; unique."""
-    label: str = ""
+    label: Annotated[str, AfterValidator(_line)] = ""
     """Shown in tables and figures; the name by default."""
     paper: Annotated[float, AfterValidator(_fraction)] | None = None
     """A published error to show beside its own, as a fraction."""
@@ -187,6 +193,8 @@ class Study(_Settings):
 
     path: Path
     """The study's file."""
+    text: bytes
+    """What was in it when it was read."""
     variants: tuple[Variant, ...]
     """The rows, in order."""
     search: Search | None
@@ -261,7 +269,7 @@ def load_study(path: str | PathLike[str], overrides: Sequence[str] = ()) -> Stud
             the overrides; the message names the variant.
     """
     path = experiment_path(path)
-    tables = read_toml(path)
+    tables, text = read_toml(path), path.read_bytes()
     for_runs = _set_own_keys(tables, overrides)
     file = check_table(_File, "", tables)
     base = read_toml(experiment_path(file.base, path.parent))
@@ -284,6 +292,7 @@ def load_study(path: str | PathLike[str], overrides: Sequence[str] = ()) -> Stud
     study = Study(
         **settings | {"title": file.title or path.stem},
         path=path,
+        text=text,
         variants=tuple(variants),
         search=search,
         candidates=() if search is None else _candidates(search),
@@ -338,7 +347,7 @@ def _named(value: object, number: int) -> str:
     try:
         return _file_name(text)
     except ValueError:
-        return str(number)
+        return f"value-{number}"
 
 
 def _check_distinct(what: str, named: Iterable[Variant | Candidate]) -> None:

@@ -247,7 +247,7 @@ def _configs(comparison: Comparison) -> list[tuple[str, ExperimentConfig]]:
 
 
 def _study_text(comparison: Comparison) -> str:
-    return comparison.study.path.read_text(encoding="utf-8-sig", errors="replace")
+    return comparison.study.text.decode("utf-8-sig", errors="replace")
 
 
 def _uri(file: Path) -> str:

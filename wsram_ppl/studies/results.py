@@ -94,13 +94,19 @@ def updates_to_reach(rows: Rows, threshold: float, window: int) -> float | None:
     return float(steps[below[0]]) if len(below) else None
 
 
+def _is_long(rows: Rows, window: int) -> bool:
+    """Whether there are as many training errors as are smoothed."""
+    found = rows.measured("error")
+    return found is not None and len(found[0]) >= window
+
+
 @dataclass(frozen=True)
 class Reached:
     """How many updates it took to reach a training error.
 
     Attributes:
         updates: the mean over seeds, if all reached it: a mean over those that did would flatter.
-        reached, count: how many seeds reached it, of how many.
+        reached, count: how many seeds reached it, of how many that were long enough to tell.
     """
 
     updates: Mean | None
@@ -162,6 +168,7 @@ def summarize(
         summaries[each] |= read_test(run, summaries[each]["updates"])
     reached = {}
     training = [read_rows(run, "train") for run in runs.values()]
+    training = [rows for rows in training if _is_long(rows, window)]
     for threshold in THRESHOLDS:
         updates = [updates_to_reach(rows, threshold, window) for rows in training]
         known = [value for value in updates if value is not None]

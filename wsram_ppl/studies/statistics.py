@@ -119,7 +119,8 @@ def paired_difference(values: Mapping[int, float], reference: Mapping[int, float
     mean = Mean.of(differences)
     if mean is None:
         return None
-    agreeing = sum(_sign(difference) == _sign(mean.value) for difference in differences)
+    sign = _sign(mean.value)
+    agreeing = sum(d == d and _sign(d) == sign for d in differences)  # not a number: no sign
     return Difference(mean, agreeing, tuple(sorted(values.keys() ^ reference.keys())))
 
 

@@ -130,7 +130,7 @@ def results_table(rows: Sequence[Summary], window: int) -> Table:
     best: dict[str, int | None] = {}
     has_error = any(row.values["error"] for row in rows)
     for name, measure in (("validation error", "error"), ("test error", "test_error")):
-        columns[name] = [_percent(row.mean(measure)) for row in rows]
+        columns[name] = [_percent(row.mean(measure)) + _some(row, measure) for row in rows]
         best[name] = clear_best([row.mean(measure) for row in rows], lowest=True)
     columns["paper's error"] = ["" if row.paper is None else f"{row.paper:.2%}" for row in rows]
     particles = {row.particles for row in rows if row.finished}
@@ -146,9 +146,7 @@ def results_table(rows: Sequence[Summary], window: int) -> Table:
     columns["updates/s"] = [_number(row.mean("updates_per_second"), 1) for row in rows]
     if has_error:
         for threshold in THRESHOLDS:
-            columns[f"updates to {threshold:.0%}"] = [
-                _reached(row.reached[threshold], row) for row in rows
-            ]
+            columns[f"updates to {threshold:.0%}"] = [_reached(row.reached[threshold]) for row in rows]
     columns["runs"] = [_runs(row) for row in rows]
     shown = {name: cells for name, cells in columns.items() if any(cells)}
     head = list(shown)
@@ -295,13 +293,19 @@ def _minus(text: str) -> str:
     return text.replace("-", "−")
 
 
-def _reached(reached: Reached, row: Summary) -> str:
-    if row.finished == 0:
+def _reached(reached: Reached) -> str:
+    if reached.count == 0:
         return ""
     if reached.updates is None:
         some = f" ({reached.reached} of {reached.count} seeds did)" if reached.reached else ""
         return f"not reached{some}"
     return _number(reached.updates, 0)
+
+
+def _some(row: Summary, measure: str) -> str:
+    """Where only some of the seeds have been measured: how many."""
+    count = len(row.values[measure])
+    return f" ({count} of {row.finished} seeds)" if 0 < count < row.finished else ""
 
 
 def _runs(row: Summary) -> str:

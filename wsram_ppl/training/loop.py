@@ -318,7 +318,7 @@ def _loop(
         **evaluation,
         "updates": trainer.step,
         "seconds": round(seconds, 3),
-        "updates_per_second": round((trainer.step - loop.begun) / max(busy, 1e-9), 3),
+        **({"updates_per_second": round((trainer.step - loop.begun) / busy, 3)} if busy else {}),
         "torch": torch.__version__,
         "device": str(trainer.fabric.device),
         "threads": torch.get_num_threads(),

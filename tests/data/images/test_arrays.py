@@ -144,6 +144,39 @@ def test_splits_in_a_file(tmp_path: Path) -> None:
     assert len(next(source.evaluation_batches(99, split="test"))[0]) == 4
 
 
+@pytest.mark.parametrize("first", ["uint8", "float32", "float64", "bool"])
+@pytest.mark.parametrize("second", ["uint8", "float32", "float16", "bool"])
+@pytest.mark.parametrize("canvas", [0, 9])
+def test_splits_of_different_dtypes(first: str, second: str, canvas: int, tmp_path: Path) -> None:
+    """Each is read as what it is: the same black and white pictures."""
+    white = noise(20, 6, 6) > 127
+
+    def stored(dtype: str) -> Any:
+        return (white * (255 if dtype == "uint8" else 1)).astype(dtype)
+
+    np.savez(
+        tmp_path / "data.npz",
+        train_images=stored(first),
+        train_labels=LABELS[:20],
+        valid_images=stored(second),
+        valid_labels=LABELS[:20],
+    )
+    source = ArrayImages(path=tmp_path / "data.npz", canvas=canvas)
+    ((images, _),) = source.evaluation_batches(20)
+    if canvas == 0:
+        expected = torch.from_numpy(white).float()
+        values = images.float() / 255 if images.dtype == torch.uint8 else images
+        order = lambda x: sorted(each.numpy().tobytes() for each in x)  # noqa: E731
+        assert order(values) == order(expected)
+    assert images.dtype == torch.uint8 or 0.3 < images.mean() < 0.7
+
+
+def test_arrays_that_are_not_used_are_told(tmp_path: Path) -> None:
+    pixels = noise(40, 6, 6)
+    source = ArrayImages(path=file(tmp_path, pixels, val_images=pixels, masks=pixels))
+    assert "arrays not used: masks, val_images" in source.notices
+
+
 def test_a_folder_is_mapped_and_its_splits_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pixels = noise(40, 6, 6, 3)
     for place, rows in (
@@ -321,6 +354,15 @@ GREY = noise(40, 6, 6)
             ),
             "hold numbers and texts as labels: save one kind",
         ),
+        (
+            swap(images=GREY, labels=LABELS, train_images=GREY, train_labels=LABELS),
+            "holds images and train_images: keep one of them",
+        ),
+        (
+            swap(train_images=GREY, train_labels=LABELS, val_images=GREY, validation_images=GREY),
+            "holds validation_images and val_images, which both mean validation: keep one",
+        ),
+        (swap(images=GREY, labels=1e30 * LABELS), "holds a label 1e[+]30: labels are whole numbers or"),
     ],
 )
 def test_arrays_that_are_of_no_use(setup: Callable[[Path], Any], message: str, tmp_path: Path) -> None:

@@ -92,6 +92,15 @@ def test_folders_of_splits(names: tuple[str, str, str], tmp_path: Path) -> None:
     assert sorted(held_out(images, "test")) == [(0, 0), (0, 1), (1, 1), (2, 1)]
 
 
+def test_a_class_may_be_called_train(tmp_path: Path) -> None:
+    """A folder of that name is a split only if it holds the folders of classes."""
+    images = source(folder(tmp_path, {"car": 10, "train": 10, "boat": 10}))
+    assert images.class_names == ("boat", "car", "train")
+    assert "drawn from each class alike" in images.notices[-1]
+    with pytest.raises(InputError, match="holds no pictures in folders"):
+        source(folder(tmp_path / "splits", {"train": 10, "test": 10}))
+
+
 def test_what_the_splits_lack(tmp_path: Path) -> None:
     images = source(folder(tmp_path, {"train/a": 20, "train/b": 20}))
     assert images.notices[-1] == (

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Final, NamedTuple
 
@@ -17,17 +17,18 @@ from wsram_ppl.data.epochs import Rows, check_whole
 from wsram_ppl.data.images.files import read_files
 from wsram_ppl.data.images.fitting import Fit, describe_fit, fit_images
 from wsram_ppl.data.images.source import LabelledImages, count_of, listed
+from wsram_ppl.data.images.splitting import SPLIT_NAMES
 from wsram_ppl.errors import InputError, one_line
 
 __all__ = ["ArrayImages"]
 
 Array = npt.NDArray[Any]
 
-#: The names of a split: before ``_images`` in a file, or as a folder.
-_NAMES: Final = {"train": ("train",), "validation": ("validation", "val"), "test": ("test",)}
 #: The most channels that an image may have; other dimensions are taken to be larger.
 _CHANNELS: Final = 4
 _CHUNK: Final = 1024
+#: Beyond it, floats do not hold every whole number.
+_EXACT: Final = 2.0**53
 
 _ADVICE: Final = (
     "save images [N, height, width] or [N, height, width, channels] and labels [N] with "
@@ -40,7 +41,7 @@ class ArrayImages(LabelledImages):
 
     Arrays in a folder are memory-mapped and may be larger than memory. Both may have splits:
     ``train_images`` and ``train_labels``, ``validation_...`` (or ``val_...``) and ``test_...`` in a
-    file, and folders of these names with both arrays in a folder.
+    file, and folders of these names with both arrays in a folder. They may be of different dtypes.
 
     Images are [N, height, width], [N, height, width, channels] or [N, channels, height, width], of uint8
     from 0 to 255, or of floats from 0 to 1. Labels are whole numbers or texts; each distinct one is a
@@ -71,12 +72,14 @@ class ArrayImages(LabelledImages):
             raise InputError("path is empty; name the file or folder of arrays: --set data.path=PATH")
         check_whole("canvas", canvas, at_least=0)
         place = os.path.expanduser(path)
-        parts, names = _read_folder(place) if os.path.isdir(place) else _read_file(place)
+        parts, names, unused = _read_folder(place) if os.path.isdir(place) else _read_file(place)
         if len({part.images.shape[1:] for part in parts}) > 1:
             shapes = " and ".join(str(part.images.shape) for part in parts)
             raise InputError(f"the splits of {place} hold images of different shapes: {shapes}")
         usable = [np.flatnonzero(part.usable) for part in parts]
         self._arrays = [part.images for part in parts]
+        alike = len({images.dtype for images in self._arrays}) == 1
+        self._dtype = self._arrays[0].dtype if alike else np.dtype(np.float32)
         # The position of each image that is used.
         self._part = np.repeat(np.arange(len(parts)), [len(rows) for rows in usable])
         self._row = np.concatenate(usable)
@@ -90,6 +93,8 @@ class ArrayImages(LabelledImages):
         notices = [f"{count_of(len(labels), 'image')} of {sizes}, and of {listed(classes)}"]
         if lost := sum(len(part.usable) for part in parts) - len(labels):
             notices.append(f"{count_of(lost, 'image')} left out: pixels or label are not finite")
+        if unused:
+            notices.append(f"arrays not used: {', '.join(unused)}")
         if canvas:
             notices.append(f"images are {describe_fit(canvas, fit)}")
         super().__init__(
@@ -118,11 +123,13 @@ class ArrayImages(LabelledImages):
 
     def _read_for_training(self, chosen: Rows) -> Tensor:
         part, row = self._part[chosen], self._row[chosen]
-        first = self._arrays[0]
-        pixels = np.empty((len(chosen), *first.shape[1:]), first.dtype)
+        pixels = np.empty((len(chosen), *self._arrays[0].shape[1:]), self._dtype)
         for number in np.unique(part):
             of_part = part == number
-            pixels[of_part] = self._arrays[number][row[of_part]]
+            values = self._arrays[number][row[of_part]]
+            if values.dtype == np.uint8 and self._dtype != np.uint8:
+                values = values / np.float32(255)
+            pixels[of_part] = values
         images = torch.from_numpy(pixels)
         if images.dtype == torch.bool:
             images = images.float()
@@ -235,9 +242,9 @@ def _checked_labels(labels: Array, where: str) -> tuple[Array, npt.NDArray[np.bo
     if labels.dtype.kind == "f":
         there = np.isfinite(labels)
         numbers = np.where(there, labels, 0)
-        if (numbers != np.rint(numbers)).any():
-            odd = numbers[numbers != np.rint(numbers)][0]
-            raise InputError(f"{where} holds a label {odd:g}: labels are whole numbers or texts")
+        odd = numbers[(numbers != np.rint(numbers)) | (np.abs(numbers) > _EXACT)]
+        if len(odd):
+            raise InputError(f"{where} holds a label {odd[0]:g}: labels are whole numbers or texts")
         labels = numbers
     return labels.astype(str if labels.dtype.kind in "US" else np.int64), there
 
@@ -263,8 +270,33 @@ def _classes(values: list[Array], names: Array | None, place: str) -> tuple[Rows
 # Files.
 
 
-def _read_file(path: str) -> tuple[list[_Part], Array | None]:
-    """The parts of an .npz file, and its names of classes."""
+def _prefixes(there: Collection[str], whole: str, of_split: str, where: str) -> dict[str, str]:
+    """What each split's images are called; {"": whole} if there are no splits.
+
+    Args:
+        there: all names.
+        whole: the name of images that are not split.
+        of_split: a pattern for the name of a split's.
+
+    Raises:
+        InputError: two of them mean the same.
+    """
+    found = {
+        split: [name for name in map(of_split.format, names) if name in there]
+        for split, names in SPLIT_NAMES.items()
+    }
+    if whole in there and found["train"]:
+        raise InputError(f"{where} holds {whole} and {found['train'][0]}: keep one of them")
+    for split, names in found.items():
+        if len(names) > 1:
+            raise InputError(f"{where} holds {' and '.join(names)}, which both mean {split}: keep one")
+    if not found["train"]:
+        return {"": whole}
+    return {split: names[0] for split, names in found.items() if names}
+
+
+def _read_file(path: str) -> tuple[list[_Part], Array | None, list[str]]:
+    """The parts of an .npz file, its names of classes, and the names of what is not used."""
     try:
         # Not from the path: NumPy leaves an invalid file open.
         with open(path, "rb") as content:
@@ -275,14 +307,8 @@ def _read_file(path: str) -> tuple[list[_Part], Array | None]:
                 raise InputError(f"{path} is not an .npz file: {_ADVICE}")
             content.seek(0)
             file = np.load(content, allow_pickle=False)
-            keys = {name: f"{name}_" for names in _NAMES.values() for name in names}
-            found = {
-                split: next((keys[name] for name in names if f"{keys[name]}images" in file), None)
-                for split, names in _NAMES.items()
-            }
-            prefixes = {split: prefix for split, prefix in found.items() if prefix is not None}
-            if "train" not in prefixes:
-                prefixes = {"": ""}
+            images = _prefixes(file.files, "images", "{}_images", path)
+            prefixes = {split: name.removesuffix("images") for split, name in images.items()}
             missing = [
                 f"{prefix}{what}"
                 for prefix in prefixes.values()
@@ -296,7 +322,9 @@ def _read_file(path: str) -> tuple[list[_Part], Array | None]:
                 _Part.of(split, file[f"{prefix}images"], file[f"{prefix}labels"], _where(path, prefix))
                 for split, prefix in prefixes.items()
             ]
-            return parts, file.get("classes")
+            used = [f"{prefix}{what}" for prefix in prefixes.values() for what in ("images", "labels")]
+            unused = sorted(set(file.files) - {*used, "classes"})
+            return parts, file.get("classes"), unused
     except InputError:
         raise
     except OSError as error:
@@ -309,28 +337,26 @@ def _where(path: str, prefix: str) -> str:
     return f"{path} ({prefix.removesuffix('_')})" if prefix else path
 
 
-def _read_folder(path: str) -> tuple[list[_Part], Array | None]:
+def _read_folder(path: str) -> tuple[list[_Part], Array | None, list[str]]:
     """The same for a folder of .npy files, memory-mapped."""
-    folders = {"": path}
-    if not os.path.isfile(os.path.join(path, "images.npy")):
-        below = {
-            split: [
-                os.path.join(path, name) for name in names if os.path.isdir(os.path.join(path, name))
-            ]
-            for split, names in _NAMES.items()
-        }
-        folders = {split: found[0] for split, found in below.items() if found}
-        if "train" not in folders:
-            raise InputError(
-                f"{path} holds no images.npy, nor folders train, validation and test with one each: "
-                "save images [N, height, width] or [N, height, width, channels] there, and labels.npy"
-            )
+    splits = [name for names in SPLIT_NAMES.values() for name in names]
+    there = {name for name in splits if os.path.isdir(os.path.join(path, name))}
+    if os.path.isfile(os.path.join(path, "images.npy")):
+        there.add("images.npy")
+    names = _prefixes(there, "images.npy", "{}", path)
+    if not there & {*names.values()}:
+        raise InputError(
+            f"{path} holds no images.npy, nor folders train, validation and test with one each: "
+            "save images [N, height, width] or [N, height, width, channels] there, and labels.npy"
+        )
+    folders = {split: os.path.join(path, name) if split else path for split, name in names.items()}
     parts = [
         _Part.of(split, _load(folder, "images"), _load(folder, "labels"), folder)
         for split, folder in folders.items()
     ]
     classes = os.path.isfile(os.path.join(path, "classes.npy"))
-    return parts, np.array(_load(path, "classes")) if classes else None
+    unused = sorted(there - {*names.values()})
+    return parts, np.array(_load(path, "classes")) if classes else None, unused
 
 
 def _load(folder: str, name: str) -> Array:

@@ -24,6 +24,7 @@ from wsram_ppl.data.epochs import Rows, check_whole
 from wsram_ppl.data.images.files import read_files
 from wsram_ppl.data.images.fitting import Fit, describe_fit, fit_picture
 from wsram_ppl.data.images.source import SPLITS, LabelledImages, count_of, listed
+from wsram_ppl.data.images.splitting import SPLIT_NAMES
 from wsram_ppl.errors import InputError, one_line
 
 __all__ = ["FolderImages"]
@@ -32,12 +33,6 @@ _log = logging.getLogger(__name__)
 
 Pixels = npt.NDArray[np.uint8]
 
-#: Names of the folders of each split, in lower case.
-_NAMES: Final = {
-    "train": ("train", "training"),
-    "validation": ("validation", "val", "valid", "dev"),
-    "test": ("test", "testing"),
-}
 #: Bytes of decoded pictures kept in memory, so that small folders are decoded only once.
 _KEPT: Final = 512 * 2**20
 _THREADS: Final = 8
@@ -295,8 +290,12 @@ def _list(root: str) -> _Listing:
 def _splits(root: str, top: list[str], left: _Left) -> dict[str, str]:
     """The folder of each split, below the root; {"": ""} if the root itself holds the classes."""
     named = {
-        split: [folder for folder in top if folder.lower() in names] for split, names in _NAMES.items()
+        split: [folder for folder in top if folder.lower() in names]
+        for split, names in SPLIT_NAMES.items()
     }
+    meant = [folder for folders in named.values() for folder in folders]
+    if len(meant) < len(top) and not any(_folders(root, folder, _Left()) for folder in meant):
+        return {"": ""}  # they hold pictures: classes of these names, beside others
     if not named["train"]:
         there = [folder for folders in named.values() for folder in folders]
         if top and len(there) == len(top):

@@ -1,12 +1,21 @@
-"""A seeded split of labelled data into training and held-out data."""
+"""The splits of labelled data: their names, and a seeded one where there is none."""
 
 from __future__ import annotations
+
+from typing import Final
 
 import numpy as np
 
 from wsram_ppl.data.epochs import Rows, generator
 
-__all__ = ["draw_split"]
+__all__ = ["SPLIT_NAMES", "draw_split"]
+
+#: The splits of a folder or a file of data, and the names that each may have, in lower case.
+SPLIT_NAMES: Final = {
+    "train": ("train", "training"),
+    "validation": ("validation", "val", "valid", "dev"),
+    "test": ("test", "testing"),
+}
 
 
 def draw_split(labels: Rows, shares: tuple[float, ...], *key: int) -> list[Rows]:

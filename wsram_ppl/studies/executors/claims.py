@@ -107,6 +107,11 @@ class Claims:
         found = _read(self._path(name, newest)).get("failure")
         return None if found is None else str(found)
 
+    def failure(self, name: str) -> str | None:
+        """Why a run failed when it was last claimed; None if it did not."""
+        found = _read(self._path(name, self._newest(name))).get("failure")
+        return None if found is None else str(found)
+
     def owner(self, name: str) -> str:
         """Who has the newest claim on a run."""
         found = _read(self._path(name, self._newest(name)))

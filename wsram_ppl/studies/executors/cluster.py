@@ -37,6 +37,8 @@ __all__ = ["RayExecutor"]
 
 #: Seconds in which the cluster's address has to answer.
 _PATIENCE: Final = 5.0
+#: A frame of HTTP/2, with which either side begins: three bytes of length (0), its type, flags, stream.
+_SETTINGS: Final = bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
 #: Linux: the signal that a process gets when its parent has died.
 _PR_SET_PDEATHSIG: Final = 1
 
@@ -96,7 +98,9 @@ class RayExecutor(Executor):
         before = signal.getsignal(signal.SIGTERM)
         try:
             self.ray.init(address or "auto", log_to_driver=False, logging_level=logging.ERROR)
-        except ConnectionError:
+        except ConnectionError as error:
+            if address:
+                raise InputError(f"no Ray cluster answers at {address}: {one_line(error)}") from None
             raise InputError(
                 "there is no Ray cluster on this machine: start one (ray start --head), or name one "
                 "with --ray-address HOST:PORT"
@@ -168,7 +172,7 @@ def _share(jobs: int, gpus: float) -> float:
 
 
 def _check_reachable(address: str) -> None:
-    """Whether something listens at ``HOST:PORT``: Ray itself would try for minutes.
+    """Whether something speaks Ray's protocol, HTTP/2, at ``HOST:PORT``: Ray would wait without end.
 
     Raises:
         InputError: nothing does, or this is no such address.
@@ -179,9 +183,13 @@ def _check_reachable(address: str) -> None:
     if not host or not port.isdigit() or "/" in host:
         raise InputError(f"the Ray cluster's address is {address!r}: should be HOST:PORT")
     try:
-        socket.create_connection((host, int(port)), _PATIENCE).close()
+        with socket.create_connection((host, int(port)), _PATIENCE) as connection:
+            connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + _SETTINGS)
+            answer = connection.recv(len(_SETTINGS))
     except (OSError, OverflowError) as error:
         raise InputError(f"no Ray cluster answers at {address}: {one_line(error)}") from None
+    if answer[3:4] != _SETTINGS[3:4]:
+        raise InputError(f"no Ray cluster answers at {address}: something else does")
 
 
 def _train(job: Job, folder: str) -> str | None:
