@@ -25,10 +25,11 @@ from wsram_ppl.interfaces import Gazes
 from wsram_ppl.primitives.handlers import pyro_settings
 from wsram_ppl.runs.directory import RunDirectory
 from wsram_ppl.runs.environment import environment
-from wsram_ppl.studies.comparison import Comparison, VariantRun
+from wsram_ppl.studies.comparison import Comparison
 from wsram_ppl.studies.definition import Variant
 from wsram_ppl.studies.figures import Drawn, Line, draw
 from wsram_ppl.studies.results import Summary, read_summary, summarize
+from wsram_ppl.studies.run_folders import VariantRun
 from wsram_ppl.studies.tables import (
     Table,
     differences_table,
