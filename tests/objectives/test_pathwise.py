@@ -328,6 +328,7 @@ def test_autoguides_as_in_pyro(name: str, model: Any, vectorized: bool) -> None:
         torch.testing.assert_close(found, expected)
 
 
+@pytest.mark.filterwarnings("ignore:all local latents of the guide:UserWarning")
 @pytest.mark.parametrize("name", GUIDES)
 @pytest.mark.parametrize("pathwise", [True, ()])
 def test_autoguides_under_an_importance_bound(name: str, pathwise: Any) -> None:
@@ -348,6 +349,7 @@ def test_autoguides_under_an_importance_bound(name: str, pathwise: Any) -> None:
     assert sum(losses[-20:]) < sum(losses[:20])
 
 
+@pytest.mark.filterwarnings("ignore:all local latents of the guide:UserWarning")
 def test_a_delta_is_always_differentiated_through() -> None:
     """A point estimate by a Delta of the user's own has no score: its gradient is that of log p."""
     place = torch.tensor(0.4, requires_grad=True)
