@@ -78,9 +78,11 @@ class RunFolders:
     note: Callable[[str], None]
 
     def config_file(self, run: VariantRun) -> Path:
+        """The config that a run is trained from."""
         return self.folder / "configs" / f"{run.name}.toml"
 
     def log_file(self, run: VariantRun) -> Path:
+        """What a run has printed."""
         return self.folder / "logs" / f"{run.name}.log"
 
     def command_of(self, run: VariantRun) -> str:
@@ -93,6 +95,7 @@ class RunFolders:
         return shlex.join(self.command(file, self.folder / run.name))
 
     def job(self, run: VariantRun, config: ExperimentConfig) -> Job:
+        """What an executor must know to train a run."""
         path, training = self.folder / run.name, config.training
         return Job(
             run.name,
