@@ -12,12 +12,12 @@ import torch
 from pyro import poutine
 from pyro.infer.inspect import TrackProvenance
 from pyro.ops.provenance import ProvenanceTensor, detach_provenance, get_provenance
-from torch import Tensor, nn
+from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from wsram_ppl.objectives.sites import Program, random_sites
+from wsram_ppl.objectives.sites import Program, module_of, random_sites
 
 __all__ = ["dependencies"]
 
@@ -86,8 +86,8 @@ class _Operations(TorchDispatchMode):
 @contextmanager
 def _unchanged(program: Program) -> Iterator[None]:
     """Puts back the buffers and attributes of a module that a run changes."""
-    program = getattr(program, "__self__", program)  # a method of a module
-    modules = list(program.modules()) if isinstance(program, nn.Module) else []
+    whole = module_of(program)
+    modules = list(whole.modules()) if whole is not None else []
     attributes = [(module.__dict__, dict(module.__dict__)) for module in modules]
     buffers = [
         (module._buffers, name, buffer, buffer.clone())

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from wsram_ppl.errors import InputError
 from wsram_ppl.objectives.particles import Latent, Particles
 from wsram_ppl.objectives.sampling import is_reparameterized
-from wsram_ppl.objectives.sites import Program, random_sites
+from wsram_ppl.objectives.sites import Program, module_of, random_sites
 from wsram_ppl.primitives.distributions import innermost, parameters
 
 __all__ = ["inspect"]
@@ -170,5 +170,5 @@ def _unoptimized_baseline(particles: Particles, model: Program, guide: Program) 
 
 
 def _parameters(program: object) -> Iterable[nn.Parameter]:
-    program = getattr(program, "__self__", program)  # a method of a module
-    return program.parameters() if isinstance(program, nn.Module) else ()
+    module = module_of(program)
+    return module.parameters() if module is not None else ()

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from pyro.poutine.trace_struct import Trace
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributions import transform_to
 
 from wsram_ppl.primitives.distributions import unwrapped
@@ -15,6 +15,12 @@ from wsram_ppl.primitives.handlers import has_density
 
 Program = Callable[..., Any]
 Site = Mapping[str, Any]
+
+
+def module_of(program: object) -> nn.Module | None:
+    """The module that a program is, or is a method of; None if there is none."""
+    program = getattr(program, "__self__", program)
+    return program if isinstance(program, nn.Module) else None
 
 
 def random_sites(trace: Trace) -> dict[str, Site]:

@@ -231,7 +231,7 @@ class WakeSleep(MultiSampleObjective):
                 f"insomnia < 1 draws fantasies of data, but site '{min(self._global_names)}' is global: "
                 "use insomnia=1.0"
             )
-        if self.vectorize_particles and self.num_particles > 1:
+        if self.particles_in_a_plate:
             plate = ParticlePlate(self.num_particles, -int(self.dimensions))
             model, guide = plate(model), plate(guide)
         runs = 1 if self.vectorize_particles else self.num_particles

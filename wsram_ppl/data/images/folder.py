@@ -297,9 +297,8 @@ def _splits(root: str, top: list[str], left: _Left) -> dict[str, str]:
     if len(meant) < len(top) and not any(_folders(root, folder, _Left()) for folder in meant):
         return {"": ""}  # they hold pictures: classes of these names, beside others
     if not named["train"]:
-        there = [folder for folders in named.values() for folder in folders]
-        if top and len(there) == len(top):
-            raise InputError(f"{root!r} holds {' and '.join(there)}, but no folder train to learn from")
+        if top and len(meant) == len(top):
+            raise InputError(f"{root!r} holds {' and '.join(meant)}, but no folder train to learn from")
         return {"": ""}
     for split, folders in named.items():
         if len(folders) > 1:

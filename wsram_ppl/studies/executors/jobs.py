@@ -23,7 +23,6 @@ __all__ = [
     "Task",
     "Watcher",
     "failure",
-    "last_line",
     "launch",
 ]
 
@@ -176,11 +175,11 @@ def failure(job: Job, code: int) -> str | None:
         name = next((s.name for s in signal.Signals if s == -code), str(-code))
         hint = ", perhaps out of memory" if name == "SIGKILL" else ""
         return f"killed by {name}{hint}"
-    last = last_line(job.log)
+    last = _last_line(job.log)
     return last.removeprefix("error: ") if last else f"exit code {code}, and it printed nothing"
 
 
-def last_line(path: Path) -> str:
+def _last_line(path: Path) -> str:
     """The last non-empty line of a text file; "" if there is none."""
     with suppress(OSError), open(path, "rb") as file:
         file.seek(max(0, os.fstat(file.fileno()).st_size - _TAIL))
