@@ -28,11 +28,12 @@ from tests.studies.tiny_study import ROOT, finished_study, write_study
 from wsram_ppl.errors import InputError, RunError
 from wsram_ppl.runs.environment import environment
 from wsram_ppl.runs.metrics import Numbers, Rows
-from wsram_ppl.studies.axes import Range, fit
 from wsram_ppl.studies.comparison import Comparison, compare
 from wsram_ppl.studies.definition import load_study
 from wsram_ppl.studies.executors.jobs import Job
-from wsram_ppl.studies.figures import COLOURS, Line, _mean_curve, draw
+from wsram_ppl.studies.figures import COLOURS, Line, draw
+from wsram_ppl.studies.figures.axes import Range, fit
+from wsram_ppl.studies.figures.curves import mean_curve
 from wsram_ppl.studies.report import write_report
 from wsram_ppl.studies.results import Reached, Summary, smoothed, summarize, updates_to_reach
 from wsram_ppl.studies.statistics import Mean
@@ -274,18 +275,18 @@ def test_errors_on_test_data_are_taken_from_the_runs(tmp_path: Path) -> None:
 def test_a_curve_is_the_mean_over_seeds_at_common_steps() -> None:
     a = Rows(np.array([1.0, 10, 20, 30]), {"error": np.array([0.8, 0.6, math.nan, 0.2])})
     b = Rows(np.array([1.0, 10, 30]), {"error": np.array([1.0, 0.4, 0.1])})
-    curve = _mean_curve([a, b], "error", 1)
+    curve = mean_curve([a, b], "error", 1)
     assert curve is not None and curve.se is not None
     np.testing.assert_array_equal(curve.steps, [1, 10, 30])
     np.testing.assert_allclose(curve.mean, [0.9, 0.5, 0.15])
     np.testing.assert_allclose(curve.se, [0.1, 0.1, 0.05])  # |a - b| / 2 for two seeds
-    halved = _mean_curve([a, b], "error", 2)
+    halved = mean_curve([a, b], "error", 2)
     assert halved is not None
     # Each run is smoothed over its own rows: .8 .7 .4 and 1. .7 .25.
     np.testing.assert_allclose(halved.mean, [0.9, 0.7, 0.325])
-    assert _mean_curve([a, b], "ess", 1) is None
-    assert _mean_curve([], "error", 1) is None
-    alone = _mean_curve([a], "error", 1)
+    assert mean_curve([a, b], "ess", 1) is None
+    assert mean_curve([], "error", 1) is None
+    alone = mean_curve([a], "error", 1)
     assert alone is not None and alone.se is None
 
 

@@ -37,12 +37,11 @@ from wsram_ppl.studies.definition import (
     Study,
     Variant,
     _File,
-    _inline,
-    _merged,
     load_study,
 )
 from wsram_ppl.studies.executors.jobs import Job
 from wsram_ppl.studies.executors.local import LocalExecutor
+from wsram_ppl.studies.overrides import inline, merge
 from wsram_ppl.studies.report import write_report
 
 
@@ -287,7 +286,7 @@ plain = st.recursive(
 def test_values_are_written_in_one_line_of_toml_and_read_back(value: Any) -> None:
     import tomllib
 
-    text = _inline(value)
+    text = inline(value)
     assert len(text.splitlines()) <= 1 or "\n" not in text
     assert tomllib.loads(f"v = {text}")["v"] == value
 
@@ -299,14 +298,14 @@ tables = st.dictionaries(
 
 @given(tables, tables, tables)
 def test_merging_is_associative_and_what_is_set_last_wins(a: Any, b: Any, c: Any) -> None:
-    assert _merged(a, {}) == a == _merged({}, a) == _merged(a, a)
+    assert merge(a, {}) == a == merge({}, a) == merge(a, a)
     for key, value in b.items():
         if not isinstance(value, dict):
-            assert _merged(a, b)[key] == value
+            assert merge(a, b)[key] == value
         else:
-            assert value.items() <= _merged(a, b)[key].items()
+            assert value.items() <= merge(a, b)[key].items()
     if all(isinstance(value, dict) for table in (a, b, c) for value in table.values()):
-        assert _merged(_merged(a, b), c) == _merged(a, _merged(b, c))
+        assert merge(merge(a, b), c) == merge(a, merge(b, c))
 
 
 # ---------------------------------------------------------------- running

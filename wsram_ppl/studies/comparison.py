@@ -16,27 +16,26 @@ Several processes may work in one folder at once: each run is claimed by one of 
 from __future__ import annotations
 
 import json
-import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from wsram_ppl.config import build_data
 from wsram_ppl.errors import InputError, Interrupted, RunError, nearest
 from wsram_ppl.files import make_folder, turn, write_atomically
-from wsram_ppl.runs.directory import CONFIG, DATA, SUMMARY, RunDirectory
+from wsram_ppl.runs.directory import DATA, SUMMARY, RunDirectory
 from wsram_ppl.studies import forecast
-from wsram_ppl.studies.definition import Candidate, Metric, Search, Study, Variant
+from wsram_ppl.studies.definition import Study, Variant
 from wsram_ppl.studies.executors.claims import Claims
 from wsram_ppl.studies.executors.jobs import Executor, Job, Watcher
 from wsram_ppl.studies.executors.local import LocalExecutor
 from wsram_ppl.studies.executors.loop import run_jobs
-from wsram_ppl.studies.results import read_summary
 from wsram_ppl.studies.run_folders import RunFolders, TrainCommand, Trial, VariantRun
+from wsram_ppl.studies.search import begun_with, check_metric, choose, trials_of
 from wsram_ppl.training.reading import held_out, reading
 
 __all__ = ["Call", "Comparison", "compare"]
@@ -176,85 +175,29 @@ class _Work:
 
     def all(self) -> Comparison:
         study = self.study
-        trials: list[Trial] = []
-        chosen: dict[str, Candidate | None] = {variant.name: None for variant in study.variants}
-        if study.search is not None:
-            trials = [
-                Trial(
-                    variant,
-                    f"search/{variant.name}/{candidate.name}",
-                    study.trial(variant, candidate),
-                    seed=study.search.seed,
-                    candidate=candidate,
-                )
-                for variant in study.variants
-                for candidate in study.candidates
-            ]
-            begun = {v.name: self.begun_with(v) for v in study.variants}
-            names = {name for name, _ in self.wanted if begun[name] is None}
-            self.finish(trials, [trial for trial in trials if trial.variant.name in names])
-            chosen = {v.name: self.best(study.search, v, trials, begun[v.name]) for v in study.variants}
+        trials = trials_of(study)
+        by_variant = {v.name: [trial for trial in trials if trial.variant is v] for v in study.variants}
+        begun = {v.name: begun_with(study, self.folder, v) for v in study.variants}
+        names = {name for name, _ in self.wanted if begun[name] is None}
+        self.finish(trials, [trial for trial in trials if trial.variant.name in names])
         runs, wanted = [], []
         for variant in study.variants:
-            candidate = chosen[variant.name]
+            mine, candidate = by_variant[variant.name], None
+            if study.search is not None:
+                candidate = choose(
+                    study.search, self.folder, variant, mine, begun[variant.name], self.note
+                )
             for seed in study.seeds:
                 run = VariantRun(variant, f"runs/{variant.name}/seed-{seed}", None, seed=seed)
                 if study.search is None or candidate is not None:
                     run.config = study.config(variant, seed, candidate)
-                elif all(trial.failure for trial in trials if trial.variant is variant):
+                elif all(trial.failure for trial in mine):
                     run.failure = "none of the candidates of its search could be trained"
                 runs.append(run)
                 if (variant.name, seed) in self.wanted:
                     wanted.append(run)
         self.finish(runs, wanted)
         return Comparison(study, self.folder, runs, trials, self.notes, _calls(self.folder))
-
-    def begun_with(self, variant: Variant) -> Candidate | None:
-        """The candidate that the runs of a variant have begun with, which they keep."""
-        for seed in self.study.seeds:
-            run = RunDirectory(self.folder / "runs" / variant.name / f"seed-{seed}")
-            if not (run.path / CONFIG).is_file():
-                continue
-            found = run.config().fingerprint()
-            for candidate in self.study.candidates:
-                if self.study.config(variant, seed, candidate).fingerprint() == found:
-                    return candidate
-        return None
-
-    def best(
-        self, search: Search, variant: Variant, trials: Sequence[Trial], begun: Candidate | None
-    ) -> Candidate | None:
-        """The candidate of the best trial, or the one that the variant's runs have begun with."""
-        best: tuple[float, Trial] | None = None
-        for trial in trials:
-            if trial.variant is not variant or not trial.finished:
-                continue
-            value = read_summary(self.folder / trial.name).get(search.metric)
-            if not isinstance(value, int | float) or not math.isfinite(value):
-                trial.finished = False
-                trial.failure = f"its summary has no finite {search.metric!r}"
-                self.note(f"{trial.name}: {trial.failure}")
-                continue
-            trial.value = float(value)
-            score = -trial.value if search.metric == "error" else trial.value
-            if best is None or score > best[0]:
-                best = score, trial
-        mine = [trial for trial in trials if trial.variant is variant]
-        if begun is not None:
-            for trial in mine:
-                trial.chosen, trial.over = trial.candidate is begun, True
-                if not trial.finished and trial.failure is None:
-                    trial.failure = Claims(self.folder).failure(trial.name)
-            if not all(trial.finished for trial in mine) or (best and best[1].candidate is not begun):
-                self.note(
-                    f"{variant.name}: its runs have begun with {begun.name}, which they keep; to search "
-                    "again choose another --out, or remove them"
-                )
-            return begun
-        if best is None or any(not t.finished and not t.failure for t in mine):
-            return None  # a trial that has not run yet could win
-        best[1].chosen = True
-        return best[1].candidate
 
     def finish(self, runs: Sequence[VariantRun], wanted: Sequence[VariantRun]) -> None:
         """Runs those that are wanted and missing; notes on each whether it is finished, or why not."""
@@ -279,8 +222,11 @@ class _Work:
         jobs = [self.folders.job(run, run.config) for run in missing.values() if run.config is not None]
 
         def ready(job: Job) -> bool:
-            self.check_metric(missing[job.name], runs)
-            if not self.folders.prepare(missing[job.name], job):
+            run = missing[job.name]
+            if self.study.search is not None and isinstance(run, Trial):
+                same = [t for t in runs if isinstance(t, Trial) and t.variant is run.variant]
+                check_metric(self.study.search.metric, self.folder, same)
+            if not self.folders.prepare(run, job):
                 return False
             self.mine.append(job)
             return True
@@ -299,26 +245,6 @@ class _Work:
             run.failure = failures.get(run.name)
             run.finished = run.failure is None
         self.learn_paces(list(missing.values()))
-
-    def check_metric(self, run: VariantRun, runs: Sequence[VariantRun]) -> None:
-        """Makes sure, before a trial, that others of its variant measured what the search chooses by.
-
-        Raises:
-            InputError: one did not.
-        """
-        metric = self.study.search.metric if self.study.search is not None else ""
-        for trial in runs:
-            if not isinstance(trial, Trial) or trial.variant is not run.variant:
-                continue
-            if not (self.folder / trial.name / SUMMARY).is_file():
-                continue
-            found = read_summary(self.folder / trial.name)
-            if metric not in found:
-                there = ", ".join(each for each in get_args(Metric) if each in found)
-                raise InputError(
-                    f"search.metric = {metric!r}: {trial.name} has finished without one; it measures "
-                    f"{there}"
-                )
 
     def learn_paces(self, runs: Sequence[VariantRun]) -> None:
         for run in runs:

@@ -31,13 +31,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveInt
+from pydantic import AfterValidator, Field, PositiveInt
 
 from wsram_ppl.config import (
     ExperimentConfig,
@@ -46,9 +46,9 @@ from wsram_ppl.config import (
     experiment_path,
     parse_config,
     read_toml,
-    read_value,
 )
 from wsram_ppl.errors import InputError, nearest
+from wsram_ppl.studies.overrides import Overrides, Table, inline, merge, read_layer, set_own_keys
 
 __all__ = ["Candidate", "Figure", "Search", "Study", "Variant", "load_study"]
 
@@ -60,11 +60,6 @@ Figure = Literal[
 
 #: The measure, on validation data, by which a search chooses its best value.
 Metric = Literal["bound", "error"]
-
-_RESERVED: Final = {
-    ("training", "steps"): "the study's own 'steps' sets it, the same for all runs",
-    ("training", "seed"): "the study's own 'seeds' set it",
-}
 
 
 def _file_name(name: str) -> str:
@@ -96,29 +91,10 @@ def _distinct(values: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 _FileName = Annotated[str, AfterValidator(_file_name)]
-_Layer = TypeVar("_Layer", bound="_Overrides")
 _Seed = Annotated[int, Field(ge=0, lt=2**32)]
 
 
-class _Table(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
-
-class _Overrides(_Table):
-    """Those tables of an experiment that are overridden."""
-
-    data: dict[str, Any] = {}
-    model: dict[str, Any] = {}
-    guide: dict[str, Any] = {}
-    objective: dict[str, Any] = {}
-    exploration: dict[str, Any] = {}
-    training: dict[str, Any] = {}
-
-    def tables(self) -> dict[str, dict[str, Any]]:
-        return {section: dict(getattr(self, section)) for section in _Overrides.model_fields}
-
-
-class Variant(_Overrides):
+class Variant(Overrides):
     """One row of the comparison."""
 
     name: _FileName
@@ -134,13 +110,13 @@ class Variant(_Overrides):
         return self.label or self.name
 
 
-class Candidate(_Overrides):
+class Candidate(Overrides):
     """One point of a search."""
 
     name: _FileName
 
 
-class Search(_Table):
+class Search(Table):
     """A search that every variant goes through before its runs."""
 
     key: str = ""
@@ -155,7 +131,7 @@ class Search(_Table):
     """How candidates are compared: highest ``bound`` or lowest ``error``; the first wins a tie."""
 
 
-class _Settings(_Table):
+class _Settings(Table):
     """The keys of a study's file that are used as they are."""
 
     base: str
@@ -183,7 +159,7 @@ class _Settings(_Table):
 class _File(_Settings):
     """All keys of a study's file."""
 
-    set: dict[str, Any] = {}
+    set: dict[str, Any] = Field(default_factory=dict)
     variant: Annotated[list[dict[str, Any]], Field(min_length=1)]
     search: dict[str, Any] | None = None
 
@@ -203,7 +179,7 @@ class Study(_Settings):
     """The points that the search tries."""
     tables: dict[str, Any]
     """The tables of the base experiment."""
-    common: _Overrides
+    common: Overrides
     """Overrides for all runs."""
     overrides: tuple[str, ...]
     """Further overrides, ``table.key=value``, which take precedence over all others."""
@@ -249,10 +225,10 @@ class Study(_Settings):
         layers.append({"training": {"steps": steps, "seed": seed}})
         merged: Any = self.tables
         for layer in layers:
-            merged = _merged(merged, layer)
+            merged = merge(merged, layer)
         # As overrides, so that a component that is replaced loses the base's options.
         paths = {(section, key): None for layer in layers for section in layer for key in layer[section]}
-        chosen = [f"{section}.{key}={_inline(merged[section][key])}" for section, key in paths]
+        chosen = [f"{section}.{key}={inline(merged[section][key])}" for section, key in paths]
         return [*chosen, *self.overrides]
 
 
@@ -270,16 +246,16 @@ def load_study(path: str | PathLike[str], overrides: Sequence[str] = ()) -> Stud
     """
     path = experiment_path(path)
     tables, text = read_toml(path), path.read_bytes()
-    for_runs = _set_own_keys(tables, overrides)
+    for_runs = set_own_keys(tables, overrides)
     file = check_table(_File, "", tables)
     base = read_toml(experiment_path(file.base, path.parent))
     with _told_of(f"base {file.base!r}"):
         check_config(base)
-    common = _layer(_Overrides, "set", file.set)
+    common = read_layer(Overrides, "set", file.set)
     variants = []
     for index, table in enumerate(file.variant):
         where = f"variant {table['name']!r}" if "name" in table else f"variant[{index}]"
-        variants.append(_layer(Variant, where, table))
+        variants.append(read_layer(Variant, where, table))
     _check_distinct("variant", variants)
     names = [variant.name for variant in variants]
     if file.reference and file.reference not in names:
@@ -336,7 +312,7 @@ def _candidates(search: Search) -> tuple[Candidate, ...]:
             raise InputError(f"search.key = {key!r}: write table.key, such as training.weight_decay")
         tables = tuple({"name": _named(value, n), key: value} for n, value in enumerate(values, 1))
     named = [{"name": str(n), **table} for n, table in enumerate(tables or (), 1)]
-    found = [_layer(Candidate, f"{where}[{index}]", table) for index, table in enumerate(named)]
+    found = [read_layer(Candidate, f"{where}[{index}]", table) for index, table in enumerate(named)]
     _check_distinct(where, found)
     return tuple(found)
 
@@ -361,77 +337,3 @@ def _check_distinct(what: str, named: Iterable[Variant | Candidate]) -> None:
                 + ("" if other == item.name else f" (by {other!r}: case is ignored)")
             )
         seen[key] = item.name
-
-
-# ---------------------------------------------------------------- overrides
-
-
-def _set_own_keys(tables: dict[str, Any], overrides: Sequence[str]) -> list[str]:
-    """Writes the overrides of the study's own keys into its tables; returns the others."""
-    others = []
-    for text in overrides:
-        key, equals, value = text.partition("=")
-        path = [part.strip() for part in key.split(".")]
-        if not equals or not all(path):
-            raise InputError(
-                f"--set {text!r}: write key=value, such as training.batch_size=32 or steps=1000"
-            )
-        if tuple(path[:2]) in _RESERVED:
-            raise InputError(f"--set {text!r}: {_RESERVED[path[0], path[1]]}")
-        if path[0] in _Overrides.model_fields:
-            others.append(text)
-        elif len(path) == 1 or path[0] == "search":
-            _put(tables, path, read_value(value.strip()))
-        else:
-            raise InputError(
-                f"--set {text!r}: no such table; there are {', '.join(_Overrides.model_fields)}, and "
-                "the study's own keys (steps, seeds, search.steps, ...)"
-            )
-    return others
-
-
-def _layer(cls: type[_Layer], where: str, table: Mapping[str, Any]) -> _Layer:
-    """A checked table of overrides: dotted keys split, and no key that the study itself sets."""
-    plain: dict[str, Any] = {}
-    for key, value in table.items():
-        _put(plain, key.split("."), value)
-    layer = check_table(cls, where, plain)
-    for section, inner in layer.tables().items():
-        for key in inner:
-            if (section, key) in _RESERVED:
-                raise InputError(f"{where}.{section}.{key}: {_RESERVED[section, key]}")
-            if not re.fullmatch(r"[A-Za-z0-9_-]+", key):
-                raise InputError(f"{where}.{section}.{key!r} cannot be set: not a plain key")
-    return layer
-
-
-def _put(tables: dict[str, Any], path: Sequence[str], value: Any) -> None:
-    """Merges a value into nested tables at a path."""
-    nested = value
-    for part in reversed(path):
-        nested = {part: nested}
-    merged = _merged(tables, nested)
-    tables.clear()
-    tables.update(merged)
-
-
-def _merged(below: Any, above: Any) -> Any:
-    """Table merges into table; anything else replaces."""
-    if not (isinstance(below, Mapping) and isinstance(above, Mapping)):
-        return above
-    merged = dict(below)
-    for key, value in above.items():
-        merged[key] = _merged(merged[key], value) if key in merged else value
-    return merged
-
-
-def _inline(value: Any) -> str:
-    """A plain value in one line of TOML."""
-    if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{_inline(k)} = {_inline(v)}" for k, v in value.items()) + "}"
-    if isinstance(value, list | tuple):
-        return "[" + ", ".join(map(_inline, value)) + "]"
-    if isinstance(value, bool | str):
-        # TOML's strings are JSON's, except for DEL.
-        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
-    return str(value)
