@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+#: Logits, one tensor per factor of a joint distribution.
 Tables = Sequence[Tensor]
 
 

@@ -16,6 +16,7 @@ from wsram_ppl.testing.enumeration.problems import Problem, Tables
 from wsram_ppl.testing.enumeration.tuples import Gradients, Tuples
 from wsram_ppl.testing.handlers import ForceSamples
 
+#: Declares the baseline of a site, from its name and its state, in Pyro's schema.
 Declare = Callable[[str, Tensor], dict[str, Any]]
 
 
