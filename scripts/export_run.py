@@ -23,7 +23,8 @@ from wsram_ppl.errors import InputError
 from wsram_ppl.files import make_folder, to_json
 from wsram_ppl.interfaces import KeepsRecord
 from wsram_ppl.runs.checkpoints import save_checkpoint
-from wsram_ppl.runs.directory import DATA, NOTE, WEIGHTS_ONLY, RunDirectory
+from wsram_ppl.runs.data_record import DATA
+from wsram_ppl.runs.directory import NOTE, WEIGHTS_ONLY, RunDirectory
 
 
 def export(

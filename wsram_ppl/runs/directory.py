@@ -24,6 +24,7 @@ from wsram_ppl.config import (
 )
 from wsram_ppl.errors import InputError, RunError
 from wsram_ppl.files import locked, make_folder, make_next_folder, to_json, write_atomically
+from wsram_ppl.runs.data_record import DATA, DataRecord
 
 if TYPE_CHECKING:  # reading a run's settings does not need torch
     import torch
@@ -32,12 +33,10 @@ if TYPE_CHECKING:  # reading a run's settings does not need torch
     from wsram_ppl.interfaces import DataSource, ReadsPictures
     from wsram_ppl.runs.checkpoints import Checkpoint
 
-CONFIG, SUMMARY, DATA, LOCK = "config.toml", "summary.json", "data.json", "lock"
+CONFIG, SUMMARY, LOCK = "config.toml", "summary.json", "lock"
 CHECKPOINT, PREVIOUS = "last.safetensors", "previous.safetensors"
 #: Keys of a checkpoint's data: a note shown whenever it is measured; a mark that it cannot be resumed.
 NOTE, WEIGHTS_ONLY = "note", "weights_only"
-#: The key of a data record that matters only when training is resumed.
-TRAINING = "training"
 _log = logging.getLogger(__name__)
 _WRITTEN_BY, _EARLIER_CONFIG = "# wsram_ppl ", "spec.toml"
 
@@ -191,9 +190,9 @@ class RunDirectory:
                     f"from them, with train EXPERIMENT --init {self.path}"
                 )
             self._check_length(saved.step, config)
-            self.check_data(data)
+            DataRecord(self.path).check(data)
         self.write_config(config)
-        self.keep_data(data)
+        DataRecord(self.path).keep(data)
         # The summary of an earlier end, after fewer updates.
         (self.path / SUMMARY).unlink(missing_ok=True)
         return saved
@@ -202,60 +201,6 @@ class RunDirectory:
         """Writes ``config.toml`` atomically."""
         text = f"{_WRITTEN_BY}{__version__}\n{config.to_toml()}"
         write_atomically(self.path / CONFIG, text.encode())
-
-    def keep_data(self, data: DataSource) -> None:
-        """Writes the ``record`` of a data source, which is kept with a run, if it has one.
-
-        It is what the weights mean nothing without, such as the numbers of words.
-
-        Raises:
-            InputError: an earlier part of the run used other data.
-        """
-        record = _record(data)
-        if record is not None and not (self.path / DATA).exists():
-            text = to_json(record, indent=1) + "\n"
-            write_atomically(self.path / DATA, text.encode())
-        self.check_data(data)
-
-    def check_data(self, data: DataSource, *, other: bool = False) -> None:
-        """Makes sure that the data match the run's record of them, if there is one.
-
-        Args:
-            other: whether they are meant to differ from those that the run was trained on. If so, the
-                record's ``training`` part does not count, nor does what the data lack.
-
-        Raises:
-            InputError: they do not, or the file cannot be read.
-        """
-        path = self.path / DATA
-        record = _record(data)
-        if not path.exists():
-            if record is not None:
-                raise InputError(
-                    f"there is no {path}, which records what data {self.path} started with: restore "
-                    "it, or train again"
-                )
-            return
-        kept = self._kept() or {}
-        now = json.loads(to_json(record or {}))
-        compared = [key for key in kept if key in now and key != TRAINING] if other else {**kept, **now}
-        changed = [key for key in compared if kept.get(key) != now.get(key)]
-        if changed:
-            raise InputError(
-                f"the data have changed since {self.path} was started ({', '.join(changed)} not as in "
-                f"{path}): its weights have no meaning for them; restore the old data, or train again"
-            )
-
-    def _kept(self) -> dict[str, Any] | None:
-        """The record of the data; None if there is none."""
-        path = self.path / DATA
-        try:
-            kept: dict[str, Any] = json.loads(path.read_bytes())
-        except FileNotFoundError:
-            return None
-        except (OSError, ValueError) as error:
-            raise InputError(f"cannot read {path}: {error}") from error
-        return kept
 
     def summary(self, remedy: str = "remove it to continue") -> dict[str, Any] | None:
         """The summary of a finished run, or None; null in the file is read as NaN.
@@ -418,7 +363,7 @@ class RunDirectory:
         if saved is None:
             raise InputError(f"there is no checkpoint {self.checkpoint}: the run has not got that far")
         components = build(config)
-        self.check_data(components.data, other=config.data != own.data)
+        DataRecord(self.path).check(components.data, other=config.data != own.data)
         TrainingState(components).load(saved.tensors)
         if note := saved.data.get(NOTE):
             _log.info("%s: %s", self.path, note)
@@ -445,18 +390,12 @@ class RunDirectory:
         saved = self.saved(config)
         if saved is None:
             raise InputError(f"there is no checkpoint {self.checkpoint}: the run has not got that far")
-        record = self._kept()
+        record = DataRecord(self.path).read()
         if record is None:
             raise InputError(f"there is no {self.path / DATA}, which names the classes")
         model = build_model(config, source.implied_options(record))
         load_weights(model, "model", saved.tensors)
         return LoadedModel(config, model.to(device), source, record)
-
-
-def _record(data: DataSource) -> Mapping[str, Any] | None:
-    from wsram_ppl.interfaces import KeepsRecord
-
-    return data.record if isinstance(data, KeepsRecord) else None
 
 
 class NewRunDirectory(RunDirectory):

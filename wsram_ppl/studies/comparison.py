@@ -27,7 +27,8 @@ from typing import Any
 from wsram_ppl.config import build_data
 from wsram_ppl.errors import InputError, Interrupted, RunError, nearest
 from wsram_ppl.files import make_folder, turn, write_atomically
-from wsram_ppl.runs.directory import DATA, SUMMARY, RunDirectory
+from wsram_ppl.runs.data_record import DataRecord
+from wsram_ppl.runs.directory import SUMMARY
 from wsram_ppl.studies import forecast
 from wsram_ppl.studies.definition import Study, Variant
 from wsram_ppl.studies.executors.claims import Claims
@@ -304,8 +305,9 @@ class _Work:
                 next(held_out(data, name, size, size))
                 for other in self.done:
                     same = other.config is not None and other.config.data == run.config.data
-                    if same and (self.folder / other.name / DATA).is_file():
-                        RunDirectory(self.folder / other.name).check_data(data)
+                    kept = DataRecord(self.folder / other.name)
+                    if same and kept.path.is_file():
+                        kept.check(data)
             except (InputError, RunError) as error:
                 kind = InputError if isinstance(error, InputError) else RunError
                 raise kind(f"variant {run.variant.name!r}: {error}") from error
