@@ -73,7 +73,8 @@ class GlimpseCaptioner(PyroModule):
         location: how a location is chosen.
         location_std: standard deviation of a Gaussian location; a scalar buffer, so that it can be
             scheduled.
-        dropout: of words, what is seen, and the state that words are predicted from.
+        dropout: of words, what is seen, and the state that words are predicted from; the same units for
+            all particles of a sentence.
     """
 
     #: Batch dimensions used by plates, for objectives.

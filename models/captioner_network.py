@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from wsram_ppl.errors import InputError
 from wsram_ppl.models.classifier_network import Policy, SiteBaselines
 from wsram_ppl.primitives.handlers import memoize
-from wsram_ppl.primitives.layers import Linear, wide
+from wsram_ppl.primitives.layers import Linear, SharedDropout, wide
 
 #: Channels of every cell besides its features: x, y and a constant.
 _PLACE = 3
@@ -219,7 +219,8 @@ class CaptionNetwork(nn.Module):
         words: size of the vocabulary.
         channels: of each layer of the conv net.
         by_cell: whether locations are cells.
-        dropout: of words, what is seen, and the state that words are predicted from.
+        dropout: of words, what is seen, and the state that words are predicted from; the same units for
+            all particles of a sentence.
     """
 
     def __init__(
@@ -236,7 +237,7 @@ class CaptionNetwork(nn.Module):
         self.layer1 = LSTMLayer(hidden, hidden)
         self.layer2 = LSTMLayer(hidden, hidden)
         self.policy = self.make_policy()
-        self.dropout = nn.Dropout(dropout)
+        self.dropout, self.shared_dropout = nn.Dropout(dropout), SharedDropout(dropout)
         self.readout = Linear(hidden, words)
 
     def make_policy(self) -> GridPolicy | PlacePolicy:
@@ -289,12 +290,12 @@ class CaptionNetwork(nn.Module):
         """The first layer after a look at ``location [..., B(, 2)]`` of ``layer [..., B]``."""
         read = read_cell if self.by_cell else read_place
         seen = self.see(read(view.cells, layer, location))
-        new: State = self.layer1(self.dropout(seen), drive.first, first)
+        new: State = self.layer1(self.shared_dropout(seen), drive.first, first)
         return new
 
     def say(self, first: State) -> Tensor:
         """Word logits ``[..., B, words]``, from the first layer alone."""
-        logits: Tensor = self.readout(self.dropout(first.output))
+        logits: Tensor = self.readout(self.shared_dropout(first.output))
         return logits
 
 

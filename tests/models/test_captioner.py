@@ -519,6 +519,20 @@ def test_every_objective_guide_and_heuristic_applies(
             assert parameter.grad.any(), name
 
 
+@pytest.mark.parametrize("guide_name", ["prior", "current"])
+def test_particles_with_the_same_looks_weigh_the_same_with_dropout(guide_name: str) -> None:
+    model = make_model(dropout=0.4)
+    guide = make_guide(guide_name, model)
+    same = {name: value.expand(5, -1) for name, value in looks(trace_of(model, *make_batch())).items()}
+    bound = ImportanceBound(num_particles=5, vectorize_particles=True, max_plate_nesting=1)
+    with ForceSamples(same):
+        weights = bound.particles(model, guide, *make_batch()).log_weights
+        other = bound.particles(model, guide, *make_batch()).log_weights
+    assert weights.shape == (5, 2)
+    torch.testing.assert_close(weights, weights[:1].expand(5, -1))
+    assert not torch.allclose(weights[0], other[0])  # units are dropped, others each time
+
+
 def test_guide_and_model_share_their_recurrence(monkeypatch: pytest.MonkeyPatch) -> None:
     """Once per word and layer, not twice; whatever is chosen by the guide alone included."""
     model = make_model()

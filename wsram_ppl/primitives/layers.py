@@ -1,4 +1,4 @@
-"""A linear layer with what follows it in one call, and the precision of what follows products."""
+"""Linear layers with what follows them in one call, dropout for particles, precision after products."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["Linear", "affine", "wide"]
+__all__ = ["Linear", "SharedDropout", "affine", "wide"]
 
 
 class Linear(nn.Linear):
@@ -34,6 +34,24 @@ class Linear(nn.Linear):
 
     def extra_repr(self) -> str:
         return super().extra_repr() + (", relu=True" if self.relu else "")
+
+
+class SharedDropout(nn.Dropout):
+    """Dropout with one mask for all particles of a datum, so that they differ by their samples alone.
+
+    ``nn.Dropout`` gives each particle a mask of its own: importance weights then compare masks as much
+    as samples. Particles that run one after the other (without ``vectorize_particles``) have masks of
+    their own still.
+
+    Args:
+        p: the share of units that are dropped, in [0, 1].
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """``[..., datum, units]``, with particles and whatever else is left of the data."""
+        if not self.training or self.p == 0:
+            return input
+        return input * F.dropout(input.new_ones(input.shape[-2:]), self.p)
 
 
 def affine(
