@@ -18,6 +18,7 @@ from pyro.poutine.runtime import InferDict
 from torch import Tensor
 
 from wsram_ppl.captions.decoding import Looks, follow
+from wsram_ppl.data.captions.vocabulary import END
 from wsram_ppl.errors import InputError
 from wsram_ppl.interfaces import Measure
 from wsram_ppl.models.captioner_network import (
@@ -207,7 +208,7 @@ class Telling(NamedTuple):
         view: the pictures, shared by all.
         first, second: the recurrent state.
         layers, locations: the looks so far, one more than there are words: ``[S, K, B, t]`` (and 2).
-        path: log-probability of the words so far on each path, ``[S, K, B]``.
+        path: log-probability of the words so far on each path, without the end mark, ``[S, K, B]``.
         coming: log-probabilities of the next word, ``[S, K, B, vocabulary]``; None before the first.
     """
 
@@ -251,7 +252,9 @@ class GlimpseSpeaker:
         path = follow(state.path, parents, dim=1)
         if state.coming is not None:
             said = words.expand(len(path), *words.shape).unsqueeze(-1)
-            path = path + follow(state.coming, parents, dim=1).gather(-1, said).squeeze(-1)
+            found = follow(state.coming, parents, dim=1).gather(-1, said).squeeze(-1)
+            # What extends a finished sentence says nothing about its paths.
+            path = path + found.masked_fill(words == END, 0.0)
         first = State(*(follow(x, parents, dim=1) for x in state.first))
         second = State(*(follow(x, parents, dim=1) for x in state.second))
         drive = network.hear(view, words)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from inspect import signature
 from typing import Any
 
 import pyro
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from tests.models.test_captioner import make_batch, make_model, randomize
 from wsram_ppl.captions.decoding import Looks, beam_search, follow, sample
 from wsram_ppl.captions.evaluation import Decoding, can_speak, describe
+from wsram_ppl.commands.pictures import caption
 from wsram_ppl.data.captions.scenes import SceneCaptions
 from wsram_ppl.data.captions.vocabulary import END, START, UNKNOWN
 from wsram_ppl.data.digits.source import SampleDigits
@@ -96,13 +98,14 @@ def trimmed(words: Tensor) -> tuple[int, ...]:
     return tuple(found[: found.index(END) + 1] if END in found else found)
 
 
-@given(seed=st.integers(0, 10_000), penalty=st.sampled_from([0.0, 0.7, 1.0]), longest=st.integers(1, 4))
+@given(seed=st.integers(0, 10_000), penalty=st.sampled_from([0.0, 0.7, 1.0, 40.0]), longest=st.integers(1, 4))
 @settings(max_examples=40, deadline=None)
 def test_a_beam_that_holds_everything_finds_the_best(seed: int, penalty: float, longest: int) -> None:
     parrot = Parrot(seed, batch=2)
     found = beam_search(parrot, (torch.zeros(2, 1),), beam=100, longest=longest, length_penalty=penalty)
     for picture in (0, 1):
-        best = max(sentences(longest), key=lambda s: probability(parrot, s, picture) / len(s) ** penalty)
+        whole = [sentence for sentence in sentences(longest) if sentence[-1] == END]
+        best = max(whole, key=lambda s: probability(parrot, s, picture) / len(s) ** penalty)
         assert trimmed(found.words[picture]) == best
         assert float(found.log_probability[picture]) == pytest.approx(probability(parrot, best, picture))
 
@@ -127,6 +130,20 @@ def test_a_beam_of_one_is_greedy() -> None:
             known = parrot.log_probs(said, picture)
             said = (*said, max(WORDS, key=lambda word: float(known[word])))
         assert trimmed(found.words[picture]) == said[1:]
+
+
+def test_a_length_penalty_that_overflows_still_compares() -> None:
+    """The longest whole sentence has the least -score / length ** 400, whatever its score."""
+    found = beam_search(
+        Parrot(3, batch=4), (torch.zeros(4, 1),), beam=100, longest=4, length_penalty=400.0
+    )
+    assert [len(trimmed(words)) for words in found.words] == [4] * 4
+
+
+def test_commands_decode_as_the_library_does() -> None:
+    options = {option.name: option.default for option in caption.params}
+    assert {name: options[name] for name in Decoding._fields} == Decoding()._asdict()
+    assert signature(beam_search).parameters["length_penalty"].default == Decoding().length_penalty
 
 
 def test_the_length_penalty_makes_sentences_longer() -> None:
@@ -264,3 +281,19 @@ def test_a_picture_is_described_the_same_in_any_company(paths: int | None) -> No
     if paths is None:
         assert trimmed(one.words[0]) == trimmed(both.words[0])
         torch.testing.assert_close(one.log_probability[0], both.log_probability[0])
+
+
+@torch.no_grad()
+def test_a_finished_sentence_says_nothing_more_about_its_paths() -> None:
+    model = make_model(seed=4)
+    randomize(model, size=2.0)
+    _, _, *maps = make_batch()
+    speaker = model.speaker(6)
+    state, parents = speaker.begin(*maps), torch.zeros(1, 2, dtype=torch.long)
+    paths = []
+    for word in (START, 4, 6, END, END):
+        state, _ = speaker.step(state, parents, torch.full_like(parents, word))
+        paths.append(state.path)
+    assert not torch.equal(paths[1], paths[2])  # each word weighs the paths
+    assert torch.equal(paths[3], paths[2])
+    assert torch.equal(paths[4], paths[2])

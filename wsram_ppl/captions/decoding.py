@@ -67,20 +67,21 @@ class Sentences(NamedTuple):
 
 @torch.no_grad()
 def beam_search(
-    speaker: Speaker, maps: tuple[Tensor, ...], *, beam: int, longest: int, length_penalty: float = 0.0
+    speaker: Speaker, maps: tuple[Tensor, ...], *, beam: int, longest: int, length_penalty: float = 0.7
 ) -> Sentences:
     """The most probable sentences that a beam finds.
 
     A finished hypothesis stays in the beam and competes with unfinished ones. With a beam of 1 this is
-    greedy decoding. A sentence that has not ended after ``longest`` words is cut there. The unknown word
-    is never produced.
+    greedy decoding. A sentence that has not ended after ``longest`` words is cut there, and chosen only
+    where none has ended. The unknown word is never produced.
 
     Args:
         maps: for each layer ``[B, channels, height, width]``.
         beam: hypotheses per picture.
         longest: words per sentence, end mark included.
         length_penalty: the best of the beam has the largest log-probability /
-            length ** length_penalty: 0 prefers short sentences, 1 the mean per word.
+            length ** length_penalty, words and the end mark counted: 0 prefers short sentences, 1 the
+            mean per word.
 
     Raises:
         InputError: a number out of range.
@@ -110,7 +111,9 @@ def beam_search(
             break
         state, log_probs = speaker.step(state, parents, said)
     lengths = ((words == END).cumsum(-1) == 0).sum(-1) + ended  # with the end mark, if there is one
-    chosen = (scores / lengths.clamp_min(1).to(scores) ** length_penalty).argmax(0)
+    # The smallest -score / length ** penalty, as a logarithm: a power of the length can overflow.
+    costs = (-scores).clamp_min(0.0).log() - length_penalty * lengths.clamp_min(1).to(scores).log()
+    chosen = costs.masked_fill(~ended & ended.any(0), torch.inf).argmin(0)
     return _finish(speaker, state, parents, words, scores, chosen)
 
 
