@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Final, Literal, NamedTuple
 
 import pyro
 import pyro.distributions as dist
@@ -35,6 +35,7 @@ from wsram_ppl.primitives.layers import wide
 
 #: Latent sites per word.
 SITES = 2
+_STD: Final = 0.15
 
 
 class Script(NamedTuple):
@@ -90,7 +91,7 @@ class GlimpseCaptioner(PyroModule):
         channels: tuple[PositiveInt, ...] | None = None,
         hidden: PositiveInt = 256,
         location: Literal["grid", "gaussian"] = "grid",
-        location_std: Annotated[float, Field(gt=0)] = 0.15,
+        location_std: Annotated[float, Field(gt=0)] = _STD,
         dropout: Annotated[float, Field(ge=0, lt=1)] = 0.3,
     ) -> None:
         super().__init__()
@@ -98,6 +99,11 @@ class GlimpseCaptioner(PyroModule):
             raise InputError(
                 "the captioner needs the number of words (vocabulary) and the channels of each layer, "
                 "which a source of captions provides: choose one as [data], or set both"
+            )
+        if location == "grid" and location_std != _STD:
+            raise InputError(
+                f"location_std = {location_std:g} has no effect with location = 'grid': leave it out, or "
+                "choose location = 'gaussian'"
             )
         self.vocabulary, self.location = vocabulary, location
         self.network = CaptionNetwork(hidden, vocabulary, tuple(channels), location == "grid", dropout)
@@ -154,6 +160,25 @@ class GlimpseCaptioner(PyroModule):
         return layer, pyro.sample(f"location_{t}", where, infer=infer[1])
 
     # Hooks for training, evaluation and decoding.
+
+    def check_batch(self, words: Tensor, mask: Tensor, *maps: Tensor) -> None:
+        """Makes sure that sentences and maps suit this model.
+
+        Raises:
+            InputError: a dtype, shape or value does not.
+        """
+        if words.dtype != torch.long or mask.dtype != torch.bool or words.shape != mask.shape:
+            raise InputError(
+                "words should be whole numbers (int64) with a boolean mask of the same shape, not "
+                f"{words.dtype} {list(words.shape)} and {mask.dtype} {list(mask.shape)}"
+            )
+        low, high = int(words.min()), int(words.max())
+        if low < 0 or high >= self.vocabulary:
+            raise InputError(
+                f"words are numbered {low} to {high}, but the model has {self.vocabulary}, 0 to "
+                f"{self.vocabulary - 1}"
+            )
+        self.network.check_maps(*maps)
 
     def speaker(self, paths: int | None = None) -> GlimpseSpeaker:
         """Produces sentences word by word, on ``paths`` sampled paths of looks; None: the modes."""

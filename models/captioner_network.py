@@ -246,6 +246,15 @@ class CaptionNetwork(nn.Module):
             return GridPolicy(self.hidden, self.channels)
         return PlacePolicy(self.hidden, len(self.channels))
 
+    def check_maps(self, *maps: Tensor) -> None:
+        """Raises an InputError if ``maps [B, channels, height, width]`` do not fit the network."""
+        found = tuple(features.shape[1] for features in maps)
+        if found != self.channels:
+            raise InputError(
+                f"the captioner reads maps of {list(self.channels)} channels, but the data have "
+                f"{list(found)}: leave model.channels to the data"
+            )
+
     @memoize
     def start(self, *maps: Tensor) -> View:
         """``maps [B, channels, height, width]`` -> the view that captions are predicted from.
@@ -253,12 +262,7 @@ class CaptionNetwork(nn.Module):
         Raises:
             InputError: the maps do not fit the network.
         """
-        found = tuple(features.shape[1] for features in maps)
-        if found != self.channels:
-            raise InputError(
-                f"the captioner reads maps of {list(self.channels)} channels, but the data have "
-                f"{list(found)}: leave model.channels to the data"
-            )
+        self.check_maps(*maps)
         cells = make_cells(maps)
         mean = [features.mean(1)[..., :-_PLACE] for features in cells.maps]
         whole = self.whole(torch.cat(mean, -1))

@@ -41,8 +41,7 @@ class Components:
 def build(config: ExperimentConfig) -> Components:
     """Constructs the components. Seed torch before, since the parameters are drawn here.
 
-    A model gets the options that the data imply (:class:`~wsram_ppl.interfaces.InformsModel`), unless
-    the config sets them.
+    A model gets the options that the data imply (:class:`~wsram_ppl.interfaces.InformsModel`).
 
     Raises:
         InputError: a component does not accept its options, or cannot be scheduled as asked.
@@ -66,9 +65,16 @@ def build_model(config: ExperimentConfig, implied: Mapping[str, Any]) -> nn.Modu
         implied: options that follow from the data; those that the model does not have are left out.
 
     Raises:
+        InputError: the config sets one of these to something else.
         InputError, RunError: as for :func:`build`.
     """
     implied = {name: value for name, value in implied.items() if name in config.model.parameters}
+    for name, value in implied.items():
+        given = config.model.arguments.get(name, value)
+        if given != value:
+            raise InputError(
+                f"model.{name} = {given!r} does not fit the data, which have {value!r}: leave it to them"
+            )
     model: nn.Module = _construct("model", config.model, implied=implied)
     return model
 
