@@ -102,8 +102,8 @@ class GlimpseCaptioner(PyroModule):
             )
         if location == "grid" and location_std != _STD:
             raise InputError(
-                f"location_std = {location_std:g} has no effect with location = 'grid': leave it out, or "
-                "choose location = 'gaussian'"
+                f"location_std = {location_std:g} has no effect with location = 'grid': leave it out, "
+                "or choose location = 'gaussian'"
             )
         self.vocabulary, self.location = vocabulary, location
         self.network = CaptionNetwork(hidden, vocabulary, tuple(channels), location == "grid", dropout)

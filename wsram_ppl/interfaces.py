@@ -33,7 +33,9 @@ data source   :class:`DrawsRows`              one process's rows of a minibatch 
 data source   :class:`Composes`               a recorded update makes its own minibatch
 data source   :class:`InformsModel`           options of the model that follow from the data
 data source   :class:`KeepsRecord`            what is needed to interpret the weights
+data source   :class:`InformsFromRecord`      a run's model can be built without its data
 data source   :class:`ReadsPictures`          reads the user's own files (``wsram look``)
+data source   :class:`AdoptsRecord`           other data can be read as those of a run (its words)
 data source   :class:`ComputesFeatures`       one-time preparation of data (``wsram features``)
 ============  ==============================  ==========================================================
 """
@@ -50,6 +52,7 @@ from torch import Tensor, nn
 from wsram_ppl.errors import InputError
 
 __all__ = [
+    "AdoptsRecord",
     "ChecksBatches",
     "Classifies",
     "Composes",
@@ -59,6 +62,7 @@ __all__ = [
     "Gaze",
     "Gazes",
     "HeldOut",
+    "InformsFromRecord",
     "InformsModel",
     "KeepsRecord",
     "Measure",
@@ -304,7 +308,23 @@ class ComputesFeatures(Protocol):
 
 
 @runtime_checkable
-class ReadsPictures(Protocol):
+class InformsFromRecord(Protocol):
+    """A data source (the class itself) that knows ``model_options`` without its data."""
+
+    def implied_options(self, record: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The ``model_options`` of a source with this record (:class:`KeepsRecord`)."""
+
+
+@runtime_checkable
+class AdoptsRecord(Protocol):
+    """A data source that can read its data as those of a run, to measure the run on them."""
+
+    def adopt(self, record: Mapping[str, Any]) -> None:
+        """Takes over what a run's record (:class:`KeepsRecord`) says of its data, such as its words."""
+
+
+@runtime_checkable
+class ReadsPictures(InformsFromRecord, Protocol):
     """A data source (the class itself) that makes its images from the user's own files.
 
     Its own data are not needed.
@@ -322,9 +342,6 @@ class ReadsPictures(Protocol):
         Raises:
             InputError: a file is not a picture.
         """
-
-    def implied_options(self, record: Mapping[str, Any]) -> Mapping[str, Any]:
-        """The ``model_options`` of a source with this record."""
 
 
 def training_rows(

@@ -98,7 +98,11 @@ def trimmed(words: Tensor) -> tuple[int, ...]:
     return tuple(found[: found.index(END) + 1] if END in found else found)
 
 
-@given(seed=st.integers(0, 10_000), penalty=st.sampled_from([0.0, 0.7, 1.0, 40.0]), longest=st.integers(1, 4))
+@given(
+    seed=st.integers(0, 10_000),
+    penalty=st.sampled_from([0.0, 0.7, 1.0, 40.0]),
+    longest=st.integers(1, 4),
+)
 @settings(max_examples=40, deadline=None)
 def test_a_beam_that_holds_everything_finds_the_best(seed: int, penalty: float, longest: int) -> None:
     parrot = Parrot(seed, batch=2)

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 import cli
 from tests.data.captions.copies import add_photos, some_splits, write
@@ -193,12 +197,29 @@ def test_the_vocabulary_is_saved_with_the_run(photos: Path, tmp_path: Path) -> N
     other = shutil.copytree(photos / "run", tmp_path / "run")
     kept["words"].remove("dog")
     (other / "data.json").write_text(json.dumps(kept))
-    for command in (["evaluate", other], ["caption", other, photos / "Images" / DEV[0]]):
-        line = complaint(*command)
-        assert f"the data have changed since {other} was started (words not as in" in line
-        assert "restore the old data, or train again" in line
-    (other / "data.json").write_text("no JSON")
-    assert "cannot read" in complaint("evaluate", other)
+    line = complaint("evaluate", other)
+    assert f"the data have changed since {other} was started (words not as in" in line
+    assert "restore the old data, or train again" in line
+    mine = photos / "Images" / DEV[0]
+    for text, why in (("no JSON", "cannot read"), ("{}", f"{other / 'data.json'} is damaged")):
+        (other / "data.json").write_text(text)
+        assert why in complaint("caption", other, mine)
+    (other / "data.json").unlink()
+    assert f"there is no {other / 'data.json'}, which a model is built" in complaint(
+        "caption", other, mine
+    )
+
+
+def test_a_run_is_measured_on_other_photos_by_its_own_words(photos: Path, tmp_path: Path) -> None:
+    """Their vocabulary is another; the words of the run's count."""
+    said = {name: [f"{text} with a zebra" for text in own] for name, own in CAPTIONS.items()}
+    write(tmp_path, "illinois", said, some_splits(said), photos="Images")
+    add_photos(tmp_path / "Images", list(said))
+    place = f"data.root={tmp_path}"
+    fine("features", photos / "tiny.toml", "--set", place)
+    found = json.loads(fine("evaluate", photos / "run", *FEW, "--json", "--set", place))
+    own = json.loads(fine("evaluate", photos / "run", *FEW, "--json"))
+    assert found["words"] > own["words"]  # three more, the zebra unknown
 
 
 def test_a_run_that_goes_on_must_have_the_data_that_it_began_with(tmp_path: Path) -> None:
@@ -220,7 +241,8 @@ def test_wrong_input(run: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     result = call("caption", run, "0", "--out", tmp_path / "file")
     assert result.exit_code == 1
-    assert f"cannot write pictures to {tmp_path / 'file'}" in result.stderr
+    assert f"cannot write {tmp_path / 'file' / '0.png'}" in result.stderr
+    assert "there is no held-out scene" in complaint("caption", run, "9" * 5000)
 
 
 def test_what_is_no_photo(photos: Path, tmp_path: Path) -> None:
@@ -229,21 +251,62 @@ def test_what_is_no_photo(photos: Path, tmp_path: Path) -> None:
     assert "No such file" in complaint("caption", photos / "run", tmp_path / "b.jpg")
 
 
-def test_photos_that_have_moved_are_named(photos: Path, tmp_path: Path) -> None:
-    """The run's data are where they were no more: the message names the key, and --set the new place."""
-    run, moved, gone = tmp_path / "run", tmp_path / "moved", tmp_path / "gone"
-    shutil.copytree(photos, moved, ignore=shutil.ignore_patterns("run", "c"))
+def test_captions_of_own_photos_need_no_data_set(photos: Path, weights: Path, tmp_path: Path) -> None:
+    """A run that was passed on, without photos and features; only the conv net's weights have moved."""
+    run, mine, gone = tmp_path / "run", tmp_path / "mine.jpg", tmp_path / "gone"
     shutil.copytree(photos / "run", run)
+    shutil.copy(photos / "Images" / DEV[0], mine)
     config = run / "config.toml"
-    config.write_text(config.read_text().replace(f'root = "{photos}"', f'root = "{gone}"'))
-    mine = moved / "Images" / DEV[0]
-    line = complaint("caption", run, mine)
-    assert f"data.root = '{gone}': not found, seen from " in line
-    assert line.endswith(": if it is elsewhere, --set data.root=PATH")
-    said = fine("caption", run, mine, "--set", f"data.root={moved}").splitlines()
-    assert said[0].startswith(f"{mine}: ") and said[1:] == [f"  {run / 'captions' / mine.stem}.png"]
-    assert said[0] == fine("caption", photos / "run", mine).splitlines()[0]
+    text = config.read_text()
+    for place in (photos, photos / "c", weights):
+        assert f'"{place}"' in text
+        text = text.replace(f'"{place}"', f'"{gone}"')
+    config.write_text(text)
+    assert f"{gone}" in complaint("caption", run, mine)
+    said = fine("caption", run, mine, "--set", f"data.weights={weights}").splitlines()
+    assert said == [
+        fine("caption", photos / "run", mine).splitlines()[0],
+        f"  {run / 'captions' / 'mine.png'}",
+    ]
     assert f'root = "{gone}"' in config.read_text()
+    line = complaint("evaluate", run)
+    assert f"data.root = '{gone}'" in line and "not found, seen from " in line
+
+
+def test_other_weights_of_the_net_are_refused(photos: Path, weights: Path, tmp_path: Path) -> None:
+    state = {name: tensor + 1 for name, tensor in load_file(weights).items()}
+    save_file(state, tmp_path / "other.safetensors")
+    line = complaint(
+        "caption", photos / "run", photos / "Images" / DEV[0],
+        "--set", f"data.weights={tmp_path / 'other.safetensors'}",
+    )  # fmt: skip
+    assert "but the run was trained with sha256:" in line
+
+
+def test_a_model_without_attention_writes_captions(run: Path, tmp_path: Path) -> None:
+    """It reports no looks: sentences are printed, and nothing is drawn."""
+    (tmp_path / "blind.py").write_text(
+        "from wsram_ppl.models.captioner import GlimpseCaptioner, GlimpseSpeaker\n\n\n"
+        "class Speaker(GlimpseSpeaker):\n"
+        "    def looks(self, state, chosen):\n"
+        "        return None\n\n\n"
+        "class Blind(GlimpseCaptioner):\n"
+        "    def speaker(self, paths=None):\n"
+        "        return Speaker(self, paths)\n"
+    )
+    (tmp_path / "blind.toml").write_text(SCENES.replace("glimpse-captioner", "blind:Blind"))
+
+    def run_here(*args: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "wsram_ppl", *args], cwd=tmp_path, capture_output=True, text=True,
+            check=True, env={**os.environ, "PYTHONPATH": str(Path(cli.__file__).parent)},
+        )  # fmt: skip
+
+    run_here("train", "blind.toml", "--out", "run")
+    found = run_here("caption", "run", "3", "4")
+    assert [line.split(":")[0] for line in found.stdout.splitlines()] == ["3", "4"]
+    assert "note: model 'blind:Blind' does not report where it looks: nothing is drawn" in found.stderr
+    assert not (tmp_path / "run" / "captions").exists()
 
 
 def test_a_run_without_captions(tmp_path: Path) -> None:
@@ -266,7 +329,15 @@ def test_a_run_without_captions(tmp_path: Path) -> None:
         ),
         (
             {"hidden = 8": "hidden = 8\nchannels = [16]"},
-            "reads maps of [16] channels, but the data have [16, 24]",
+            "model.channels = (16,) does not fit the data, which have (16, 24): leave it to them",
+        ),
+        (
+            {"hidden = 8": "hidden = 8\nvocabulary = 50"},
+            "model.vocabulary = 50 does not fit the data, which have ",
+        ),
+        (
+            {"hidden = 8": "hidden = 8\nlocation_std = 0.3"},
+            "location_std = 0.3 has no effect with location = 'grid': leave it out",
         ),
     ],
 )

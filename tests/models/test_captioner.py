@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterator
 from typing import Any, get_args
 
@@ -576,6 +577,22 @@ def test_metrics_are_per_word_from_the_prior() -> None:
 def test_without_data_the_captioner_says_what_it_needs() -> None:
     with pytest.raises(InputError, match="needs the number of words"):
         GlimpseCaptioner()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"words": torch.full((2, 4), 7)}, "words are numbered 7 to 7, but the model has 7, 0 to 6"),
+        ({"words": torch.zeros(2, 4)}, "words should be whole numbers"),
+        ({"mask": torch.ones(2, 3, dtype=torch.bool)}, "with a boolean mask of the same shape, not"),
+        ({"fine": torch.zeros(2, 4, 2, 3)}, "reads maps of [3, 2] channels, but the data have [4, 2]"),
+    ],
+)
+def test_batches_are_checked(change: dict[str, Tensor], message: str) -> None:
+    batch = dict(zip(("words", "mask", "fine", "coarse"), make_batch(), strict=True))
+    make_model().check_batch(*batch.values())
+    with pytest.raises(InputError, match=re.escape(message)):
+        make_model().check_batch(*{**batch, **change}.values())
 
 
 def test_the_guide_proposes_for_the_captioner_only() -> None:

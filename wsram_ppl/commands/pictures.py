@@ -15,6 +15,9 @@ from wsram_ppl.errors import InputError, RunError
 if TYPE_CHECKING:
     from torch import nn
 
+#: Photos that are described together.
+_AT_ONCE = 16
+
 
 @click.command()
 @options.existing_run
@@ -121,16 +124,19 @@ def look(
     from wsram_ppl.drawing.glimpses import draw_look
     from wsram_ppl.drawing.pages import distinct
     from wsram_ppl.files import make_folder, to_json
-    from wsram_ppl.interfaces import Classifies
+    from wsram_ppl.interfaces import Classifies, ReadsPictures
     from wsram_ppl.primitives.handlers import evaluating, pyro_settings
 
     quieten("pyro")
+    source = config.data.cls
+    if not isinstance(source, ReadsPictures):
+        raise InputError(f"data source '{config.data.name}' cannot read your own images")
     with pyro_settings(validate=False):
         loaded = RunDirectory(run).load_model(run_device(run, config, device))
         model, classifier = _gazing(loaded.model, config.model.name, samples), loaded.model
         if not isinstance(classifier, Classifies):
             raise InputError(f"model '{config.model.name}' is not a classifier")
-        pixels, notes = loaded.source.read_pictures(images, config.data.options, loaded.record)
+        pixels, notes = source.read_pictures(images, config.data.options, loaded.record)
         print_notes(notes)
         folder = out or run / "look"
         make_folder(folder)
@@ -181,25 +187,47 @@ def caption(
     """Describe PHOTOS with the trained RUN, and draw where it looked for each word.
 
     \b
-    PHOTOS are files; for a run on generated scenes, numbers of held-out scenes.
+    PHOTOS are files; for a run on generated scenes, numbers of held-out scenes. The data that RUN was
+    trained on are not needed, but the weights of its conv net are.
     Each picture shows, for each word, the layer and the part of the photo that the model looked at.
 
     \b
     Example:
       wsram caption runs/flickr8k photo1.jpg photo2.jpg
     """
-    with opened(run, device, seed, overrides) as (config, parts, _):
-        from wsram_ppl.captions.evaluation import Decoding, describe
-        from wsram_ppl.data.captions.batches import CaptionSource
-        from wsram_ppl.drawing.captions import draw_captions
+    from wsram_ppl.runs.directory import RunDirectory
 
-        source = parts.data
-        if not isinstance(source, CaptionSource):
-            raise InputError(f"data source '{config.data.name}' has no captions: {run} cannot write any")
-        found = source.look_up(photos)
-        print_notes(found.notes)
-        sentences = describe(parts.model, found, Decoding(**decoding))
-        files = draw_captions(source, found.names, sentences, out or run / "captions")
-    for name, words, file in zip(photos, sentences.words.tolist(), files, strict=True):
-        click.echo(f"{name}: {source.vocabulary.decode(words)}")
-        click.echo(f"  {file}")
+    config = RunDirectory(run).config(overrides)
+
+    # Slow to import: wrong arguments are reported first.
+    import torch
+
+    from wsram_ppl.captions.evaluation import Decoding, describe
+    from wsram_ppl.data.captions.batches import CaptionSource
+    from wsram_ppl.drawing.captions import draw_captions
+    from wsram_ppl.drawing.pages import distinct
+    from wsram_ppl.primitives.handlers import pyro_settings
+
+    quieten("pyro")
+    if CaptionSource not in getattr(config.data.cls, "__mro__", ()):
+        raise InputError(f"data source '{config.data.name}' has no captions: {run} cannot write any")
+    with pyro_settings(validate=False):
+        loaded = RunDirectory(run).load_model(run_device(run, config, device), config)
+        source = config.data.cls.for_pictures(config.data.options, loaded.record)
+        source.to(next(loaded.model.parameters()).device)
+        torch.manual_seed(seed)
+        how, stems = Decoding(**decoding), distinct(Path(photo).stem for photo in photos)
+        files = [(out or run / "captions") / f"{stem}.png" for stem in stems]
+        for first in range(0, len(photos), _AT_ONCE):
+            part = slice(first, first + _AT_ONCE)
+            found = source.look_up(photos[part])
+            print_notes(found.notes)
+            sentences = describe(loaded.model, found, how)
+            drawn = draw_captions(source, found.names, sentences, files[part])
+            said = map(source.vocabulary.decode, sentences.words.tolist())
+            for name, text, file in zip(photos[part], said, files[part], strict=True):
+                click.echo(f"{name}: {text}")
+                if drawn:
+                    click.echo(f"  {file}")
+    if not drawn:
+        print_notes([f"model '{config.model.name}' does not report where it looks: nothing is drawn"])

@@ -38,18 +38,24 @@ class Components:
     scheduled: _Schedules
 
 
-def build(config: ExperimentConfig) -> Components:
+def build(config: ExperimentConfig, record: Mapping[str, Any] | None = None) -> Components:
     """Constructs the components. Seed torch before, since the parameters are drawn here.
 
     A model gets the options that the data imply (:class:`~wsram_ppl.interfaces.InformsModel`).
+
+    Args:
+        record: of a run; the data are read as those of that run, if they can be
+            (:class:`~wsram_ppl.interfaces.AdoptsRecord`).
 
     Raises:
         InputError: a component does not accept its options, or cannot be scheduled as asked.
         RunError: a component failed for another reason.
     """
-    from wsram_ppl.interfaces import InformsModel
+    from wsram_ppl.interfaces import AdoptsRecord, InformsModel
 
     data = build_data(config)
+    if record is not None and isinstance(data, AdoptsRecord):
+        data.adopt(record)
     implied = data.model_options if isinstance(data, InformsModel) else {}
     model = build_model(config, implied)
     guide = _construct("guide", config.guide, model)

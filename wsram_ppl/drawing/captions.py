@@ -7,18 +7,19 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from wsram_ppl.captions.decoding import Looks, Sentences
-from wsram_ppl.data.captions.batches import CaptionSource
+from wsram_ppl.data.captions.batches import PictureSource
 from wsram_ppl.data.captions.vocabulary import END
-from wsram_ppl.drawing.pages import COLOURS, INK, PAPER, distinct, grid
-from wsram_ppl.errors import InputError, RunError
+from wsram_ppl.drawing.pages import COLOURS, INK, PAPER, font, grid
+from wsram_ppl.errors import RunError
 
 __all__ = ["draw_caption", "draw_captions"]
 
 _SIDE = 176  # the longer side of a photo in the picture
 _GAP = 8
+_COLUMNS = 6
 _LINE = 20
 _DIM = 0.5  # brightness where the model did not look
 
@@ -29,7 +30,6 @@ def draw_caption(
     looks: Looks,
     sizes: Sequence[tuple[int, int]],
     path: Path,
-    columns: int = 6,
 ) -> None:
     """Writes a PNG: the photo, then a copy for each word that shows where the model looked.
 
@@ -42,7 +42,6 @@ def draw_caption(
         looks: for this photo alone (B = 1), and at least these words.
         sizes: (height, width) of each layer, in cells.
         path: the file to write.
-        columns: photos per row.
     """
     small = _shrunk(photo)
     tiles = [_tile(small, "", None)]
@@ -60,34 +59,33 @@ def draw_caption(
         ImageDraw.Draw(seen).rectangle([left, top, right - 1, low - 1], outline=colour, width=2)
         height, width = sizes[layer]
         tiles.append(_tile(seen, word, f"{height} x {width}", colour))
-    grid(tiles, columns, _GAP).save(path)
+    grid(tiles, _COLUMNS, _GAP).save(path)
 
 
 def draw_captions(
-    source: CaptionSource, names: Sequence[str], sentences: Sentences, folder: Path
-) -> list[Path]:
-    """Draws the captions of pictures that a source knows by name, each to its own file.
+    source: PictureSource, names: Sequence[str], sentences: Sentences, files: Sequence[Path]
+) -> bool:
+    """Draws the captions of pictures that a source knows by name, each to its own PNG.
 
     Returns:
-        The files, FOLDER/NAME.png, or NAME-2.png and so on if a name is taken.
+        Whether there was anything to draw: whether the model reports where it looked.
 
     Raises:
-        InputError: the model did not report where it looked.
         RunError: a file cannot be written.
     """
     if sentences.looks is None:
-        raise InputError("this model does not report where it looks: there is nothing to draw")
+        return False
     sizes = [(height, width) for _, height, width in source.layer_shapes]
-    files = [folder / f"{stem}.png" for stem in distinct(Path(name).stem for name in names)]
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for index, (file, photo) in enumerate(zip(files, source.pictures(names), strict=True)):
+    for index, (name, file) in enumerate(zip(names, files, strict=True)):
+        (photo,) = source.pictures([name])
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
             said = source.vocabulary.decode(sentences.words[index].tolist()).split()
             ended = END in sentences.words[index].tolist()
             draw_caption(photo, [*said, "."] if ended else said, sentences.looks.of(index), sizes, file)
-    except OSError as error:
-        raise RunError(f"cannot write pictures to {folder}: {error.strerror or error}") from error
-    return files
+        except OSError as error:
+            raise RunError(f"cannot write {file}: {error.strerror or error}") from error
+    return True
 
 
 def _shrunk(photo: npt.NDArray[np.uint8]) -> Image.Image:
@@ -116,11 +114,11 @@ def _tile(image: Image.Image, word: str, layer: str | None, colour: str = INK) -
     tile = Image.new("RGB", (_SIDE, image.height + _LINE + 4), PAPER)
     tile.paste(image, ((_SIDE - image.width) // 2, 0))
     pen = ImageDraw.Draw(tile)
-    font = ImageFont.load_default(size=14)
-    pen.text((2, image.height + 3), word, fill=INK, font=font)
+    letters = font(13)
+    pen.text((2, image.height + 3), word, fill=INK, font=letters)
     if layer is not None:
-        start = _SIDE - 2 - round(pen.textlength(layer, font=font)) - 12
+        start = _SIDE - 2 - round(pen.textlength(layer, font=letters)) - 12
         box = [start, image.height + 7, start + 8, image.height + 15]
         pen.rectangle(box, fill=colour, outline=INK)
-        pen.text((start + 12, image.height + 3), layer, fill=INK, font=font)
+        pen.text((start + 12, image.height + 3), layer, fill=INK, font=letters)
     return tile

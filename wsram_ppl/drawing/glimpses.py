@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 from torch import Tensor
 
-from wsram_ppl.drawing.pages import COLOURS, INK, PAPER, grid
+from wsram_ppl.drawing.pages import COLOURS, INK, PAPER, font, grid
 from wsram_ppl.interfaces import Gaze
 
 __all__ = ["draw_gaze", "draw_look", "gaze_page", "seen_share"]
@@ -93,12 +93,12 @@ def _heat(image: Tensor, windows: Tensor, zoom: int, size: tuple[int, int]) -> I
     mixed = (pixels * (1 - strength) + glow * strength).round().astype(np.uint8)
     cell = Image.new("RGB", size, PAPER)
     cell.paste(_enlarged(Image.fromarray(mixed), zoom), (0, 0))
-    pen, font = ImageDraw.Draw(cell), ImageFont.load_default(size=13)
+    pen, letters = ImageDraw.Draw(cell), font(12)
     top = picture.height * zoom + 6
     ramp = _glow(np.linspace(0, 1, 101)[None]).round().astype(np.uint8)
     cell.paste(Image.fromarray(ramp).resize((101, 12)), (0, top))
-    pen.text((108, top - 2), f"0 to 100% of {len(windows)} sampled", fill=INK, font=font)
-    pen.text((0, top + 16), "sequences looked there", fill=INK, font=font)
+    pen.text((108, top - 2), f"0 to 100% of {len(windows)} sampled", fill=INK, font=letters)
+    pen.text((0, top + 16), "sequences looked there", fill=INK, font=letters)
     return cell
 
 
@@ -128,7 +128,7 @@ def _cell(gaze: Gaze, index: int, shown: int, zoom: int) -> Image.Image:
     """One image with its windows, the patches below, and the caption."""
     picture = _picture(gaze.images[index], zoom)
     draw = ImageDraw.Draw(picture)
-    font = ImageFont.load_default(size=13)
+    letters = font(12)
     windows = gaze.windows[index].tolist()
     boxes = [
         [zoom * x, zoom * y, zoom * (x + side), zoom * (y + side)] for x, y, side in windows[:shown]
@@ -140,7 +140,7 @@ def _cell(gaze: Gaze, index: int, shown: int, zoom: int) -> Image.Image:
         text = str(n + 1)
         taken.append(_free_corner(box, 5 + 8 * len(text), picture.size, taken))
         draw.rectangle(taken[-1], fill=COLOURS[n % len(COLOURS)])
-        draw.text((taken[-1][0] + 3, taken[-1][1] - 1), text, fill=INK, font=font)
+        draw.text((taken[-1][0] + 3, taken[-1][1] - 1), text, fill=INK, font=letters)
     count = len(windows)
     side = max(_LEAST, (picture.width - (count - 1) * 4) // count)
     width = max(picture.width, count * (side + 4) - 4)
@@ -159,7 +159,7 @@ def _cell(gaze: Gaze, index: int, shown: int, zoom: int) -> Image.Image:
     colour = answer if finished else INK
     known = "," in gaze.captions[index]  # otherwise the caption is not an answer
     text = gaze.captions[index] if finished else gaze.captions[index].split(",")[0] if known else ""
-    pen.text((0, picture.height + side + 8), text, fill=colour, font=font)
+    pen.text((0, picture.height + side + 8), text, fill=colour, font=letters)
     return cell
 
 

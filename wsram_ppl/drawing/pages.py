@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
+from functools import cache
 from itertools import count
+from pathlib import Path
 from typing import Final
 
-from PIL import Image
+import matplotlib
+from PIL import Image, ImageFont
 
-__all__ = ["COLOURS", "INK", "PAPER", "distinct", "grid"]
+__all__ = ["COLOURS", "INK", "PAPER", "distinct", "font", "grid"]
 
 #: The colours of looks, in order, repeated after the last. Readable on black and on white.
 COLOURS: Final = ("#ffd400", "#ff8c1a", "#ff4d6d", "#c77dff", "#4cc9f0", "#52e3a4")
@@ -17,6 +20,12 @@ COLOURS: Final = ("#ffd400", "#ff8c1a", "#ff4d6d", "#c77dff", "#4cc9f0", "#52e3a
 INK: Final = "#202124"
 #: The colour of the background.
 PAPER: Final = "#ffffff"
+
+
+@cache
+def font(size: int) -> ImageFont.FreeTypeFont:
+    """Letters of most alphabets, with this height in pixels (Pillow's own font is ASCII alone)."""
+    return ImageFont.truetype(Path(matplotlib.get_data_path(), "fonts/ttf/DejaVuSans.ttf"), size)
 
 
 def distinct(names: Iterable[str]) -> Iterator[str]:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:  # reading a run's settings does not need torch
     import torch
     from torch import Tensor, nn
 
-    from wsram_ppl.interfaces import DataSource, ReadsPictures
+    from wsram_ppl.interfaces import DataSource, InformsFromRecord
     from wsram_ppl.runs.checkpoints import Checkpoint
 
 CONFIG, SUMMARY, LOCK = "config.toml", "summary.json", "lock"
@@ -51,7 +51,7 @@ class LoadedModel(NamedTuple):
 
     config: ExperimentConfig
     model: nn.Module
-    source: ReadsPictures
+    source: InformsFromRecord
     record: dict[str, Any]
 
 
@@ -362,8 +362,9 @@ class RunDirectory:
         saved = self.saved(own)
         if saved is None:
             raise InputError(f"there is no checkpoint {self.checkpoint}: the run has not got that far")
-        components = build(config)
-        DataRecord(self.path).check(components.data, other=config.data != own.data)
+        other = config.data != own.data
+        components = build(config, DataRecord(self.path).read() if other else None)
+        DataRecord(self.path).check(components.data, other=other)
         TrainingState(components).load(saved.tensors)
         if note := saved.data.get(NOTE):
             _log.info("%s: %s", self.path, note)
@@ -372,28 +373,37 @@ class RunDirectory:
         components.data.to(torch.device(device))
         return config, components, saved.step
 
-    def load_model(self, device: torch.device | str = "cpu") -> LoadedModel:
+    def load_model(
+        self, device: torch.device | str = "cpu", config: ExperimentConfig | None = None
+    ) -> LoadedModel:
         """Builds the model alone with the weights of the last checkpoint; the data need not be there.
+
+        Args:
+            config: the run's config, with its data in another place (:meth:`config`); None: as it is.
 
         Raises:
             InputError: not a run; a checkpoint that is missing, damaged or of another config; a data
-                source that cannot read single images.
+                source without which no model can be built.
         """
         from wsram_ppl.config import build_model
-        from wsram_ppl.interfaces import ReadsPictures
+        from wsram_ppl.interfaces import InformsFromRecord
         from wsram_ppl.runs.checkpoints import load_weights
 
-        config = self.config()
+        config = config or self.config()
         source = config.data.cls
-        if not isinstance(source, ReadsPictures):
-            raise InputError(f"data source '{config.data.name}' cannot read your own images")
+        if not isinstance(source, InformsFromRecord):
+            raise InputError(f"no model can be built without the data of source '{config.data.name}'")
         saved = self.saved(config)
         if saved is None:
             raise InputError(f"there is no checkpoint {self.checkpoint}: the run has not got that far")
         record = DataRecord(self.path).read()
         if record is None:
-            raise InputError(f"there is no {self.path / DATA}, which names the classes")
-        model = build_model(config, source.implied_options(record))
+            raise InputError(f"there is no {self.path / DATA}, which a model is built from: restore it")
+        try:
+            implied = source.implied_options(record)
+        except (LookupError, TypeError, ValueError) as error:
+            raise InputError(f"{self.path / DATA} is damaged ({error!r}): restore it") from error
+        model = build_model(config, implied)
         load_weights(model, "model", saved.tensors)
         return LoadedModel(config, model.to(device), source, record)
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol, Self, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +20,7 @@ __all__ = [
     "EncodedCaptions",
     "Examples",
     "LengthBuckets",
+    "PictureSource",
     "Rows",
 ]
 
@@ -31,7 +32,7 @@ class Examples(NamedTuple):
     """Pictures to describe, one row each.
 
     Attributes:
-        names: of the pictures; :meth:`CaptionSource.pictures` takes them.
+        names: of the pictures; :meth:`PictureSource.pictures` takes them.
         maps: for each layer [B, C, H, W], float32, on the source's device.
         references: for each picture its captions, normalised; none for the user's own pictures.
         notes: a line for each picture whose pixels had to be changed.
@@ -44,22 +45,55 @@ class Examples(NamedTuple):
 
 
 @runtime_checkable
-class CaptionSource(DataSource, Protocol):
-    """A data source of captions; classes derived from it have ``model_options`` and ``record``.
+class PictureSource(Protocol):
+    """Pictures to describe, named by the user.
 
     Attributes:
-        vocabulary: the words of the batches.
+        vocabulary: the words to describe them with.
         layer_shapes: (channels, height, width) of each layer's map.
     """
 
     vocabulary: Vocabulary
     layer_shapes: tuple[tuple[int, int, int], ...]
 
+    def look_up(self, names: Sequence[str]) -> Examples:
+        """Pictures named by the user."""
+        ...
+
+    def pictures(self, names: Sequence[str]) -> list[npt.NDArray[np.uint8]]:
+        """The pictures themselves, each [height, width, 3], for drawing."""
+        ...
+
+    def to(self, device: torch.device | str) -> Self:
+        """Puts what it looks up on ``device``; returns the source itself."""
+        ...
+
+
+@runtime_checkable
+class CaptionSource(PictureSource, DataSource, Protocol):
+    """A data source of captions; classes derived from it have ``model_options`` and ``record``."""
+
     @property
     def model_options(self) -> dict[str, Any]:
         """The implied options of a model: the number of words, and the channels of each layer."""
-        channels = tuple(channels for channels, _, _ in self.layer_shapes)
-        return {"vocabulary": len(self.vocabulary), "channels": channels}
+        return self.implied_options(self.record)
+
+    @staticmethod
+    def implied_options(record: Mapping[str, Any]) -> dict[str, Any]:
+        """These options, for data with this record."""
+        channels = tuple(channels for channels, _, _ in record["layer_shapes"])
+        return {"vocabulary": len(Vocabulary(record["words"])), "channels": channels}
+
+    @classmethod
+    def for_pictures(cls, options: Mapping[str, Any], record: Mapping[str, Any]) -> PictureSource:
+        """What looks up pictures for a run, without the data if it can: here the source itself.
+
+        Args:
+            options: of the constructor.
+            record: the run's.
+        """
+        source: PictureSource = cls(**options)
+        return source
 
     @property
     def record(self) -> dict[str, Any]:
@@ -70,14 +104,6 @@ class CaptionSource(DataSource, Protocol):
         self, size: int, limit: int | None = None, split: HeldOut = "validation"
     ) -> Iterator[Examples]:
         """The held-out pictures, each once, ``size`` at a time, or a fixed subset of ``limit``."""
-        ...
-
-    def look_up(self, names: Sequence[str]) -> Examples:
-        """Pictures named by the user."""
-        ...
-
-    def pictures(self, names: Sequence[str]) -> list[npt.NDArray[np.uint8]]:
-        """The pictures themselves, each [height, width, 3], for drawing."""
         ...
 
 

@@ -14,7 +14,7 @@ import torch
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor
 
-from wsram_ppl.data.captions.backbones import Backbone, FeatureRequest
+from wsram_ppl.data.captions.backbones import FeatureRequest
 from wsram_ppl.data.captions.batches import (
     CaptionBatch,
     CaptionSource,
@@ -24,14 +24,12 @@ from wsram_ppl.data.captions.batches import (
     Rows,
 )
 from wsram_ppl.data.captions.feature_extraction import (
-    Picture,
     Progress,
-    Unreadable,
     extract,
-    read_picture,
 )
 from wsram_ppl.data.captions.feature_store import FeatureStore, store_folder
 from wsram_ppl.data.captions.flickr8k_layouts import Flickr8k, Layout, Photo, read_flickr8k
+from wsram_ppl.data.captions.own_photos import OwnPhotos
 from wsram_ppl.data.captions.vocabulary import Vocabulary, normalize
 from wsram_ppl.data.epochs import check_held_out, check_split, generator, moved
 from wsram_ppl.errors import InputError
@@ -41,6 +39,8 @@ __all__ = ["FlickrCaptions"]
 
 _log = logging.getLogger(__name__)
 
+#: The data set's name of each split.
+_SPLITS: Final = {"train": "train", "validation": "dev", "test": "test"}
 #: Determines which photos and captions are used when only some are measured.
 _SUBSET: Final = 0
 
@@ -116,17 +116,16 @@ class FlickrCaptions(CaptionSource):
         for line in self.notices:
             _log.info(line)
         photos = [photo for photo in data.photos if photo.path.name in self._store.rows]
+        self._photos, self._paths = photos, {photo.name: photo.path for photo in photos}
         self.vocabulary = Vocabulary.of_captions(
             (text for photo in photos if photo.split == "train" for text in photo.captions),
             minimum_count,
         )
         self.layer_shapes = self._store.shapes
-        names = {"train": "train", "validation": "dev", "test": "test"}
-        self._splits = {name: self._split(photos, theirs) for name, theirs in names.items()}
-        self._paths = {photo.name: photo.path for photo in photos}
+        self._splits = self._read_splits()
         self._order = LengthBuckets(self._splits["train"].captions.lengths)
         self._device = torch.device("cpu")
-        self._backbone: Backbone | None = None
+        self._own_photos = OwnPhotos(self.vocabulary, self.layer_shapes, self._request, self._weights)
 
     @classmethod
     def compute_features(
@@ -168,6 +167,30 @@ class FlickrCaptions(CaptionSource):
     def record(self) -> dict[str, Any]:
         """Also includes which weights the net has: a file of weights may move, but not change."""
         return {**super().record, "weights": self._request.weights}
+
+    @classmethod
+    def for_pictures(cls, options: Mapping[str, Any], record: Mapping[str, Any]) -> OwnPhotos:
+        """Looks up photos for a run; the data set is not needed.
+
+        Raises:
+            InputError: the net has other weights than the run's had.
+        """
+        given = {**(cls.__init__.__kwdefaults__ or {}), **options}
+        weights = _path(given["weights"])
+        settings = {name: given[name] for name in ("backbone", "layers", "image_size", "mean", "std")}
+        request = FeatureRequest.make(**settings, weights=weights)
+        if request.weights != record["weights"]:
+            raise InputError(
+                f"data.weights are {request.weights}, but the run was trained with {record['weights']}: "
+                "name the file of these with --set data.weights=FILE"
+            )
+        shapes = tuple((c, h, w) for c, h, w in record["layer_shapes"])
+        return OwnPhotos(Vocabulary(record["words"]), shapes, request, weights)
+
+    def adopt(self, record: Mapping[str, Any]) -> None:
+        """Reads the captions by the words of a run, as its record has them."""
+        self.vocabulary = self._own_photos.vocabulary = Vocabulary(record["words"])
+        self._splits = self._read_splits()
 
     def training_batch(self, step: int, size: int, seed: int) -> CaptionBatch:
         """The batch of update ``step``: ``size`` captions; a pure function of its arguments.
@@ -216,27 +239,14 @@ class FlickrCaptions(CaptionSource):
         )
 
     def look_up(self, names: Sequence[str]) -> Examples:
-        """The user's own photos, from their files; the net runs on them now.
+        """The user's own photos (:class:`~wsram_ppl.data.captions.own_photos.OwnPhotos`).
 
         Their names in the result are absolute paths, unlike those of the data set's photos.
 
         Raises:
             InputError: no name, or a file that cannot be read or is not a picture.
         """
-        if not names:
-            raise InputError("name at least one photo")
-        if self._backbone is None:
-            self._backbone = Backbone(self._request, self._weights, self._device)
-        size = self._request.image_size
-        files = [os.path.expanduser(name) for name in names]
-        pictures = [_read(Path(file), size) for file in files]
-        # Rounded like stored features.
-        pixels = torch.from_numpy(np.stack([picture.pixels for picture in pictures]))
-        maps = tuple(m.half().float() for m in self._backbone(pixels))
-        notes = (
-            f"{n}: {picture.note}" for n, picture in zip(names, pictures, strict=True) if picture.note
-        )
-        return Examples([*map(os.path.abspath, files)], maps, [[] for _ in names], tuple(notes))
+        return self._own_photos.look_up(names)
 
     def pictures(self, names: Sequence[str]) -> list[npt.NDArray[np.uint8]]:
         """The photos, each [height, width, 3]: those of the data set by name, others by path.
@@ -244,17 +254,19 @@ class FlickrCaptions(CaptionSource):
         Raises:
             InputError: a file cannot be read or is not a picture.
         """
-        paths = (self._paths.get(name, Path(os.path.expanduser(name))) for name in names)
-        return [_read(path).pixels for path in paths]
+        return self._own_photos.pictures([str(self._paths.get(name, name)) for name in names])
 
     def to(self, device: torch.device | str) -> Self:
         """Puts batches on ``device``; features stay on disk. Returns the source itself."""
         self._device = torch.device(device)
-        self._backbone = None
+        self._own_photos.to(device)
         return self
 
-    def _split(self, photos: Sequence[Photo], name: str) -> _Split:
-        own = [photo for photo in photos if photo.split == name]
+    def _read_splits(self) -> dict[str, _Split]:
+        return {name: self._split(theirs) for name, theirs in _SPLITS.items()}
+
+    def _split(self, name: str) -> _Split:
+        own = [photo for photo in self._photos if photo.split == name]
         sentences = [self.vocabulary.encode(text) for photo in own for text in photo.captions]
         return _Split(
             own,
@@ -285,13 +297,6 @@ def _used(data: Flickr8k) -> list[Path]:
 
 def _path(weights: str | Path) -> Path | None:
     return Path(weights) if os.fspath(weights).strip() else None
-
-
-def _read(path: Path, size: int | None = None) -> Picture:
-    try:
-        return read_picture(path, size)
-    except Unreadable as error:
-        raise InputError(f"cannot read the picture {str(path)!r}: {error}") from error
 
 
 def _subset(count: int, size: int, limit: int | None) -> Rows:

@@ -217,7 +217,8 @@ class SceneCaptions(CaptionSource):
 
     def _find(self, name: str) -> tuple[HeldOut, int]:
         split, _, number = name.rpartition("/")
-        if split in ("", "test") and number.isdecimal() and int(number) < self._held_out:
+        known = number.isdecimal() and len(number) < 10 and int(number) < self._held_out
+        if split in ("", "test") and known:
             return ("test" if split else "validation"), int(number)
         raise InputError(
             f"there is no held-out scene {name!r}; there are 0 to {self._held_out - 1:,}, and test/0 to "
