@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -65,6 +66,11 @@ class Sentences(NamedTuple):
     looks: Looks | None
 
 
+#: From scores and ends [K, B] and log-probabilities of the next word [K, B, words] to the parents,
+#: last words and scores [K', B] of the hypotheses that extend these.
+_Extend = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
+
+
 @torch.no_grad()
 def beam_search(
     speaker: Speaker, maps: tuple[Tensor, ...], *, beam: int, longest: int, length_penalty: float = 0.7
@@ -91,30 +97,24 @@ def beam_search(
             "beam and longest should be at least 1 and length_penalty at least 0, not "
             f"{beam}, {longest} and {length_penalty}"
         )
-    state, log_probs = _begin(speaker, maps)
-    batch, vocabulary = log_probs.shape[1:]
-    scores = log_probs.new_zeros(1, batch)
-    words = log_probs.new_empty(1, batch, 0, dtype=torch.long)
-    ended = torch.zeros(1, batch, dtype=torch.bool, device=scores.device)
-    for position in range(longest):
+
+    def best(scores: Tensor, ended: Tensor, log_probs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         # A finished hypothesis has one continuation, with log-probability 0.
         rest = torch.full_like(log_probs[0, 0], -torch.inf)
         rest[END] = 0.0
-        total = scores.unsqueeze(-1) + torch.where(ended.unsqueeze(-1), rest, _sayable(log_probs))
+        total = scores.unsqueeze(-1) + torch.where(ended.unsqueeze(-1), rest, log_probs)
         total = total.movedim(1, 0).flatten(1)  # [B, K * vocabulary]
-        scores, best = total.topk(min(beam, total.shape[1]), -1)
-        scores, best = scores.T, best.T
-        parents, said = best // vocabulary, best % vocabulary
-        words = torch.cat([follow(words, parents), said.unsqueeze(-1)], -1)
-        ended = follow(ended, parents) | (said == END)
-        if position + 1 == longest or bool(ended.all()):
-            break
-        state, log_probs = speaker.step(state, parents, said)
-    lengths = ((words == END).cumsum(-1) == 0).sum(-1) + ended  # with the end mark, if there is one
+        scores, found = total.topk(min(beam, total.shape[1]), -1)
+        return found.T // log_probs.shape[-1], found.T % log_probs.shape[-1], scores.T
+
+    told = _tell(speaker, maps, longest, best)
+    ended = told.ended
+    lengths = ((told.words == END).cumsum(-1) == 0).sum(-1) + ended  # with the end mark, if there is one
     # The smallest -score / length ** penalty, as a logarithm: a power of the length can overflow.
-    costs = (-scores).clamp_min(0.0).log() - length_penalty * lengths.clamp_min(1).to(scores).log()
+    costs = (-told.scores).clamp_min(0.0).log()
+    costs = costs - length_penalty * lengths.clamp_min(1).to(costs).log()
     chosen = costs.masked_fill(~ended & ended.any(0), torch.inf).argmin(0)
-    return _finish(speaker, state, parents, words, scores, chosen)
+    return told.choose(speaker, chosen)
 
 
 @torch.no_grad()
@@ -130,22 +130,14 @@ def sample(speaker: Speaker, maps: tuple[Tensor, ...], *, longest: int) -> Sente
     """
     if longest < 1:
         raise InputError(f"longest should be at least 1, not {longest}")
-    state, log_probs = _begin(speaker, maps)
-    parents = torch.zeros_like(log_probs[..., 0], dtype=torch.long)
-    scores = torch.zeros_like(log_probs[..., 0])
-    words = log_probs.new_empty(*parents.shape, 0, dtype=torch.long)
-    ended = torch.zeros_like(parents, dtype=torch.bool)
-    for position in range(longest):
-        drawn = torch.distributions.Categorical(logits=_sayable(log_probs)).sample()
-        said = drawn.masked_fill(ended, END)
+
+    def drawn(scores: Tensor, ended: Tensor, log_probs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        said = torch.distributions.Categorical(logits=log_probs).sample().masked_fill(ended, END)
         found = log_probs.gather(-1, said.unsqueeze(-1)).squeeze(-1)
-        scores = scores + found.masked_fill(ended, 0.0)
-        words = torch.cat([words, said.unsqueeze(-1)], -1)
-        ended = ended | (said == END)
-        if position + 1 == longest or bool(ended.all()):
-            break
-        state, log_probs = speaker.step(state, parents, said)
-    return _finish(speaker, state, parents, words, scores, parents[0])
+        return torch.zeros_like(said), said, scores + found.masked_fill(ended, 0.0)
+
+    told = _tell(speaker, maps, longest, drawn)
+    return told.choose(speaker, torch.zeros_like(told.parents[0]))
 
 
 def follow(x: Tensor, parents: Tensor, dim: int = 0) -> Tensor:
@@ -164,9 +156,40 @@ def follow(x: Tensor, parents: Tensor, dim: int = 0) -> Tensor:
     return x.gather(dim, index.expand(*before, *parents.shape, *after))
 
 
-def _begin(speaker: Speaker, maps: tuple[Tensor, ...]) -> tuple[Any, Tensor]:
-    start = torch.full((1, maps[0].shape[0]), START, device=maps[0].device)
-    return speaker.step(speaker.begin(*maps), torch.zeros_like(start), start)
+class _Told(NamedTuple):
+    """K hypotheses about each of B pictures, and the state before their last words."""
+
+    state: Any
+    parents: Tensor
+    words: Tensor
+    scores: Tensor
+    ended: Tensor
+
+    def choose(self, speaker: Speaker, chosen: Tensor) -> Sentences:
+        """The ``chosen [B]`` hypotheses as sentences."""
+        pick = chosen.unsqueeze(0)
+        return Sentences(
+            follow(self.words, pick)[0],
+            follow(self.scores, pick)[0],
+            speaker.looks(self.state, follow(self.parents, pick)[0]),
+        )
+
+
+def _tell(speaker: Speaker, maps: tuple[Tensor, ...], longest: int, extend: _Extend) -> _Told:
+    """Extends hypotheses word by word until all have ended, or are as long as may be."""
+    state = speaker.begin(*maps)
+    parents = torch.zeros(1, maps[0].shape[0], dtype=torch.long, device=maps[0].device)
+    said, scores = torch.full_like(parents, START), torch.zeros_like(parents, dtype=torch.float)
+    words = parents.new_empty(*parents.shape, 0)
+    ended = torch.zeros_like(parents, dtype=torch.bool)
+    for _ in range(longest):
+        state, log_probs = speaker.step(state, parents, said)
+        parents, said, scores = extend(scores, ended, _sayable(log_probs))
+        words = torch.cat([follow(words, parents), said.unsqueeze(-1)], -1)
+        ended = follow(ended, parents) | (said == END)
+        if bool(ended.all()):
+            break
+    return _Told(state, parents, words, scores, ended)
 
 
 def _sayable(log_probs: Tensor) -> Tensor:
@@ -174,15 +197,3 @@ def _sayable(log_probs: Tensor) -> Tensor:
     unsaid = torch.zeros_like(log_probs[(0,) * (log_probs.dim() - 1)], dtype=torch.bool)
     unsaid[START], unsaid[UNKNOWN] = True, True
     return log_probs.masked_fill(unsaid, -torch.inf)
-
-
-def _finish(
-    speaker: Speaker, state: Any, parents: Tensor, words: Tensor, scores: Tensor, chosen: Tensor
-) -> Sentences:
-    """The ``chosen [B]`` of the hypotheses [K, B]; the state is the one before the last words."""
-    pick = chosen.unsqueeze(0)
-    return Sentences(
-        follow(words, pick)[0],
-        follow(scores, pick)[0],
-        speaker.looks(state, follow(parents, pick)[0]),
-    )
