@@ -74,14 +74,17 @@ class GlimpseClassifier(PyroModule):
         scales: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (1, 2, 4),
         location_std: Annotated[float, Field(gt=0)] = 0.15,
         classes: Annotated[int, Field(ge=2)] | None = None,
-        context: Literal["pooled", "conv"] | None = None,
+        context: Literal["pooled", "conv"] = "pooled",
         image_channels: PositiveInt | None = None,
         class_names: tuple[str, ...] | None = None,
     ) -> None:
         super().__init__()
         classes = classes or len(class_names or ()) or 10
         if class_names is not None and len(class_names) != classes:
-            raise InputError(f"{len(class_names)} class_names are given for classes = {classes}")
+            raise InputError(
+                f"there are {len(class_names)} class_names (the data's, if you gave none) for classes = "
+                f"{classes}: leave out model.classes"
+            )
         if len(set(scales)) < len(scales):
             raise InputError(f"scales {list(scales)} contains a scale twice: each is one choice")
         self.num_glimpses, self.classes, self.scales = num_glimpses, classes, tuple(scales)

@@ -193,10 +193,37 @@ def prepared(model: nn.Module, batch: tuple[Tensor, ...]) -> tuple[Any, ...]:
     return model.prepare(*batch) if isinstance(model, Prepares) else batch
 
 
+#: Names of measures that are not the model's.
+_TAKEN = frozenset(
+    {"bound", "ess", "particles", "samples", "examples", "step", "split", "updates", "learning_rate"}
+    | {"entropy_weight", "seconds", "updates_per_second"}
+)
+
+
 def batch_metrics(model: nn.Module, batch: tuple[Tensor, ...], samples: int) -> dict[str, Measure]:
-    """The model's own measures of each datum of a batch (:class:`Measures`), if it has any."""
-    found = model.metrics(*batch, samples) if isinstance(model, Measures) else {}
-    return {k: v if isinstance(v, Measure) else Measure(v) for k, v in found.items()}
+    """The model's own measures of each datum of a batch (:class:`Measures`), if it has any.
+
+    Raises:
+        InputError: one is not a tensor ``[B]``, or has the name of another measure.
+    """
+    if not isinstance(model, Measures):
+        return {}
+    found, size = model.metrics(*batch, samples), len(batch[0])
+    what = f"{type(model).__name__}.metrics"
+    if not isinstance(found, Mapping):
+        raise InputError(f"{what} should return a dict of tensors, not a {type(found).__name__}")
+    measures = {k: v if isinstance(v, Measure) else Measure(v) for k, v in found.items()}
+    for name, measure in measures.items():
+        if name in _TAKEN:
+            raise InputError(f"{what} returns {name!r}, which is measured already: choose another name")
+        for part in measure.values, measure.weights:
+            shape = list(part.shape) if isinstance(part, Tensor) else type(part).__name__
+            if part is not None and shape != [size]:
+                raise InputError(
+                    f"{what} returns {name!r} of shape {shape}: return a tensor [{size}], with a number "
+                    "for each datum of the batch"
+                )
+    return measures
 
 
 def plate_nesting(model: Callable[..., Any]) -> int | float:

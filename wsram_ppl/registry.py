@@ -71,6 +71,12 @@ class Registry:
 
     def _import(self, path: str) -> type[Any]:
         module_name, _, attribute = path.partition(":")
+        if "/" in module_name or module_name.endswith(".py"):
+            dotted = module_name.removesuffix(".py").replace("/", ".").strip(".")
+            raise InputError(
+                f"{self.kind} {path!r} names a file: write {dotted}:{attribute or 'Name'}, a module seen "
+                "from the current directory"
+            )
         if not all(part.isidentifier() for part in (*module_name.split("."), attribute)):
             raise InputError(f"{self.kind} {path!r} is not an import path; write package.module:Name")
         module = self._import_module(module_name, path)
@@ -94,9 +100,12 @@ class Registry:
         except ModuleNotFoundError as error:
             # A module that the user's own module fails to import is handled below.
             if error.name and (module_name + ".").startswith(error.name + "."):
+                # The folders of a checkout are the package's own (models/__init__.py).
+                ours = f"wsram_ppl.{path}" if path.startswith(("models.", "guides.")) else ""
                 raise InputError(
                     f"{self.kind} {path!r}: there is no module {error.name!r}, neither in the current "
                     "directory nor among Python's packages"
+                    + (f"; for a file in a checkout of wsram_ppl write {ours}" if ours else "")
                 ) from None
             raise self._broken(module_name, path, error) from error
         except (Exception, SystemExit) as error:

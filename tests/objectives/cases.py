@@ -9,7 +9,10 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from wsram_ppl.testing.enumeration import MOST_TUPLES, Problem, random_problem
+from wsram_ppl.testing.enumeration import Problem, random_problem
+
+#: More tuples than this are not enumerated.
+MOST_TUPLES = 1300
 
 
 def examples(count: int) -> settings:

@@ -125,7 +125,7 @@ def evaluate(
     metavar="SITE",
     help="Also use pathwise gradients through the samples of this site ('*' matches all); repeatable.",
 )
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@options.seed
 @options.run_device
 @options.places
 @options.as_json

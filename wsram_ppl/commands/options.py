@@ -67,7 +67,11 @@ other_data = click.option(
     help="Measure on other data (data.root=DIR, data.test_seed=777, ...); may be repeated.",
 )
 seed = click.option(
-    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the samples."
+    "--seed",
+    type=click.IntRange(0, 2**32 - 1),
+    default=0,
+    show_default=True,
+    help="Seed of the samples.",
 )
 device = click.option(
     "--device", default="cpu", show_default=True, help="auto, cpu, cuda, cuda:N or mps."

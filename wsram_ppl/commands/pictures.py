@@ -135,7 +135,9 @@ def look(
         loaded = RunDirectory(run).load_model(run_device(run, config, device))
         model, classifier = _gazing(loaded.model, config.model.name, samples), loaded.model
         if not isinstance(classifier, Classifies):
-            raise InputError(f"model '{config.model.name}' is not a classifier")
+            raise InputError(
+                f"model '{config.model.name}' is not a classifier: it needs probabilities and class_names"
+            )
         pixels, notes = source.read_pictures(images, config.data.options, loaded.record)
         print_notes(notes)
         folder = out or run / "look"
@@ -148,6 +150,11 @@ def look(
             ):
                 image = image.to(next(loaded.model.parameters()))
                 found = classifier.probabilities(image, samples)[0]
+                if len(found) != len(classifier.class_names):
+                    raise InputError(
+                        f"model '{config.model.name}' gives {len(found)} probabilities, but has "
+                        f"{len(classifier.class_names)} class_names"
+                    )
                 sampled = None if samples is None else model.gaze(image, samples=samples).windows
                 file = folder / f"{stem}.png"
                 try:

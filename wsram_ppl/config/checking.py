@@ -56,12 +56,18 @@ def _explain(
             lines.setdefault(f"{join(path, last)} is missing", [])
             continue
         if item["type"] == "extra_forbidden":
-            lines.setdefault(unknown_key(path, last, table_keys(Schedule if location else cls)), [])
+            in_schedule = any("Schedule" in str(step) for step in location)
+            if location and not in_schedule:  # a table of the component's own, whose keys are not known
+                lines.setdefault(f"unknown key {join(path, last)}", [])
+            else:
+                lines.setdefault(unknown_key(path, last, table_keys(Schedule if location else cls)), [])
             continue
         message = message.removeprefix("Value error, ").replace("Input should", "should")
         if item["type"] == "literal_error" and isinstance(here, str):
             hint = nearest(here, re.findall(r"'([^']*)'", item["ctx"]["expected"]))
             message += f";{hint}" if hint else ""
+        if item["type"] in ("string_type", "path_type") and isinstance(here, int | float):
+            message += f": put it in quotes, as in --set '{path}=\"{show_value(here)}\"'"
         reasons = lines.setdefault(f"{path} = {show_value(here)}", [])
         if message not in reasons:
             reasons.append(message)

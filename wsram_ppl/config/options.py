@@ -148,8 +148,8 @@ def read_component(
         value = getattr(checked, attribute)
         if isinstance(value, Schedule):
             options[key] = value.model_dump()  # a number if it never changes
-        elif isinstance(value, float) and isinstance(options[key], int):
-            options[key] = float(options[key])
+        else:
+            options[key] = _like(value, options[key])
         if isinstance(value, Schedule) and key in takes.schedulable:
             arguments[key] = value.initial
             if not value.constant:
@@ -159,6 +159,17 @@ def read_component(
             arguments[key] = value
     known = (takes.parameters, arguments, schedules, takes.paths, takes.defaults)
     return Component(name, options, cls, *known)
+
+
+def _like(checked: Any, given: Any) -> Any:
+    """A given value with whole numbers as floats where the checked value has floats."""
+    if isinstance(checked, float) and isinstance(given, int):
+        return float(given)
+    if isinstance(checked, list | tuple) and isinstance(given, list) and len(checked) == len(given):
+        return [_like(*pair) for pair in zip(checked, given, strict=True)]
+    if isinstance(checked, dict) and isinstance(given, dict):
+        return {key: _like(checked.get(key), value) for key, value in given.items()}
+    return given
 
 
 def check_names(

@@ -90,8 +90,9 @@ def check_split(name: str) -> None:
         raise InputError(f"unknown split {name!r}; held-out splits are validation and test")
 
 
-def check_held_out(size: int, limit: int | None, what: str) -> None:
-    """InputError unless ``size`` and ``limit`` (of ``what``) are valid for held-out batches."""
+def check_held_out(size: int, limit: int | None, what: str, split: str) -> None:
+    """InputError unless ``size``, ``limit`` (of ``what``) and ``split`` suit held-out batches."""
+    check_split(split)
     check_whole("the batch size", size, at_least=1)
     if limit is not None:
         check_whole(f"the number of {what}", limit, at_least=1)

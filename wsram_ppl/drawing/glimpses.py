@@ -22,6 +22,9 @@ _WIDTH = 200  # approximate width of one image in the picture
 _LARGE = 400  # width of a single image
 _LEAST = 12  # smallest side of a patch in the picture
 _LINE = 12  # height of a number's box
+_CAPTION = 15  # height of a caption's line
+_LEGEND = 250  # width of the map's legend
+_LARGEST_GIF = 65_535
 
 #: Left, top, right and bottom, in pixels of the picture.
 _Box = tuple[int, int, int, int]
@@ -37,9 +40,12 @@ def draw_gaze(gaze: Gaze, path: Path, columns: int = 4, zoom: int | None = None)
         zoom: picture pixels per image pixel; by default so that an image is nearly 200 pixels wide.
 
     Returns:
-        The two files written.
+        The files written; a page with more pixels to a side than a GIF can have has no second one.
     """
-    gaze_page(gaze, columns, zoom).save(path)
+    page = gaze_page(gaze, columns, zoom)
+    page.save(path)
+    if max(page.size) > _LARGEST_GIF:
+        return [path]
     frames = [gaze_page(gaze, columns, zoom, shown) for shown in range(gaze.windows.shape[1] + 1)]
     moving = path.with_suffix(".gif")
     frames[0].save(
@@ -64,7 +70,8 @@ def draw_look(gaze: Gaze, path: Path, sampled: Tensor | None = None) -> Path:
         The file written.
     """
     zoom = max(1, _LARGE // max(gaze.images.shape[-2:]))
-    cells = [_cell(gaze, 0, gaze.windows.shape[1], zoom)]
+    least = 0 if sampled is None else _LEGEND
+    cells = [_cell(gaze, 0, gaze.windows.shape[1], zoom, least)]
     if sampled is not None:
         cells.append(_heat(gaze.images[0], sampled, zoom, cells[0].size))
     grid(cells, len(cells), _GAP).save(path)
@@ -124,14 +131,16 @@ def gaze_page(
     return grid(cells, columns, _GAP)
 
 
-def _cell(gaze: Gaze, index: int, shown: int, zoom: int) -> Image.Image:
-    """One image with its windows, the patches below, and the caption."""
+def _cell(gaze: Gaze, index: int, shown: int, zoom: int, least: int = 0) -> Image.Image:
+    """One image with its windows, the patches below, and the caption; at least so many pixels wide."""
     picture = _picture(gaze.images[index], zoom)
     draw = ImageDraw.Draw(picture)
     letters = font(12)
     windows = gaze.windows[index].tolist()
     boxes = [
-        [zoom * x, zoom * y, zoom * (x + side), zoom * (y + side)] for x, y, side in windows[:shown]
+        # The last pixel of a window is inside.
+        [zoom * x, zoom * y, zoom * (x + side) - 1, zoom * (y + side) - 1]
+        for x, y, side in windows[:shown]
     ]
     for n, box in enumerate(boxes):
         draw.rectangle(box, outline=COLOURS[n % len(COLOURS)], width=2 if n + 1 == shown else 1)
@@ -143,8 +152,10 @@ def _cell(gaze: Gaze, index: int, shown: int, zoom: int) -> Image.Image:
         draw.text((taken[-1][0] + 3, taken[-1][1] - 1), text, fill=INK, font=letters)
     count = len(windows)
     side = max(_LEAST, (picture.width - (count - 1) * 4) // count)
-    width = max(picture.width, count * (side + 4) - 4)
-    cell = Image.new("RGB", (width, picture.height + side + 28), PAPER)
+    width = max(picture.width, count * (side + 4) - 4, least)
+    # On two lines for all, if any is too long for one.
+    lines = 1 + any(letters.getlength(caption) > width for caption in gaze.captions)
+    cell = Image.new("RGB", (width, picture.height + side + 13 + lines * _CAPTION), PAPER)
     cell.paste(picture, (0, 0))
     pen = ImageDraw.Draw(cell)
     for n in range(count):
@@ -159,6 +170,7 @@ def _cell(gaze: Gaze, index: int, shown: int, zoom: int) -> Image.Image:
     colour = answer if finished else INK
     known = "," in gaze.captions[index]  # otherwise the caption is not an answer
     text = gaze.captions[index] if finished else gaze.captions[index].split(",")[0] if known else ""
+    text = text.replace(", ", ",\n", 1) if lines > 1 else text
     pen.text((0, picture.height + side + 8), text, fill=colour, font=letters)
     return cell
 

@@ -74,12 +74,19 @@ class Runs:
     """All tuples' estimates of both gradients, from the objectives.
 
     Args:
-        problem: must have its sites in the same order in model and guide.
+        problem: with its sites in the same order in model and guide.
         particles: M.
+
+    Raises:
+        ValueError: the orders differ.
     """
 
     problem: Problem
     particles: int
+
+    def __post_init__(self) -> None:
+        if not self.problem.orders_agree:
+            raise ValueError("guide and model draw in different orders: their sites cannot be paired")
 
     @cached_property
     def tuples(self) -> Tuples:

@@ -31,7 +31,7 @@ from wsram_ppl.data.captions.feature_store import FeatureStore, store_folder
 from wsram_ppl.data.captions.flickr8k_layouts import Flickr8k, Layout, Photo, read_flickr8k
 from wsram_ppl.data.captions.own_photos import OwnPhotos
 from wsram_ppl.data.captions.vocabulary import Vocabulary, normalize
-from wsram_ppl.data.epochs import check_held_out, check_split, generator, moved
+from wsram_ppl.data.epochs import check_held_out, generator, moved
 from wsram_ppl.errors import InputError
 from wsram_ppl.interfaces import HeldOut
 
@@ -212,8 +212,8 @@ class FlickrCaptions(CaptionSource):
         Raises:
             InputError: ``size`` or ``limit`` is below 1, or the split is empty.
         """
-        held_out = self._held_out(split)
-        chosen = _subset(len(held_out.captions), size, limit)
+        held_out = self._held_out(split, size, limit)
+        chosen = _subset(len(held_out.captions), limit)
         chosen = chosen[np.argsort(held_out.captions.lengths[chosen], kind="stable")]
         parts = (chosen[first : first + size] for first in range(0, len(chosen), size))
         return (self._batch(held_out, part) for part in parts)
@@ -226,8 +226,8 @@ class FlickrCaptions(CaptionSource):
         Raises:
             InputError: ``size`` or ``limit`` is below 1, or the split is empty.
         """
-        held_out = self._held_out(split)
-        chosen = np.sort(_subset(len(held_out.photos), size, limit))
+        held_out = self._held_out(split, size, limit)
+        chosen = np.sort(_subset(len(held_out.photos), limit))
         parts = (chosen[first : first + size] for first in range(0, len(chosen), size))
         return (
             Examples(
@@ -275,8 +275,8 @@ class FlickrCaptions(CaptionSource):
             np.array([self._store.rows[photo.path.name] for photo in own], dtype=np.int64),
         )
 
-    def _held_out(self, name: str) -> _Split:
-        check_split(name)
+    def _held_out(self, name: str, size: int, limit: int | None) -> _Split:
+        check_held_out(size, limit, "held-out examples", name)
         if not self._splits[name].photos:
             raise InputError(f"the {name} split holds no photos")
         return self._splits[name]
@@ -299,7 +299,6 @@ def _path(weights: str | Path) -> Path | None:
     return Path(weights) if os.fspath(weights).strip() else None
 
 
-def _subset(count: int, size: int, limit: int | None) -> Rows:
+def _subset(count: int, limit: int | None) -> Rows:
     """A fixed random choice of ``limit`` out of ``count``, or all."""
-    check_held_out(size, limit, "held-out examples")
     return generator(_SUBSET).permutation(count)[:limit]

@@ -210,8 +210,7 @@ class SceneCaptions(CaptionSource):
         return moved(torch.from_numpy(array), self._device)
 
     def _parts(self, size: int, limit: int | None, split: HeldOut) -> list[range]:
-        check_held_out(size, limit, "held-out scenes")
-        _row(split)
+        check_held_out(size, limit, "held-out scenes", split)
         count = min(limit or self._held_out, self._held_out)
         return [range(first, min(first + size, count)) for first in range(0, count, size)]
 

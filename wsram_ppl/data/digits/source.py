@@ -15,14 +15,13 @@ from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor
 
 from wsram_ppl.data.digits.clutter import Clutter, ClutterOption, add_clutter, draw_clutter
-from wsram_ppl.data.digits.files import DIGIT_SIZE, NUM_CLASSES, Digits, read_mnist, read_sample
+from wsram_ppl.data.digits.files import DIGIT_SIZE, Digits, read_mnist, read_sample
 from wsram_ppl.data.digits.photos import read_digits
 from wsram_ppl.data.digits.placement import draw_placements, place
 from wsram_ppl.data.epochs import (
     Epochs,
     check_batch,
     check_held_out,
-    check_split,
     check_whole,
     generator,
 )
@@ -59,8 +58,6 @@ class PlacedDigits:
     Raises:
         InputError: an option is out of range.
     """
-
-    num_classes = NUM_CLASSES
 
     def __init__(
         self,
@@ -140,8 +137,7 @@ class PlacedDigits:
         Raises:
             InputError: ``size`` or ``limit`` is below 1, or there is no such split.
         """
-        check_held_out(size, limit, f"{split} digits")
-        check_split(split)
+        check_held_out(size, limit, f"{split} digits", split)
         digits, order, drawn = self._held_out[split]
         order = order[:limit]
         count = len(order)

@@ -205,7 +205,8 @@ def _with_channels(images: Array, where: str) -> Array:
 def _checked_pixels(images: Array, where: str) -> npt.NDArray[np.bool_]:
     """Whether all pixels of each image are finite."""
     kind, advice = images.dtype.kind, "save them as uint8 from 0 to 255, or as floats from 0 to 1"
-    if images.dtype == np.uint8 and images[:_CHUNK].max() <= 1:
+    chunks = range(0, len(images), _CHUNK)  # they may not fit into memory
+    if images.dtype == np.uint8 and all(images[n : n + _CHUNK].max() <= 1 for n in chunks):
         raise InputError(f"{where} holds uint8 images with nothing above 1, which is black: {advice}")
     if images.dtype == np.uint8 or kind == "b":
         return np.ones(len(images), bool)
@@ -213,7 +214,7 @@ def _checked_pixels(images: Array, where: str) -> npt.NDArray[np.bool_]:
         raise InputError(f"{where} holds images of {images.dtype}: {advice}")
     finite = np.ones(len(images), bool)
     low, high = np.inf, -np.inf
-    for first in range(0, len(images), _CHUNK):  # they may not fit into memory
+    for first in chunks:
         chunk = np.asarray(images[first : first + _CHUNK]).reshape(
             len(images[first : first + _CHUNK]), -1
         )
@@ -255,12 +256,15 @@ def _classes(values: list[Array], names: Array | None, place: str) -> tuple[Rows
         raise InputError(f"the splits of {place} hold numbers and texts as labels: save one kind")
     every = np.concatenate(values)
     if names is not None:
+        if names.ndim != 1 or len(np.unique(names)) < len(names):
+            raise InputError(f"{place}: its array of classes should be a list of different names")
         bad = every[(every < 0) | (every >= len(names))] if every.dtype.kind == "i" else every[:1]
         if len(bad):
             raise InputError(
                 f"{place} holds a label {bad[0]!s}, but its array of classes has 0 to {len(names) - 1}"
             )
-        return every, [str(name) for name in names]
+        named = np.char.decode(names, "utf-8") if names.dtype.kind == "S" else names
+        return every, [str(name) for name in named]
     found, labels = np.unique(every, return_inverse=True)
     if missing := set(found.tolist()) - set(values[0].tolist()):
         raise InputError(f"{place}: there is no training image with label {min(missing)}")

@@ -18,7 +18,6 @@ from wsram_ppl.data.epochs import (
     Rows,
     check_batch,
     check_held_out,
-    check_split,
     generator,
     moved,
 )
@@ -127,8 +126,7 @@ class LabelledImages(ABC):
         Raises:
             InputError: ``size`` or ``limit`` is below 1, or there is no such split.
         """
-        check_held_out(size, limit, f"{split} pictures")
-        check_split(split)
+        check_held_out(size, limit, f"{split} pictures", split)
         if not len(self._held_out[split]):
             raise InputError(f"there are no {split} pictures")
         return self._evaluation_batches(self._held_out[split][:limit], size)

@@ -31,10 +31,9 @@ from wsram_ppl.testing.enumeration.targets import (
     weighted_scores,
     weights,
 )
-from wsram_ppl.testing.enumeration.tuples import MOST_TUPLES, Gradients, Tuples, assert_equal, gradient
+from wsram_ppl.testing.enumeration.tuples import Gradients, Tuples, assert_equal, gradient
 
 __all__ = [
-    "MOST_TUPLES",
     "Declare",
     "Gradients",
     "Problem",

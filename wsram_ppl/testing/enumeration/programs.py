@@ -119,7 +119,13 @@ def estimates(
     Args:
         values: the latent values of all particles, ``[M, rows]`` per site.
         args: arguments of model and guide.
+
+    Raises:
+        ValueError: the objective has another number of particles.
     """
+    given = {len(value) for value in values.values()}
+    if given != {objective.num_particles}:
+        raise ValueError(f"values of {given} particles for an objective with {objective.num_particles}")
     theta = list(model.tables)
     eta = list(guide.tables) if isinstance(guide, Program) else []
     with force(values, objective.vectorize_particles):
