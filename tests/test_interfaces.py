@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from wsram_ppl import interfaces
 from wsram_ppl.data.captions.flickr8k import FlickrCaptions
 from wsram_ppl.data.captions.scenes import SceneCaptions
 from wsram_ppl.data.digits.source import MNISTDigits, SampleDigits
+from wsram_ppl.errors import InputError
 from wsram_ppl.interfaces import Measure, batch_metrics, plate_nesting, prepared, training_rows
 from wsram_ppl.models import GlimpseCaptioner, GlimpseClassifier
 
@@ -72,6 +74,30 @@ def test_hooks_are_used() -> None:
     found = batch_metrics(model, BATCH, 5)
     assert found["error"].total().tolist() == [1.0, 3.0]
     assert found["weighted"].total().tolist() == [6.0, 16.0]
+
+
+@pytest.mark.parametrize(
+    ("returned", "message"),
+    [
+        (
+            {"error": torch.tensor(0.5)},
+            r"returns 'error' of shape []: return a tensor [3], with a number",
+        ),
+        ({"error": torch.zeros(3, 1)}, "returns 'error' of shape [3, 1]: return a tensor [3]"),
+        ({"error": 0.5}, "returns 'error' of shape float: return a tensor [3]"),
+        ({"error": Measure(torch.zeros(3), torch.tensor(1))}, "returns 'error' of shape []"),
+        ({"bound": torch.zeros(3)}, "returns 'bound', which is measured already: choose another name"),
+        ({"step": torch.zeros(3)}, "returns 'step', which is measured already"),
+        ([torch.zeros(3)], "should return a dict of tensors, not a list"),
+    ],
+)
+def test_measures_that_cannot_be(returned: Any, message: str) -> None:
+    class Wrong(Plain):
+        def metrics(self, images: Tensor, labels: Tensor, samples: int) -> Any:
+            return returned
+
+    with pytest.raises(InputError, match=re.escape(f"Wrong.metrics {message}")):
+        batch_metrics(Wrong(), BATCH, 5)
 
 
 def test_rows_are_made_alone_where_that_is_possible_and_of_use() -> None:

@@ -94,6 +94,9 @@ def test_a_class_is_imported_when_it_is_asked_for(registry: Registry, here: Path
             "there is no module 'no_such_package_x', neither in the current "
             "directory nor among Python's packages",
         ),
+        ("own.py:Net", "model 'own.py:Net' names a file: write own:Net, as seen from the current"),
+        ("parts/own.py:Net", "names a file: write parts.own:Net"),
+        ("models.mine:Net", "for a file in a checkout of wsram_ppl write wsram_ppl.models.mine:Net"),
         ("collections.no_such:Net", "there is no module 'collections.no_such'"),
         ("collections:ordereddict", "has no 'ordereddict'; did you mean 'OrderedDict'? it has "),
         ("collections:namedtuple", "is a function, but a class is needed"),

@@ -74,8 +74,8 @@ class Registry:
         if "/" in module_name or module_name.endswith(".py"):
             dotted = module_name.removesuffix(".py").replace("/", ".").strip(".")
             raise InputError(
-                f"{self.kind} {path!r} names a file: write {dotted}:{attribute or 'Name'}, a module seen "
-                "from the current directory"
+                f"{self.kind} {path!r} names a file: write {dotted}:{attribute or 'Name'}, as seen from "
+                "the current directory"
             )
         if not all(part.isidentifier() for part in (*module_name.split("."), attribute)):
             raise InputError(f"{self.kind} {path!r} is not an import path; write package.module:Name")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import sys
 from dataclasses import dataclass
 from enum import Enum
@@ -11,7 +12,7 @@ from typing import Annotated, Any
 
 import pytest
 import torch
-from pydantic import AfterValidator, BaseModel, PositiveFloat, PositiveInt
+from pydantic import AfterValidator, BaseModel, ConfigDict, PositiveFloat, PositiveInt
 from torch import nn
 
 from tests.config.components import config, message
@@ -106,6 +107,7 @@ class Odd(nn.Module):
         counted: Annotated[int, AfterValidator(count)] = 6,
         at_odds: PositiveInt = 0,
         steady: Schedule | float = 0.5,
+        table: Inner | None = None,
         incomplete: Incomplete | None = None,
         incomplete_too: list[Incomplete] = [],  # noqa: B006
     ) -> None:
@@ -113,6 +115,13 @@ class Odd(nn.Module):
         self.arguments = {key: value for key, value in locals().items() if key != "self"}
         for name in ("spread", "rate"):
             self.register_buffer(name, torch.tensor(0.0))
+
+
+class Inner(BaseModel):
+    """A table of its own."""
+
+    model_config = ConfigDict(extra="forbid")
+    alpha: float = 0.5
 
 
 class Settable(nn.Module):
@@ -150,6 +159,20 @@ def test_rarer_kinds_of_options() -> None:
     assert arguments()["incomplete_too"] == []
 
 
+def test_whole_numbers_count_as_the_fractions_that_they_stand_for() -> None:
+    """Two ways to write a config are one config, at any depth."""
+    for option in ({"spread": [1, 2]}, {"table": {"alpha": 1}}):
+        floats = json.loads(json.dumps(option), parse_int=float)
+        one, other = (config(model={"name": "test-odd", **each}) for each in (option, floats))
+        assert one.fingerprint() == other.fingerprint()
+
+
+def test_an_unknown_key_of_a_table_of_ones_own() -> None:
+    """Its valid keys are not those of a schedule."""
+    found = message(arguments, table={"alpha": 1.0, "gamma": 2})
+    assert found == "unknown key model.table.gamma"
+
+
 def test_a_union_may_hold_a_schedule_too() -> None:
     found = build(config(model={"name": "test-odd", "spread": {"start": 1, "end": 2}, "rate": 3}))
     assert (found.model.arguments["spread"], found.model.arguments["rate"]) == (1.0, 3.0)
@@ -168,6 +191,8 @@ def test_a_union_may_hold_a_schedule_too() -> None:
         ({"spread": "x"}, "model.spread = 'x': should be a valid number or should be a valid array"),
         ({"spread": [1, "x"]}, "model.spread[1] = 'x': should be a valid number"),
         ({"steady": {"start": 1}}, "model.steady.end is missing"),
+        ({"steady": {"start": 1, "end": 2, "stop": 1}}, "valid keys: start, end, shape, from, until"),
+        ({"table": {"alpha": 1.0, "gamma": 2}}, "unknown key model.table.gamma"),
     ],
 )
 def test_messages_on_rarer_kinds(options: dict[str, Any], expected: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -43,8 +44,9 @@ def outline(window: list[float], x0: int = GAP, y0: int = GAP) -> list[tuple[int
     """Points on the four sides of a window's frame, in pixels of the picture, off its number."""
     left, top, side = (ZOOM * value for value in window)
     at = [0.5, 0.75, 0.9]
-    points = [(left + side * t, top) for t in at] + [(left + side * t, top + side) for t in at]
-    points += [(left, top + side * t) for t in at] + [(left + side, top + side * t) for t in at]
+    right, low = left + side - 1, top + side - 1
+    points = [(left + side * t, top) for t in at] + [(left + side * t, low) for t in at]
+    points += [(left, top + side * t) for t in at] + [(right, top + side * t) for t in at]
     return [(x0 + round(x), y0 + round(y)) for x, y in points]
 
 
@@ -183,6 +185,39 @@ def test_images_are_drawn_nearly_200_pixels_wide(side: int, zoom: int, tmp_path:
     one = Gaze(torch.zeros(1, side, side), gaze.windows, gaze.patches, gaze.captions, gaze.correct)
     with Image.open(draw_gaze(one, tmp_path / "a.png")[0]) as picture:
         assert picture.width == side * zoom + 2 * GAP
+
+
+def test_a_window_as_large_as_the_image_has_all_its_sides(tmp_path: Path) -> None:
+    whole = [[0.0, 0.0, float(SIDE)]]
+    picture = still(make_gaze(1, whole), tmp_path)
+    colour = ImageColor.getrgb(COLOURS[0])
+    assert all(close(picture.getpixel(point), colour, 0) for point in outline(whole[0]))
+
+
+def test_a_long_caption_has_two_lines(tmp_path: Path) -> None:
+    gaze = make_gaze(2)
+    captions = ["a golden_retriever, read as labrador_retriever (83%)", gaze.captions[1]]
+    pictures = [still(replace(gaze, captions=each), tmp_path) for each in (gaze.captions, captions)]
+    assert pictures[1].height > pictures[0].height
+    ink = np.asarray(pictures[1].convert("L"))[-GAP - 14 : -GAP]  # the second line of both captions
+    for left in (GAP, GAP + pictures[1].width // 2):
+        assert (ink[:, left : left + 60] < 128).any()
+
+
+def test_a_page_too_large_for_a_gif_is_still_drawn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(glimpses, "_LARGEST_GIF", 100)
+    assert draw_gaze(make_gaze(1), tmp_path / "a.png") == [tmp_path / "a.png"]
+    assert not (tmp_path / "a.gif").exists()
+
+
+def test_the_legend_of_a_narrow_image_is_whole(tmp_path: Path) -> None:
+    gaze = make_gaze(1)
+    narrow = Gaze(torch.zeros(1, 100, 10), gaze.windows, gaze.patches, gaze.captions, gaze.correct)
+    with Image.open(draw_look(narrow, tmp_path / "a.png", gaze.windows)) as picture:
+        pixels = np.asarray(picture.convert("L"))
+    assert (pixels[:, -GAP - 2 :] == 255).all()  # its text ends before the edge
 
 
 def test_a_folder_that_is_not_there(tmp_path: Path) -> None:

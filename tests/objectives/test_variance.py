@@ -20,7 +20,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.objectives.cases import examples
-from wsram_ppl.testing.enumeration import Problem, random_problem
+from wsram_ppl.objectives import ImportanceBound
+from wsram_ppl.testing.enumeration import Problem, Tuples, assert_equal, expectation, random_problem
 from wsram_ppl.testing.variance import Runs, Variances, constant
 
 both = pytest.mark.parametrize("which", ["theta", "eta"])
@@ -152,3 +153,22 @@ def test_the_benchmark_prints_its_tables(
     with pytest.raises(SystemExit):
         exact_variance.main()
     assert "at least one problem and two particles are needed" in capsys.readouterr().err
+
+
+def test_sites_in_different_orders_cannot_be_paired() -> None:
+    with pytest.raises(ValueError, match="draw in different orders: their sites cannot be paired"):
+        Runs(random_problem([2, 2], order=[1, 0]), 2)
+
+
+@pytest.mark.parametrize("vectorized", [False, True])
+def test_objective_and_tuples_have_as_many_particles(vectorized: bool) -> None:
+    bound = ImportanceBound(num_particles=2, vectorize_particles=vectorized, max_plate_nesting=1)
+    with pytest.raises(ValueError, match="of {3} particles for an objective with 2".replace("{", "[{]")):
+        expectation(bound, Tuples(random_problem([2]), 3))
+
+
+def test_an_infinity_does_not_hide_a_difference() -> None:
+    infinite = torch.tensor([1.0, torch.inf])
+    assert_equal([infinite], [infinite])
+    with pytest.raises(AssertionError):
+        assert_equal([torch.tensor([2.0, torch.inf])], [infinite])

@@ -136,7 +136,7 @@ def look(
         model, classifier = _gazing(loaded.model, config.model.name, samples), loaded.model
         if not isinstance(classifier, Classifies):
             raise InputError(
-                f"model '{config.model.name}' is not a classifier: it needs probabilities and class_names"
+                f"model '{config.model.name}' is not a classifier: it lacks probabilities or class_names"
             )
         pixels, notes = source.read_pictures(images, config.data.options, loaded.record)
         print_notes(notes)

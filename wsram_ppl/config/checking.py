@@ -47,20 +47,25 @@ def _explain(
     for item in error.errors(include_url=False, include_input=False):
         path, here, message, location = section, table, item["msg"], list(item["loc"])
         last = str(location.pop()) if item["type"] in ("missing", "extra_forbidden") else ""
-        for step in location:  # those that do not exist name members of unions
+        members = []
+        for step in location:
             if isinstance(here, dict) and step in here:
                 path, here = join(path, str(step)), here[step]
             elif isinstance(here, list) and isinstance(step, int) and step < len(here):
                 path, here = f"{path}[{step}]", here[step]
+            else:  # names a member of a union
+                members.append(str(step).lower())
         if item["type"] == "missing":
             lines.setdefault(f"{join(path, last)} is missing", [])
             continue
         if item["type"] == "extra_forbidden":
-            in_schedule = any("Schedule" in str(step) for step in location)
+            in_schedule = any("schedule" in member for member in members)
             if location and not in_schedule:  # a table of the component's own, whose keys are not known
                 lines.setdefault(f"unknown key {join(path, last)}", [])
             else:
-                lines.setdefault(unknown_key(path, last, table_keys(Schedule if location else cls)), [])
+                lines.setdefault(
+                    unknown_key(path, last, table_keys(Schedule if in_schedule else cls)), []
+                )
             continue
         message = message.removeprefix("Value error, ").replace("Input should", "should")
         if item["type"] == "literal_error" and isinstance(here, str):

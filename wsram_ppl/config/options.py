@@ -167,8 +167,9 @@ def _like(checked: Any, given: Any) -> Any:
         return float(given)
     if isinstance(checked, list | tuple) and isinstance(given, list) and len(checked) == len(given):
         return [_like(*pair) for pair in zip(checked, given, strict=True)]
-    if isinstance(checked, dict) and isinstance(given, dict):
-        return {key: _like(checked.get(key), value) for key, value in given.items()}
+    if isinstance(checked, dict | BaseModel) and isinstance(given, dict):
+        fields = checked if isinstance(checked, dict) else vars(checked)
+        return {key: _like(fields.get(key), value) for key, value in given.items()}
     return given
 
 

@@ -23,7 +23,7 @@ _LARGE = 400  # width of a single image
 _LEAST = 12  # smallest side of a patch in the picture
 _LINE = 12  # height of a number's box
 _CAPTION = 15  # height of a caption's line
-_LEGEND = 250  # width of the map's legend
+_LEGEND = 290  # width of the map's legend
 _LARGEST_GIF = 65_535
 
 #: Left, top, right and bottom, in pixels of the picture.
@@ -139,7 +139,7 @@ def _cell(gaze: Gaze, index: int, shown: int, zoom: int, least: int = 0) -> Imag
     windows = gaze.windows[index].tolist()
     boxes = [
         # The last pixel of a window is inside.
-        [zoom * x, zoom * y, zoom * (x + side) - 1, zoom * (y + side) - 1]
+        [zoom * x, zoom * y, zoom * x + max(zoom * side - 1, 0), zoom * y + max(zoom * side - 1, 0)]
         for x, y, side in windows[:shown]
     ]
     for n, box in enumerate(boxes):

@@ -126,8 +126,20 @@ def test_labels_are_numbers_or_texts(labels: Any, names: list[str], tmp_path: Pa
 def test_names_of_classes(tmp_path: Path) -> None:
     names = np.array(["cat", "dog", "elk", "fox", "gnu"])
     assert ArrayImages(path=file(tmp_path, noise(40, 6, 6), classes=names)).class_names == tuple(names)
+    of_bytes = file(tmp_path, noise(40, 6, 6), classes=names.astype("S"))
+    assert ArrayImages(path=of_bytes).class_names == tuple(names)
+    for wrong in (np.array("cat"), np.array(["cat", "dog", "elk", "fox", "cat"])):
+        with pytest.raises(InputError, match="its array of classes should be a list of different names"):
+            ArrayImages(path=file(tmp_path, noise(40, 6, 6), classes=wrong))
     with pytest.raises(InputError, match="holds a label 3, but its array of classes has 0 to 2"):
         ArrayImages(path=file(tmp_path, noise(40, 6, 6), classes=names[:3]))
+
+
+def test_black_images_may_come_first(tmp_path: Path) -> None:
+    images = np.zeros((1200, 6, 6), np.uint8)
+    images[1100:] = 200
+    source = ArrayImages(path=file(tmp_path, images, np.arange(1200) % 2))
+    assert float(source.training_batch(0, 600, 0)[0].max()) == pytest.approx(200 / 255)
 
 
 def test_splits_in_a_file(tmp_path: Path) -> None:
