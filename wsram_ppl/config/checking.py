@@ -47,25 +47,18 @@ def _explain(
     for item in error.errors(include_url=False, include_input=False):
         path, here, message, location = section, table, item["msg"], list(item["loc"])
         last = str(location.pop()) if item["type"] in ("missing", "extra_forbidden") else ""
-        members = []
-        for step in location:
+        for step in location:  # those that do not exist name members of unions
             if isinstance(here, dict) and step in here:
                 path, here = join(path, str(step)), here[step]
             elif isinstance(here, list) and isinstance(step, int) and step < len(here):
                 path, here = f"{path}[{step}]", here[step]
-            else:  # names a member of a union
-                members.append(str(step).lower())
         if item["type"] == "missing":
             lines.setdefault(f"{join(path, last)} is missing", [])
             continue
         if item["type"] == "extra_forbidden":
-            in_schedule = any("schedule" in member for member in members)
-            if location and not in_schedule:  # a table of the component's own, whose keys are not known
-                lines.setdefault(f"unknown key {join(path, last)}", [])
-            else:
-                lines.setdefault(
-                    unknown_key(path, last, table_keys(Schedule if in_schedule else cls)), []
-                )
+            table_of = _table_of(cls, location)
+            line = unknown_key(path, last, table_keys(table_of)) if table_of else ""
+            lines.setdefault(line or f"unknown key {join(path, last)}", [])
             continue
         message = message.removeprefix("Value error, ").replace("Input should", "should")
         if item["type"] == "literal_error" and isinstance(here, str):
@@ -77,3 +70,13 @@ def _explain(
         if message not in reasons:
             reasons.append(message)
     return [": ".join(filter(None, (what, " or ".join(why)))) for what, why in lines.items()]
+
+
+def _table_of(cls: type[BaseModel], location: list[int | str]) -> type[BaseModel] | None:
+    """The model of the table at a location; None for one of the component's own."""
+    if not location:
+        return cls
+    kinds = {info.alias or name: repr(info.annotation) for name, info in cls.model_fields.items()}
+    # As written, or as the member of a union that options.py makes of a number.
+    scheduled = "Schedule" in kinds.get(str(location[0]), "") or "schedule" in location[1:]
+    return Schedule if scheduled else None
