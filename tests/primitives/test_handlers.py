@@ -294,6 +294,18 @@ def test_mode_takes_the_most_probable_value_of_every_latent() -> None:
         assert len(index) == 2  # a plate's subsample is drawn as ever
 
 
+def test_modes_of_masked_and_fixed_sites_and_of_ties() -> None:
+    some = torch.tensor([True, False])
+    with Mode():
+        masked = pyro.sample("masked", dist.Normal(torch.ones(2), 1.0).mask(some))
+        inside = pyro.sample("inside", dist.Normal(torch.ones(2), 1.0).mask(some).to_event(1))
+        fixed = pyro.sample("fixed", dist.Delta(torch.tensor(3.0)))
+        even = pyro.sample("even", dist.Bernoulli(torch.tensor([0.5, 0.9])))
+    assert masked.tolist() == inside.tolist() == [1.0, 1.0]
+    assert float(fixed) == 3.0
+    assert even.tolist() == [0.0, 1.0]
+
+
 def test_mode_says_which_distribution_has_none() -> None:
     with pytest.raises(NotImplementedError, match="Multinomial"), Mode():
         pyro.sample("counts", dist.Multinomial(3, torch.ones(2)))

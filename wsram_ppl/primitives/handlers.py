@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import Any, ParamSpec, TypeVar
 
 import pyro
+import pyro.distributions as dist
 import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from pyro.infer.util import is_validation_enabled
@@ -214,8 +215,19 @@ class Mode(Messenger):
     def _pyro_sample(self, msg: dict[str, Any]) -> None:
         if msg["is_observed"] or msg["value"] is not None or is_subsample(msg):
             return
-        msg["value"] = msg["fn"].mode
+        msg["value"] = _mode(msg["fn"])
         msg["done"] = True
+
+
+def _mode(fn: Any) -> Tensor:
+    """The distribution's mode; one of them where there are two."""
+    if isinstance(fn, dist.MaskedDistribution | torch.distributions.Independent):
+        return _mode(fn.base_dist)
+    if isinstance(fn, dist.Delta):
+        value: Tensor = fn.v
+        return value
+    found: Tensor = fn.mode
+    return found.nan_to_num(0.0) if isinstance(fn, torch.distributions.Bernoulli) else found
 
 
 class Memoize(Messenger):
