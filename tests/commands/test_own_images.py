@@ -182,7 +182,7 @@ def test_what_cannot_be_looked_at(here: Path) -> None:
         assert refusal("look", "run", file) == why
     assert not Path("run/look").exists()
     Path("run/data.json").unlink()
-    assert refusal("look", "run", "text.png").startswith("there is no run/data.json, which names the c")
+    assert refusal("look", "run", "text.png").startswith("there is no run/data.json, which a model is b")
     assert "run is not a run" in refusal("look", "nowhere", "text.png").replace("nowhere", "run")
 
 
