@@ -70,7 +70,7 @@ def main() -> int:
     try:
         run = RunDirectory(given.run)
         config = run.config(given.overrides, other_data=True)
-        saved = run.newest()
+        saved = run.weights()
         record = json.loads((given.run / DATA).read_bytes())
         if given.overrides:
             data = build_data(config)

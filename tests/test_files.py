@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from wsram_ppl.errors import RunError
-from wsram_ppl.files import locked
+from wsram_ppl.files import locked, write_atomically
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="there are no such locks on Windows")
 
@@ -121,3 +121,11 @@ def test_where_there_are_no_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(sys, "platform", "win32")
     with locked(tmp_path / "lock", "busy") as lock:
         assert lock == -1
+
+
+def test_what_cannot_be_written_is_one_kind_of_error(tmp_path: Path) -> None:
+    """Also where the file that was begun cannot be removed."""
+    (tmp_path / "file").touch()
+    for path in (tmp_path / "file" / "x", tmp_path / ("a" * 250)):
+        with pytest.raises(RunError, match=rf"^cannot write {path}: (Not a dir|File name too long)"):
+            write_atomically(path, b"x")

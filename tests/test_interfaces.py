@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -105,6 +106,31 @@ def test_rows_are_made_alone_where_that_is_possible_and_of_use() -> None:
     assert training_rows(Source(), 2, 4, 0, some)[0].tolist() == [3, 4]
     assert training_rows(Rows(), 2, 4, 0, some)[0].tolist() == [103, 104]
     assert training_rows(Rows(), 2, 4, 0, all_)[0].tolist() == [2, 3, 4, 5]
+
+
+@pytest.mark.parametrize(
+    ("made", "found"),
+    [
+        (torch.zeros(4, 2), "not a Tensor"),
+        ({"x": torch.zeros(4)}, "not a dict"),
+        ((np.zeros(4), torch.zeros(4)), "not a tuple of ndarray, Tensor"),
+        ((torch.tensor(1.0),), "not a tuple of Tensor"),
+        (None, "not a NoneType"),
+    ],
+)
+def test_what_is_no_batch(made: Any, found: str) -> None:
+    class Wrong(Source):
+        def training_batch(self, step: int, size: int, seed: int) -> Any:
+            return made
+
+    message = (
+        "a batch should be a tuple of tensors whose first dimension is the datum, (x,) for a single"
+    )
+    with pytest.raises(InputError, match=re.escape(message)) as caught:
+        training_rows(Wrong(), 0, 4, 0, slice(0, 2))
+    assert str(caught.value).endswith(found)
+    with pytest.raises(InputError, match=re.escape(f"held-out batch 1: {message}")):
+        interfaces.check_batch(Plain(), made, "held-out batch 1")
 
 
 @pytest.mark.parametrize("source", [SampleDigits, MNISTDigits, SceneCaptions, FlickrCaptions, Source])

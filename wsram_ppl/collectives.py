@@ -66,7 +66,7 @@ def _lost(error: Exception) -> RunError:
     first = " ".join(str(error).split())[:120]
     return RunError(
         f"process {rank()} of {count()} lost touch with another, which has ended or cannot be reached "
-        f"({first}): saved checkpoints are intact, and the same command resumes from there"
+        f"({first}): saved checkpoints are intact, and wsram train --resume RUN resumes from there"
     )
 
 

@@ -10,12 +10,15 @@ import os
 import sys
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from os import PathLike
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Final
 
 from wsram_ppl.errors import InputError, RunError, one_line
+
+#: The end of the name of a file that is being written.
+_PARTIAL: Final = ".partial"
 
 
 def read_text(path: str | PathLike[str]) -> str:
@@ -98,13 +101,18 @@ def _finite(value: Any, name: str, lost: list[str]) -> Any:
     return value
 
 
+def is_partial(path: Path) -> bool:
+    """Whether it is what a process that was killed left of a file that it was writing."""
+    return path.name.startswith(".") and path.name.endswith(_PARTIAL)
+
+
 def write_atomically(path: Path, content: bytes) -> None:
     """Replaces the file by one with this content; readers see either the old or the complete new file.
 
     Raises:
         RunError: the file cannot be written (no space, no permission); the old one is intact.
     """
-    partial = path.with_name(f".{path.name}.partial")
+    partial = path.with_name(f".{path.name}{_PARTIAL}")
     try:
         with open(partial, "wb") as file:
             file.write(content)
@@ -112,7 +120,8 @@ def write_atomically(path: Path, content: bytes) -> None:
             os.fsync(file.fileno())
         os.replace(partial, path)
     except OSError as error:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):  # where nothing can be written nothing can be removed
+            partial.unlink(missing_ok=True)
         raise RunError(f"cannot write {path}: {error.strerror}") from error
 
 

@@ -374,10 +374,26 @@ class ReadsPictures(InformsFromRecord, Protocol):
 def training_rows(
     source: DataSource, step: int, size: int, seed: int, rows: slice
 ) -> tuple[Tensor, ...]:
-    """Some rows of the batch of update ``step``, without making the rest if the source can."""
+    """Some rows of the batch of update ``step``, without making the rest if the source can.
+
+    Raises:
+        InputError: what the source yields is no batch.
+    """
     if isinstance(source, DrawsRows) and rows != slice(0, size):
-        return tuple(source.training_rows(step, size, seed, rows))
-    return tuple(part[rows] for part in source.training_batch(step, size, seed))
+        return _batch(source.training_rows(step, size, seed, rows))
+    return tuple(part[rows] for part in _batch(source.training_batch(step, size, seed)))
+
+
+def _batch(made: object) -> tuple[Tensor, ...]:
+    """What a source has made, if it is a batch."""
+    parts = made if isinstance(made, tuple | list) else ()
+    if not parts or not all(isinstance(part, Tensor) and part.dim() for part in parts):
+        found = f"a {type(made).__name__} of {', '.join(type(part).__name__ for part in parts)}"
+        raise InputError(
+            "a batch should be a tuple of tensors whose first dimension is the datum, (x,) for a single "
+            f"one, not {found if parts else f'a {type(made).__name__}'}"
+        )
+    return tuple(parts)
 
 
 def check_batch(model: nn.Module, batch: tuple[Tensor, ...], what: str) -> None:
@@ -386,12 +402,16 @@ def check_batch(model: nn.Module, batch: tuple[Tensor, ...], what: str) -> None:
     Args:
         what: the batch, for the message.
     """
+    try:
+        batch = _batch(batch)
+    except InputError as error:
+        raise InputError(f"{what}: {error}") from error
     check_finite(batch, what)
-    if isinstance(model, ChecksBatches):
-        try:
+    try:
+        if isinstance(model, ChecksBatches):
             model.check_batch(*batch)
-        except InputError as error:
-            raise InputError(f"{what}: {error}") from error
+    except InputError as error:
+        raise InputError(f"{what}: {error}") from error
 
 
 def check_finite(batch: tuple[Tensor, ...], what: str) -> None:

@@ -26,7 +26,7 @@ def test_each_is_small_and_has_a_card(path: Path) -> None:
     card = (path / "README.md").read_text(encoding="utf-8")
     for heading in ("## Data", "## Training", "## Error", "## Limits"):
         assert heading in card
-    saved = RunDirectory(path).newest()
+    saved = RunDirectory(path).weights()
     assert saved.data["weights_only"] and not any(n.startswith("optimizer") for n in saved.tensors)
     assert saved.data["fingerprint"] == RunDirectory(path).config().fingerprint()
 

@@ -7,6 +7,7 @@ import json
 import sys
 from dataclasses import dataclass
 from enum import Enum
+from functools import partialmethod
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,7 +16,7 @@ import torch
 from pydantic import AfterValidator, BaseModel, ConfigDict, PositiveFloat, PositiveInt
 from torch import nn
 
-from tests.config.components import config, message
+from tests.config.components import Net, config, message
 from wsram_ppl.config import build
 from wsram_ppl.config.catalogue import MODELS, OBJECTIVES
 from wsram_ppl.config.options import constructor
@@ -67,6 +68,15 @@ def test_what_cannot_be_scheduled() -> None:
     # A schedule among the types must not weaken the bounds of the number.
     assert message(config, "model.spread=-1") == "model.spread = -1: should be greater than 0"
     assert message(config, "data.count={start=1,end=2}").startswith("data.count = {'start': 1")
+
+
+def test_a_buffer_that_checkpoints_lack_cannot_be_scheduled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever loads the run would have the schedule's start."""
+    passing = partialmethod(nn.Module.register_buffer, persistent=False)
+    monkeypatch.setattr(Net, "register_buffer", passing)
+    assert message(build, config("model.location_std={start=1,end=2}")).endswith(
+        "keeps it in a buffer that checkpoints lack; register it with persistent=True, or give a number"
+    )
 
 
 # Types.

@@ -497,3 +497,61 @@ def assert_nearly_same_run(one: RunDirectory, other: RunDirectory) -> None:
         assert row.keys() == same.keys()
         for key, text in row.items():
             assert text == same[key] or float(text) == pytest.approx(float(same[key]), rel=1e-5), key
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_processes_connect_ends_it_at_once(
+    number: signal.Signals, config: ExperimentConfig, tmp_path: Path
+) -> None:
+    """The second one never comes, and the first would wait an hour."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = str(free.getsockname()[1])
+    started = {"TORCHELASTIC_RUN_ID": "1", "WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0"}
+    started |= {"LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    started |= {"GROUP_RANK": "0", "GROUP_WORLD_SIZE": "1"}
+    run = RunDirectory(tmp_path / "run")
+    command = Command(tmp_path / "config.toml", run, **started)
+    deadline = time.monotonic() + 240
+    while time.monotonic() < deadline:  # until it listens for the second one
+        with suppress(OSError), socket.create_connection(("127.0.0.1", int(port)), timeout=1):
+            break
+        assert command.first.poll() is None
+        time.sleep(0.1)
+    time.sleep(1.0)
+    command.first.send_signal(number)
+    assert command.end()[0] == -number
+
+
+TWICE = """
+import sys
+from pathlib import Path
+from scripts.tiny_run import tiny_config
+from wsram_ppl.errors import InputError
+from wsram_ppl.runs.directory import RunDirectory
+from wsram_ppl.training.loop import train
+
+few = ("training.steps=2", "training.threads=1")
+for name, devices in (("a", 2), ("b", 1), ("c", 2)):
+    try:
+        config = tiny_config(*few, f"training.devices={devices}")
+        print(name, train(config, RunDirectory(Path(sys.argv[1]) / name))["processes"], flush=True)
+    except InputError as error:
+        print(error, flush=True)
+"""
+
+
+def test_a_script_that_trains_several_runs(tmp_path: Path) -> None:
+    """After one of two processes one of a single process works; another of two cannot, and says so."""
+    (tmp_path / "twice.py").write_text(TWICE)
+    done = subprocess.run(
+        [sys.executable, "twice.py", str(tmp_path)],
+        env=ENVIRONMENT | {"PYTHONPATH": str(ROOT)},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=400,
+    )
+    assert done.returncode == 0, done.stderr
+    own = [line for line in done.stdout.splitlines() if not line.startswith("a ")]
+    assert own[0] == "b 1" and len(own) == 2
+    assert own[1].startswith("training.devices = 2: this script has started processes before, which run")

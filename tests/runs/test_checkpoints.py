@@ -349,3 +349,39 @@ def test_a_config_that_another_version_wrote_is_told_with_that_version(run: RunD
     path.write_text(f"# wsram_ppl {__version__}\n[training]\nmomentum = 1\n")
     with pytest.raises(InputError, match=r"the config of the run .*run: .*unknown key"):
         run.config()
+
+
+def test_a_checkpoint_of_a_later_version_is_refused(run: RunDirectory) -> None:
+    with safe_open(run.checkpoint, framework="pt") as file:
+        metadata = file.metadata() | {"format": "wsram_ppl checkpoint 3"}
+    save_file(load_checkpoint(run.checkpoint).tensors, run.checkpoint, metadata)
+    message = rf"was written by a later version than {__version__} of wsram_ppl, which cannot"
+    with pytest.raises(InputError, match=message):
+        run.load()
+
+
+def test_older_weights_than_the_last_are_told_of(run: RunDirectory) -> None:
+    """Where they are measured or started from, as where the run is resumed."""
+    shutil.copy(run.checkpoint, run.path / "previous.safetensors")
+    run.checkpoint.write_bytes(run.checkpoint.read_bytes()[:-5])
+    told = r"last.safetensors is not .*; these are the weights of .*previous.*, after update 2$"
+    for use in (run.load, run.load_model, run.weights):
+        with pytest.warns(UserWarning, match=told):
+            use()
+
+
+def test_rows_are_on_the_disk_before_a_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A power failure may take whatever was not waited for."""
+    written: list[str] = []
+    sync = os.fsync
+
+    def noted(file: int) -> None:
+        written.append(Path(os.readlink(f"/proc/self/fd/{file}")).name)
+        sync(file)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    train(tiny_config("training.checkpoint_every=4"), RunDirectory(tmp_path / "run"))
+    saved = [place for place, name in enumerate(written) if "last.safetensors" in name]
+    assert len(saved) == 2 and all(written[place - 1] == "metrics.csv" for place in saved)

@@ -16,11 +16,12 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from scripts.tiny_run import tiny_config
-from wsram_ppl.errors import InputError, RunError
+from wsram_ppl.errors import InputError, Interrupted, RunError
 from wsram_ppl.files import make_next_folder, to_json
 from wsram_ppl.runs import events
 from wsram_ppl.runs.directory import NewRunDirectory, RunDirectory
 from wsram_ppl.runs.events import EventLog
+from wsram_ppl.training.loop import train
 
 ROOT = Path(__file__).resolve().parents[2]
 HOLDER = """
@@ -143,3 +144,45 @@ def test_the_processes_of_one_run_do_not_lock_each_other_out(tmp_path: Path) -> 
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("run: 4 updates in")
+
+
+def test_events_know_the_last_update_of_each_name(tmp_path: Path) -> None:
+    """Without what came after the checkpoint that the run went on from, and with a file cut short."""
+    log = EventLog(tmp_path)
+    for step in (2, 4, 6):
+        log.add(step, {"train": 1.0, **({"eval": 1.0} if step == 2 else {})})
+    log.close()
+    log = EventLog(tmp_path, after=4)
+    assert [log.known(name) for name in ("train", "eval", "probe")] == [4, 2, 0]
+    log.add(5, {"eval": 1.0})
+    log.close()
+    last = sorted(tmp_path.iterdir())[-1]
+    last.write_bytes(last.read_bytes() + b"half an event")
+    log = EventLog(tmp_path, after=8)
+    assert [log.known(name) for name in ("train", "eval")] == [4, 5]
+    log.close()
+
+
+def test_a_folder_from_before_the_first_whole_file_is_empty(tmp_path: Path) -> None:
+    """kill -9 while the config was written."""
+    for name in ("lock", ".config.toml.partial"):
+        (tmp_path / name).touch()
+    run = RunDirectory(tmp_path)
+    assert run.is_empty()
+    train(tiny_config("training.steps=1"), run)
+    assert not (tmp_path / ".config.toml.partial").exists()
+
+
+def test_a_stopped_run_says_what_resumes_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without --out the same command begins another run."""
+    monkeypatch.chdir(tmp_path)
+    again = {RunDirectory: "the same command, or wsram train", NewRunDirectory: "wsram train"}
+    for kind, how in again.items():
+
+        def stop(step: int, numbers: object) -> None:
+            if step == 1:
+                signal.raise_signal(signal.SIGTERM)
+
+        run = kind(Path(kind.__name__))
+        with pytest.raises(Interrupted, match=rf"is saved: {how} --resume {kind.__name__},? resumes fr"):
+            train(tiny_config(), run, stop)

@@ -103,3 +103,13 @@ def test_whatever_is_in_the_file_the_last_row_is_read_or_none(
     (run / METRICS).write_bytes(rows[:cut] + content)
     found = last_row(run)
     assert found is None or isinstance(found[0], int)
+
+
+def test_a_torn_last_row_is_dropped_though_it_has_all_columns(tmp_path: Path) -> None:
+    """As a power failure leaves it: a number cut short would be another number."""
+    write(tmp_path, "step,split,error\r\n1,train,0.5\r\n2,train,0.25")
+    np.testing.assert_array_equal(read_rows(tmp_path, "train").steps, [1])
+    MetricsLog(tmp_path, ["error"], after=2).close()
+    assert (tmp_path / METRICS).read_text() == "step,split,error\n1,train,0.5\n"
+    write(tmp_path, "step,split,error\r\n1,train,0.5\r\n" + 9 * "\0")
+    np.testing.assert_array_equal(read_rows(tmp_path, "train").steps, [1])

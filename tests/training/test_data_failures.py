@@ -7,11 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 
 from scripts.survive_kills import equal
 from tests.training.test_loop import make_config, rows
 from wsram_ppl.config import ExperimentConfig
+from wsram_ppl.config.schedules import Schedule
 from wsram_ppl.data.digits.source import SampleDigits
 from wsram_ppl.errors import InputError, RunError
 from wsram_ppl.runs.checkpoints import load_checkpoint
@@ -135,3 +137,46 @@ def test_what_cannot_be_read_at_work_is_named_and_costs_no_update(
     train(settings, whole)
     assert equal(run, whole)
     assert [row["split"] for row in rows(run)].count("eval") == (2 if every else 1)
+
+
+def test_what_is_made_up_for_is_what_it_would_have_been(tmp_path: Path) -> None:
+    """A probe with the exploration of its update; and TensorBoard gets the evaluation, too."""
+    settings = config(
+        "training.eval_every=4",
+        "training.probe_every=4",
+        "training.probe_repeats=2",
+        "exploration.temperature=3.0",
+    )
+    broken["later"] = gone("photo.jpg")
+    run, whole = RunDirectory(tmp_path / "run"), RunDirectory(tmp_path / "whole")
+    with pytest.raises(RunError, match=r"cannot read photo.jpg"):
+        train(settings, run)
+    broken.clear()
+    train(settings, run)
+    train(settings, whole)
+    assert equal(run, whole)
+    found = []
+    for each in (run, whole):
+        events = EventAccumulator(str(each.path / "tensorboard"))
+        events.Reload()
+        found.append(
+            {
+                tag: [(s.step, s.value) for s in events.Scalars(tag)]
+                for tag in events.Tags()["scalars"]
+                if not tag.endswith(("seconds", "per_second"))
+            }
+        )
+    assert found[0] == found[1]
+    assert [step for step, _ in found[0]["eval/bound"]] == [4, 8]
+
+
+def test_a_checkpoint_after_a_failure_is_that_of_its_last_update(tmp_path: Path) -> None:
+    """Buffers that are scheduled have its values, not the next one's."""
+    run = RunDirectory(tmp_path / "run")
+    broken["training"] = gone("photo.jpg")
+    with pytest.raises(RunError, match=r"cannot read photo.jpg"):
+        train(config(), run)
+    saved = load_checkpoint(run.checkpoint)
+    assert saved.step == 5
+    expected = Schedule(start=0.3, end=0.1).value(4 / 7)
+    assert float(saved.tensors["model.location_std"]) == pytest.approx(expected)

@@ -132,7 +132,7 @@ def test_weights_alone(
 ) -> None:
     """They are measured and started from, with their note, but not gone on from."""
     config, record = first.config(), json.loads((first.path / "data.json").read_bytes())
-    saved = first.newest()
+    saved = first.weights()
     out = tmp_path / "handed on"
     path = export(out, config, saved.tensors, record, saved.step, "for tests", half=half)
     assert path.stat().st_size < (0.4 if half else 0.6) * first.checkpoint.stat().st_size
@@ -150,8 +150,19 @@ def test_weights_alone(
         InputError, match=r"handed on holds only weights, which a run cannot resume from: st"
     ):
         train(longer, RunDirectory(out))
+    assert not (out / "lock").exists()
     train(starting(RunDirectory(out)), RunDirectory(tmp_path / "run"))
 
 
 def config_of(path: Path, *overrides: str) -> ExperimentConfig:
     return RunDirectory(path).config(overrides)
+
+
+def test_a_damaged_checkpoint_there_falls_back_to_the_one_before(
+    first: RunDirectory, tmp_path: Path
+) -> None:
+    source = RunDirectory(shutil.copytree(first.path, tmp_path / "source"))
+    shutil.copy(source.checkpoint, source.path / "previous.safetensors")
+    source.checkpoint.write_bytes(source.checkpoint.read_bytes()[:-5])
+    with pytest.warns(UserWarning, match=r"last.safetensors is not .*; these are the weights of .*prev"):
+        train(starting(source), RunDirectory(tmp_path / "run"))

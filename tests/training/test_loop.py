@@ -21,7 +21,7 @@ from wsram_ppl.config import load_config
 from wsram_ppl.config.schedules import Schedule
 from wsram_ppl.data.digits.source import PlacedDigits
 from wsram_ppl.distributed.devices import Stream, resolve_device, seed_for
-from wsram_ppl.errors import InputError, RunError
+from wsram_ppl.errors import Diverged, InputError, RunError
 from wsram_ppl.models.classifier_network import GlimpseNetwork, Policy
 from wsram_ppl.objectives import Exploration, ImportanceBound
 from wsram_ppl.primitives.handlers import pyro_settings
@@ -29,9 +29,11 @@ from wsram_ppl.runs.checkpoints import load_checkpoint
 from wsram_ppl.runs.directory import RunDirectory
 from wsram_ppl.runs.environment import environment
 from wsram_ppl.runs.metrics import MetricsLog
+from wsram_ppl.training import loop
+from wsram_ppl.training import trainer as trainers
 from wsram_ppl.training.evaluation import evaluate
 from wsram_ppl.training.loop import train
-from wsram_ppl.training.measurements import measure_held_out
+from wsram_ppl.training.measurements import measure_held_out, measure_minibatch
 from wsram_ppl.training.trainer import Trainer
 
 STEPS = make_config().training.steps
@@ -115,7 +117,7 @@ def test_metrics_rows_and_columns(finished: Finished) -> None:
     both = ["ess", "error", "mode_error", "distance", "scale_1", "scale_2"]
     filled = {
         "train": ["bound", "learning_rate", "entropy_weight", "updates_per_second", "seconds", *both],
-        "eval": ["bound", *both],
+        "eval": ["bound", "particles", "samples", "examples", *both],
         "probe": ["variance", "mean", "snr"],
     }
     for row in rows(run):
@@ -488,6 +490,50 @@ def test_a_site_that_cannot_be_sampled_is_named_and_dumped(
     assert data == {"step": 1, "what": f"the parameter 'logits' of site 'scale_1' in the {whose}"}
     assert {"batch.0", "batch.1", "model.location_std"} <= tensors.keys()
     assert load_checkpoint(run.checkpoint).step == 1
+
+
+def test_a_dump_that_cannot_be_written_does_not_hide_what_diverged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is tried while no other process can train the run."""
+    run = RunDirectory(tmp_path / "run")
+
+    def full(path: Path, *args: Any) -> None:
+        with pytest.raises(RunError, match="another process is training"):
+            run.check_free()
+        raise RunError(f"cannot write {path}: No space left on device")
+
+    monkeypatch.setattr(loop, "save_checkpoint", full)
+    message = (
+        r"^update \d: .* not finite; lower the learning rate \(and weights, gradients and minibatch are "
+        r"lost: cannot write .*diverged.safetensors: No space left on device\)$"
+    )
+    with pytest.raises(RunError, match=message):
+        train(make_config("training.learning_rate=1e38", "training.gradient_clip=0"), run)
+
+
+@pytest.mark.parametrize("check", [True, False], ids=["in the update", "at the log"])
+def test_the_update_that_diverged_has_its_number_and_its_draws(
+    check: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the check comes with the log, as on a GPU, the update is done by then."""
+    seeds: list[int] = []
+
+    def noted(*args: Any, **options: Any) -> Diverged:
+        seeds.append(torch.initial_seed())
+        return diverged(*args, **options)
+
+    diverged = trainers.diverged
+    monkeypatch.setattr(trainers, "diverged", noted)
+    with pyro_settings(validate=False):
+        trainer = Trainer.start(make_config("training.steps=5"))
+        while trainer.step < 4:
+            trainer.update()
+        for parameter in trainer.parameters:
+            parameter.register_hook(lambda gradient: gradient * math.nan)
+        with pytest.raises(Diverged, match=r"^update 5: "):
+            measure_minibatch(trainer, trainer.update(check=check))
+    assert seeds == [seed_for(0, Stream.SAMPLES, 4)]
 
 
 def test_a_full_disk_stops_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from scripts.tiny_run import tiny_config
 from wsram_ppl.config import build
 from wsram_ppl.distributed.sharding import BatchShard
+from wsram_ppl.errors import InputError
 from wsram_ppl.training.minibatches import Minibatches, Prefetcher
 
 STEPS = 6
@@ -91,3 +92,20 @@ def test_a_recorded_update_gets_choices_and_composes_them(precision: str) -> Non
         for batch in (minibatches.composed(*choices), *minibatches.extra(step)):
             assert all(map(torch.equal, batch, expected))
             assert batch[0].dtype == expected[0].dtype
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_source_that_gives_fewer_than_asked_for_is_refused(
+    count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where it makes only the rows of one of several processes."""
+    config = tiny_config()
+    parts = build(config)
+    draw = parts.data.training_rows  # which its training_batch uses
+    monkeypatch.setattr(parts.data, "training_rows", lambda *args: tuple(x[:-1] for x in draw(*args)))
+    shard = BatchShard(0, count, torch.device("cpu"))
+    minibatches = Minibatches(parts, "mine", config.training, shard)
+    size = 8 // count
+    message = f"data 'mine' yields {size - 1} rows of a minibatch where {size} were"
+    with pytest.raises(InputError, match=message):
+        minibatches.check(0)

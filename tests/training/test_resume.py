@@ -19,12 +19,13 @@ from hypothesis import strategies as st
 from scripts.survive_kills import SETTINGS, equal, train_and_kill
 from scripts.survive_kills import rows as metrics
 from tests.training.test_loop import make_config
-from wsram_ppl.config import ExperimentConfig
+from wsram_ppl.config import Components, ExperimentConfig, build
 from wsram_ppl.errors import InputError, Interrupted, RunError
 from wsram_ppl.runs.checkpoints import load_checkpoint
 from wsram_ppl.runs.directory import RunDirectory
 from wsram_ppl.runs.metrics import METRICS
 from wsram_ppl.runs.signals import Signals
+from wsram_ppl.training import trainer
 from wsram_ppl.training.loop import train
 from wsram_ppl.training.trainer import Trainer
 
@@ -288,5 +289,33 @@ def test_a_full_disk_stops_the_run_and_costs_nothing(
     assert "\n" not in str(caught.value)
     assert "Traceback" not in capfd.readouterr().err
     assert run.checkpoint.read_bytes() == saved
+    train(config, run)
+    assert_same_run(reference, run)
+
+
+def test_a_signal_before_the_first_update_and_before_the_last_evaluation(
+    whole: tuple[ExperimentConfig, RunDirectory], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While the parts are being built; and after the last update."""
+    config, reference = whole
+    run = RunDirectory(tmp_path / "run")
+
+    def building(settings: ExperimentConfig) -> Components:
+        signal.raise_signal(signal.SIGTERM)
+        return build(settings)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(trainer, "build", building)
+        with pytest.raises(Interrupted, match="stopped by SIGTERM before the first update: nothing is"):
+            train(config, run)
+    assert not run.has_checkpoint()
+
+    def progress(done: int, numbers: Mapping[str, float] | None) -> None:
+        if done == config.training.steps:
+            signal.raise_signal(signal.SIGTERM)
+
+    with pytest.raises(Interrupted, match="stopped by SIGTERM after update 12, which is saved"):
+        train(config, run, progress)
+    assert run.summary() is None
     train(config, run)
     assert_same_run(reference, run)

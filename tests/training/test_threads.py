@@ -89,7 +89,7 @@ def test_what_needs_no_trial(
 
 
 def weights(run: RunDirectory) -> dict[str, torch.Tensor]:
-    return run.newest().tensors
+    return run.weights().tensors
 
 
 def test_a_trial_changes_no_bit_of_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -162,3 +162,8 @@ def test_a_run_that_goes_on_keeps_its_number(tmp_path: Path, monkeypatch: pytest
 def test_fewer_cores_than_before_are_respected() -> None:
     torch.set_num_threads(1)
     assert chosen(Trainer.start(tiny_config()), before=8) == 1
+
+
+def test_the_process_has_its_number_back_after_a_run(tmp_path: Path) -> None:
+    assert train(tiny_config("training.threads=2", "training.steps=1"), RunDirectory(tmp_path / "run"))
+    assert torch.get_num_threads() == 3

@@ -134,11 +134,17 @@ def _scheduled(
     section: Literal["model", "guide"], component: Component, module: nn.Module
 ) -> _Schedules:
     buffers = dict(module.named_buffers(remove_duplicate=False))
+    kept = module.state_dict()
     for option in component.schedules:
         buffer = buffers.get(option)
         if buffer is None or buffer.ndim or not buffer.is_floating_point():
             raise InputError(
                 f"{section}.{option} cannot be scheduled: {component.name!r} does not keep it in a "
                 "0-dim buffer of that name; give a number"
+            )
+        if option not in kept:
+            raise InputError(
+                f"{section}.{option} cannot be scheduled: {component.name!r} keeps it in a buffer that "
+                "checkpoints lack; register it with persistent=True, or give a number"
             )
     return {(section, option): schedule for option, schedule in component.schedules.items()}

@@ -36,7 +36,8 @@ class Schedule(BaseModel):
     * ``cosine``: end + (start - end) (1 + cos(pi t)) / 2
     * ``exponential``: start (end / start)^t
 
-    These are fractions, not steps, so that a run of any length anneals fully.
+    These are fractions, not steps, so that a run of any length anneals fully. The first update has the
+    fraction 0, the last one 1; an only one has 0.
 
     Raises:
         pydantic.ValidationError: not a number or a table as above, or an exponential schedule with

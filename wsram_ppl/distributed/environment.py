@@ -17,7 +17,14 @@ from wsram_ppl.errors import InputError
 if TYPE_CHECKING:
     from wsram_ppl.config import TrainingSettings
 
-__all__ = ["end_with_launcher", "from_torchrun", "is_worker", "name_launcher", "process_rank"]
+__all__ = [
+    "end_with_launcher",
+    "from_torchrun",
+    "is_worker",
+    "name_launcher",
+    "one_starts_all",
+    "process_rank",
+]
 
 #: The id of the process that started the others, so that they notice when it has ended.
 _LAUNCHER: Final = "WSRAM_LAUNCHER"
@@ -100,9 +107,14 @@ def name_launcher() -> None:
     os.environ[_LAUNCHER] = str(os.getpid())
 
 
+def one_starts_all() -> bool:
+    """Whether a process of the run started the others, and not ``torchrun`` or a cluster."""
+    return _LAUNCHER in os.environ
+
+
 def is_worker() -> bool:
     """Whether another process of the run started this one."""
-    return _LAUNCHER in os.environ and os.environ.get("LOCAL_RANK", "0") != "0"
+    return one_starts_all() and os.environ.get("LOCAL_RANK", "0") != "0"
 
 
 @functools.cache  # once in a process

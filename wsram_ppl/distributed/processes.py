@@ -34,13 +34,18 @@ from wsram_ppl.distributed.devices import resolve_device
 from wsram_ppl.distributed.environment import (
     end_with_launcher,
     from_torchrun,
+    is_worker,
     name_launcher,
+    one_starts_all,
     process_rank,
 )
 from wsram_ppl.distributed.sharding import BatchShard
 from wsram_ppl.errors import Diverged, InputError, RunError, WorkerExit, exit_code
 
 _T = TypeVar("_T")
+
+#: Holds something once this process has been one of several of which the first one started the others.
+_once: list[bool] = []
 
 #: How long a process may wait for another, for a download say. Dead processes are noticed at once.
 _PATIENCE = timedelta(hours=1)
@@ -86,10 +91,12 @@ class Processes:
     Args:
         fabric: devices and precision.
         shard: this process's part of each minibatch.
+        added: what their start added to the environment of this process.
     """
 
     fabric: Fabric
     shard: BatchShard
+    added: frozenset[str] = frozenset()
 
     @classmethod
     def launch(cls, training: TrainingSettings) -> Processes:
@@ -101,6 +108,8 @@ class Processes:
             InputError: they cannot be started as the config asks.
             RunError: they did not connect.
         """
+        if is_worker() and _once:
+            raise SystemExit(0)  # it was started for one run, which has ended
         device = resolve_device(training.device)
         count = training.devices * training.num_nodes
         check_processes(training, device)
@@ -112,6 +121,13 @@ class Processes:
                 plugins=LightningEnvironment(),  # else Fabric would query the cluster that it runs on
             )
             return cls(fabric, BatchShard(0, 1, fabric.device))
+        if _once:
+            raise InputError(
+                f"training.devices = {training.devices}: this script has started processes before, "
+                "which run it from its beginning, so that a second time cannot work: train each such "
+                "run by a script of its own, or by wsram train"
+            )
+        before = frozenset(os.environ)
         strategy = _OnePerDevice(timeout=_PATIENCE)
         fabric = Fabric(
             accelerator=device.type,
@@ -122,14 +138,19 @@ class Processes:
         )
         end_with_launcher()
         try:
-            fabric.launch()
-            if dist.get_backend() != "gloo":
-                collectives.use_host_group(dist.new_group(backend="gloo", timeout=_PATIENCE))
+            with _ending_at_once():
+                fabric.launch()
+                if dist.get_backend() != "gloo":
+                    collectives.use_host_group(dist.new_group(backend="gloo", timeout=_PATIENCE))
         except (RuntimeError, OSError) as error:
             strategy.end_workers()
+            _remove(frozenset(os.environ) - before)
             text = " ".join(str(error).split())[:200]
             raise RunError(f"the {count} processes could not connect to each other: {text}") from error
-        return cls(fabric, BatchShard(fabric.global_rank, fabric.world_size, fabric.device))
+        if one_starts_all():
+            _once.append(True)
+        shard = BatchShard(fabric.global_rank, fabric.world_size, fabric.device)
+        return cls(fabric, shard, frozenset(os.environ) - before)
 
     @property
     def first(self) -> bool:
@@ -184,6 +205,32 @@ class Processes:
         if self.shard.count > 1:
             collectives.use_host_group(None)
             dist.destroy_process_group()
+            _remove(self.added)
+
+
+@contextmanager
+def _ending_at_once() -> Iterator[None]:
+    """A context in which signals end this process, also where Python does not run for an hour."""
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        numbers = [signal.SIGINT, signal.SIGTERM]
+        numbers += [signal.SIGHUP] if sys.platform != "win32" else []
+        before = {
+            number: signal.signal(number, signal.SIG_DFL)
+            for number in numbers
+            if signal.getsignal(number) not in (signal.SIG_IGN, None)
+        }
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _remove(names: frozenset[str]) -> None:
+    """Removes variables from the environment, so that nothing takes this process for one of several."""
+    for name in names:
+        os.environ.pop(name, None)
 
 
 def check_processes(training: TrainingSettings, device: torch.device) -> None:
@@ -260,7 +307,7 @@ class _Watch(threading.Thread):
                     killed = f"was killed by {signal.Signals(-code).name}" if code < 0 else ""
                     print(
                         f"error: process {number} {killed or f'ended with {code}'}: saved checkpoints "
-                        "are intact, and the same command resumes from there",
+                        "are intact, and wsram train --resume RUN resumes from there",
                         file=sys.stderr,
                         flush=True,
                     )

@@ -23,9 +23,10 @@ from wsram_ppl.objectives.particles import Particles, TraceDraw, add
 from wsram_ppl.objectives.prior import is_prior
 from wsram_ppl.objectives.running import RunningMeans
 from wsram_ppl.objectives.sampling import Sampler, carries_gradients
-from wsram_ppl.objectives.sites import Program, plate_nesting
+from wsram_ppl.objectives.sites import Program, module_of, plate_nesting
 from wsram_ppl.objectives.traces import combine
 from wsram_ppl.primitives.handlers import is_minibatch
+from wsram_ppl.primitives.undoing import without_a_trace
 
 __all__ = ["Objective", "ObjectiveModule", "Regularizer", "aside", "check_choice", "is_recorded"]
 
@@ -314,7 +315,7 @@ class Objective(ELBO):
         if not guessed and (self._global_names is not None or not self.forms_weights):
             return
         # The run that follows reports errors, if it can take place.
-        with nullcontext() if guessed else suppress(Exception), aside():
+        with nullcontext() if guessed else suppress(Exception), aside(sampler.model, sampler.guide):
             draw = sampler.draw()
             self._global_names = draw.plates.global_names
             if guessed:
@@ -337,10 +338,9 @@ class Objective(ELBO):
 
 
 @contextmanager
-def aside() -> Iterator[None]:
-    """A context for a run without gradients or effects on the random state, hidden from handlers."""
-    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
-    with torch.random.fork_rng(devices), torch.no_grad(), poutine.block():
+def aside(*programs: Program) -> Iterator[None]:
+    """A context for a run of programs without gradients or a trace, hidden from handlers."""
+    with without_a_trace(*map(module_of, programs)), torch.no_grad(), poutine.block():
         yield
 
 

@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from wsram_ppl.objectives.sites import Program, module_of, random_sites
+from wsram_ppl.primitives.undoing import without_a_trace
 
 __all__ = ["dependencies"]
 
@@ -89,20 +90,14 @@ def _unchanged(program: Program) -> Iterator[None]:
     whole = module_of(program)
     modules = list(whole.modules()) if whole is not None else []
     attributes = [(module.__dict__, dict(module.__dict__)) for module in modules]
-    buffers = [
-        (module._buffers, name, buffer, buffer.clone())
-        for module in modules
-        for name, buffer in module._buffers.items()
-        if buffer is not None
-    ]
     try:
-        yield
+        with without_a_trace(whole):
+            yield
     finally:
         for now, before in attributes:
-            now.clear()
-            now.update(before)
-        for owner, name, buffer, value in buffers:
-            owner[name] = buffer.copy_(value)
+            now.update(before)  # never empty: the model may prepare a minibatch in another thread
+            for name in now.keys() - before.keys():
+                del now[name]
 
 
 def dependencies(
@@ -112,7 +107,7 @@ def dependencies(
 
     None if that cannot be determined: values of latents leave the tensors (to branch on them, for NumPy
     or in the size of a result), are written into other tensors, or go through functions that do not see
-    a subclass of tensors (scripted ones, ``vmap``). Uses the global random state.
+    a subclass of tensors (scripted ones, ``vmap``). The run leaves no trace.
     """
     functions = _Functions()
     operations = _Operations()  # type: ignore[no-untyped-call]

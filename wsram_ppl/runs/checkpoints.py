@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import warnings
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,7 @@ __all__ = [
     "copy_weights",
     "load_checkpoint",
     "load_weights",
+    "not_finite",
     "save_checkpoint",
 ]
 
@@ -53,6 +55,12 @@ class TrainingState:
         """Parameters and buffers of model and guide."""
         parts = (("model", self.components.model), ("guide", self.components.guide))
         return {f"{part}.{k}": v for part, module in parts for k, v in module.state_dict().items()}
+
+    def buffers(self) -> dict[str, Tensor]:
+        """The buffers of model and guide."""
+        parts = (("model", self.components.model), ("guide", self.components.guide))
+        every = ((part, module.named_buffers(remove_duplicate=False)) for part, module in parts)
+        return {f"{part}.{name}": buffer for part, buffers in every for name, buffer in buffers}
 
     def places(self) -> dict[str, int]:
         """The addresses in memory of the weights' values."""
@@ -88,6 +96,15 @@ class TrainingState:
             self.optimizer.load_state_dict({"state": state, "param_groups": groups})
 
 
+def not_finite(tensors: Mapping[str, Tensor], apart_from: Collection[str] = ()) -> list[str]:
+    """The names of those tensors that are not finite."""
+    return [
+        name
+        for name, tensor in tensors.items()
+        if name not in apart_from and not tensor.isfinite().all()
+    ]
+
+
 @dataclass(frozen=True)
 class Checkpoint:
     """A checkpoint, as read.
@@ -108,6 +125,15 @@ class Checkpoint:
     def step(self) -> int:
         """The number of updates done when it was written."""
         return int(self.data["step"])
+
+    def warn(self, what: str) -> None:
+        """Warns of newer checkpoints that were skipped, if there are any.
+
+        Args:
+            what: is done with this one.
+        """
+        for reason in self.refused:
+            warnings.warn(f"{reason}; {what} {self.path}, after update {self.step}", stacklevel=2)
 
 
 def save_checkpoint(path: Path, tensors: Mapping[str, Tensor], data: Mapping[str, Any]) -> None:
@@ -154,6 +180,11 @@ def _check_format(path: Path, found: str | None) -> None:
         raise InputError(
             f"{path} was written by wsram_ppl {_EARLIER[found]}, whose checkpoints {__version__} cannot "
             "read: use that version, or train again"
+        )
+    if found is not None and found != FORMAT and found.startswith(FORMAT.rstrip("0123456789")):
+        raise InputError(
+            f"{path} was written by a later version than {__version__} of wsram_ppl, which cannot read "
+            "it: use the later one"
         )
     if found != FORMAT:
         raise InputError(f"{path} is not a checkpoint of this library")

@@ -23,7 +23,14 @@ from wsram_ppl.config import (
     read_toml,
 )
 from wsram_ppl.errors import InputError, RunError
-from wsram_ppl.files import locked, make_folder, make_next_folder, to_json, write_atomically
+from wsram_ppl.files import (
+    is_partial,
+    locked,
+    make_folder,
+    make_next_folder,
+    to_json,
+    write_atomically,
+)
 from wsram_ppl.runs.data_record import DATA, DataRecord
 
 if TYPE_CHECKING:  # reading a run's settings does not need torch
@@ -88,10 +95,17 @@ class RunDirectory:
         return found
 
     def is_empty(self) -> bool:
-        """Whether it is empty, apart from the lock of a process that has ended."""
+        """Whether it is empty, apart from what a process that has ended left before its first file."""
         if not self.path.exists():
             return True
-        return self.path.is_dir() and all(file.name == LOCK for file in self.path.iterdir())
+        return self.path.is_dir() and all(
+            file.name == LOCK or is_partial(file) for file in self.path.iterdir()
+        )
+
+    @property
+    def resumed_by(self) -> str:
+        """The commands that resume the run."""
+        return f"the same command, or wsram train --resume {self},"
 
     def _check_length(self, done: int, config: ExperimentConfig) -> None:
         steps = config.training.steps
@@ -143,11 +157,21 @@ class RunDirectory:
         """Makes sure that no other process is training this run; writes nothing.
 
         Raises:
+            InputError: the run holds only weights.
             RunError: another process is.
         """
         if (self.path / LOCK).exists():
             with self._locked():
                 pass
+        elif self.has_checkpoint():  # never trained here
+            self._check_resumable(self.saved())
+
+    def _check_resumable(self, saved: Checkpoint | None) -> None:
+        if saved is not None and saved.data.get(WEIGHTS_ONLY):
+            raise InputError(
+                f"{self.path} holds only weights, which a run cannot resume from: start a new one "
+                f"from them, with train EXPERIMENT --init {self.path}"
+            )
 
     @contextmanager
     def claim(self, config: ExperimentConfig) -> Iterator[None]:
@@ -183,12 +207,8 @@ class RunDirectory:
             RunError: a file cannot be written.
         """
         saved = self.saved(config)
+        self._check_resumable(saved)
         if saved is not None:
-            if saved.data.get(WEIGHTS_ONLY):
-                raise InputError(
-                    f"{self.path} holds only weights, which a run cannot resume from: start a new one "
-                    f"from them, with train EXPERIMENT --init {self.path}"
-                )
             self._check_length(saved.step, config)
             DataRecord(self.path).check(data)
         self.write_config(config)
@@ -238,8 +258,11 @@ class RunDirectory:
         except OSError as error:
             raise RunError(f"cannot write {self.checkpoint}: {error.strerror}") from error
 
-    def saved(self, config: ExperimentConfig) -> Checkpoint | None:
+    def saved(self, config: ExperimentConfig | None = None) -> Checkpoint | None:
         """The newest intact checkpoint of the run; None if none was ever written.
+
+        Args:
+            config: that of the run; None: whatever it is.
 
         Raises:
             InputError: there are checkpoints, but none is intact and of this config.
@@ -252,7 +275,7 @@ class RunDirectory:
                 continue
             try:
                 found = load_checkpoint(path)
-                if found.data.get("fingerprint") != config.fingerprint():
+                if config is not None and found.data.get("fingerprint") != config.fingerprint():
                     raise InputError(f"{path} belongs to another config than {self.path / CONFIG}")
             except InputError as error:
                 refused.append(str(error))
@@ -266,17 +289,17 @@ class RunDirectory:
         """Whether there is a checkpoint to resume from."""
         return self.checkpoint.exists() or (self.path / PREVIOUS).exists()
 
-    def newest(self) -> Checkpoint:
-        """The newest intact checkpoint, whatever its config.
+    def weights(self, config: ExperimentConfig | None = None) -> Checkpoint:
+        """The newest intact checkpoint, as :meth:`saved`, with a warning if a newer one is damaged.
 
         Raises:
             InputError: there is none.
         """
-        from wsram_ppl.runs.checkpoints import load_checkpoint
-
-        if not self.checkpoint.exists() and (self.path / PREVIOUS).exists():
-            return load_checkpoint(self.path / PREVIOUS)
-        return load_checkpoint(self.checkpoint)
+        saved = self.saved(config)
+        if saved is None:
+            raise InputError(f"there is no checkpoint {self.checkpoint}: the run has not got that far")
+        saved.warn("these are the weights of")
+        return saved
 
     def config(
         self, overrides: Sequence[str] = (), *, other_data: bool = False, **shorthands: str | int | None
@@ -359,9 +382,7 @@ class RunDirectory:
 
         own = self.config()
         config = config or own
-        saved = self.saved(own)
-        if saved is None:
-            raise InputError(f"there is no checkpoint {self.checkpoint}: the run has not got that far")
+        saved = self.weights(own)
         other = config.data != own.data
         components = build(config, DataRecord(self.path).read() if other else None)
         DataRecord(self.path).check(components.data, other=other)
@@ -393,9 +414,7 @@ class RunDirectory:
         source = config.data.cls
         if not isinstance(source, InformsFromRecord):
             raise InputError(f"no model can be built without the data of source '{config.data.name}'")
-        saved = self.saved(config)
-        if saved is None:
-            raise InputError(f"there is no checkpoint {self.checkpoint}: the run has not got that far")
+        saved = self.weights(config)
         record = DataRecord(self.path).read()
         if record is None:
             raise InputError(f"there is no {self.path / DATA}, which a model is built from: restore it")
@@ -410,6 +429,10 @@ class RunDirectory:
 
 class NewRunDirectory(RunDirectory):
     """A directory that does not exist yet: once claimed, the first free one of PATH, PATH-2, ..."""
+
+    @property
+    def resumed_by(self) -> str:
+        return f"wsram train --resume {self}"
 
     def finished(self, config: ExperimentConfig) -> None:
         return None

@@ -6,7 +6,7 @@ import io
 import os
 import socket
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -39,10 +39,10 @@ class EventLog:
         folder.mkdir(parents=True, exist_ok=True)
         # TensorBoard reads the files of a folder in order of their names. The clock may have been
         # set back since the last one.
-        earlier = [number for file in folder.iterdir() if (number := _number(file.name))]
-        number = max([time.time_ns(), *(each + 1 for each in earlier)])
+        earlier = sorted(file for file in folder.iterdir() if _number(file.name))
+        number = max([time.time_ns(), *(_number(file.name) + 1 for file in earlier)])
         name = f"{_PREFIX}{number:020d}.{socket.gethostname()}.{os.getpid()}"
-        self._after = after if earlier else 0
+        self._known = _last_steps(earlier, after)
         self._file = open(folder / name, "wb")  # noqa: SIM115
         self._records = RecordWriter(self._file)
         self._write(Event(wall_time=time.time(), file_version="brain.Event:2"))
@@ -51,8 +51,8 @@ class EventLog:
             self._write(Event(wall_time=time.time(), step=after + 1, session_log=start))
 
     def known(self, name: str) -> int:
-        """Up to which update the earlier files hold."""
-        return self._after
+        """The update of the last value in the earlier files, of those that are not void."""
+        return self._known.get(name, 0)
 
     def add(self, step: int, numbers: Mapping[str, float]) -> None:
         """Writes the numbers of an update, by name."""
@@ -84,6 +84,24 @@ class EventLog:
     def close(self, code: int = 0) -> None:
         """Closes the file; nothing can be added any more."""
         self._file.close()
+
+
+def _last_steps(files: Iterable[Path], after: int) -> dict[str, int]:
+    """The update of the last value of each number and picture, up to an update.
+
+    Args:
+        files: in the order in which they were written; the last may be cut short.
+    """
+    from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader
+
+    steps: dict[str, list[int]] = {}
+    for file in files:
+        for event in LegacyEventFileLoader(str(file)).Load():
+            if event.session_log.status == SessionLog.START:  # what is later is void
+                steps = {name: [s for s in found if s < event.step] for name, found in steps.items()}
+            for value in event.summary.value:
+                steps.setdefault(value.tag, []).append(event.step)
+    return {name: max((s for s in found if s <= after), default=0) for name, found in steps.items()}
 
 
 def _number(name: str) -> int:

@@ -64,6 +64,10 @@ class MetricsLog:
         self._rows.writerow({"step": step, "split": split, **row})
         self._file.flush()
 
+    def sync(self) -> None:
+        """Waits until the rows are on the disk, where not even a power failure loses them."""
+        os.fsync(self._file.fileno())
+
     def close(self) -> None:
         """Closes the file; nothing can be added any more."""
         self._file.close()
@@ -163,8 +167,10 @@ def _rows_until(path: Path, step: int) -> tuple[list[str], list[dict[str, str]]]
 def _read(path: Path) -> tuple[list[str], list[dict[str, str]]]:
     """The columns and the rows; an incomplete row is left out."""
     with open(path, newline="", encoding="utf-8") as file:
-        reader = csv.DictReader(file, strict=True)
-        rows = [row for row in reader if None not in row.values()]
-        if any(None in row for row in rows):
-            raise ValueError("a row is longer than the header")
-        return list(reader.fieldnames or []), rows
+        lines = file.readlines()
+    whole = [line for line in lines if line.endswith("\n")]
+    reader = csv.DictReader(whole, strict=True)
+    rows = [row for row in reader if None not in row.values()]
+    if any(None in row for row in rows):
+        raise ValueError("a row is longer than the header")
+    return list(reader.fieldnames or []), rows

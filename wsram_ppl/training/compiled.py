@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import logging
-import random
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final, Generic, TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
@@ -22,6 +20,7 @@ from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 from wsram_ppl.config import TrainingSettings
 from wsram_ppl.errors import InputError
+from wsram_ppl.primitives.undoing import other_randomness, without_a_trace
 from wsram_ppl.runs.checkpoints import TrainingState
 
 __all__ = ["CompiledStep", "check_compilable"]
@@ -102,13 +101,12 @@ class CompiledStep(Generic[T]):
         In that case the changes stay.
         """
         begun: list[str] = []
-        before = {name: tensor.clone() for name, tensor in self._state.tensors().items()}
-        devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
-        with torch.random.fork_rng(devices):
+        parts, before = self._state.components, self._state.tensors().keys()
+        with without_a_trace(parts.model, parts.guide, parts.objective) as keep:
             yield begun
-        begun += self._state.tensors().keys() - before.keys()
-        if not begun:
-            self._state.load(before)
+            begun += self._state.tensors().keys() - before
+            if begun:
+                keep()
 
     def _traced(self, arguments: tuple[Tensor, ...]) -> _Compiled:
         self._quiet()
@@ -120,10 +118,10 @@ class CompiledStep(Generic[T]):
             form.append(found)
             return leaves
 
-        randomness = _other_randomness()
+        randomness = other_randomness()
         traced = make_fx(flat, _ORDERED, tracing_mode="fake", _allow_non_fake_inputs=True)
         graph = traced(*arguments)
-        if _other_randomness() != randomness:
+        if other_randomness() != randomness:
             raise _Refused("it draws random numbers from outside torch, which would stay the same")
         for name, tensor in self._state.tensors().items():
             if isinstance(tensor, FakeTensor):
@@ -249,9 +247,3 @@ def _lift(traced: GraphModule) -> tuple[GraphModule, list[Tensor]]:
         graph.erase_node(node)
     # In a new module: the tensors of the traced one would become inputs again.
     return GraphModule(nn.Module(), graph), held
-
-
-def _other_randomness() -> tuple[Any, ...]:
-    """The state of the generators of Python and numpy."""
-    legacy: Any = np.random.get_state()
-    return random.getstate(), legacy[1].tobytes(), legacy[2]

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import random
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from wsram_ppl.config import TrainingSettings
 from wsram_ppl.errors import InputError
+from wsram_ppl.primitives.undoing import other_randomness
 from wsram_ppl.runs.checkpoints import TrainingState
 
 __all__ = ["USUAL_CALLS", "CudaGraphStep", "check_recordable"]
@@ -160,6 +159,4 @@ def _set_sync_debug_mode(mode: int | str) -> None:
 
 def _host_randomness() -> tuple[Any, ...]:
     """The state of the generators on the host."""
-    legacy: Any = np.random.get_state()
-    numbers = torch.default_generator.get_state().numpy().tobytes()
-    return numbers, random.getstate(), legacy[1].tobytes(), legacy[2]
+    return torch.default_generator.get_state().numpy().tobytes(), *other_randomness()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import pyro
@@ -17,7 +17,7 @@ from wsram_ppl.objectives.prior import is_prior
 from wsram_ppl.objectives.sites import random_sites
 from wsram_ppl.primitives.distributions import parameters
 from wsram_ppl.primitives.handlers import is_subsample
-from wsram_ppl.runs.checkpoints import TrainingState
+from wsram_ppl.runs.checkpoints import TrainingState, not_finite
 
 __all__ = ["diverged", "find_cause"]
 
@@ -88,6 +88,7 @@ def diverged(
     step: int,
     update: int,
     measured: Sequence[str] = (),
+    constants: Collection[str] = (),
 ) -> Diverged:
     """Reports what is not finite, with everything that it may depend on.
 
@@ -98,6 +99,7 @@ def diverged(
         step: updates done.
         update: the number of the update that went wrong, for the message.
         measured: other quantities found not to be finite.
+        constants: buffers that need not be finite.
     """
     model, guide = components.model, components.guide
     tensors = TrainingState(components).weights()
@@ -106,7 +108,7 @@ def diverged(
         for name, parameter in module.named_parameters():
             if parameter.grad is not None:
                 tensors[f"gradient.{whose}.{name}"] = parameter.grad
-    bad = [name for name, value in tensors.items() if not value.isfinite().all()]
+    bad = not_finite(tensors, apart_from=constants)
     weights = [f"weight {name}" for name in bad if name.startswith(("model.", "guide."))]
     data = [f"part {name[6:]} of the minibatch" for name in bad if name.startswith("batch.")]
     gradients = [name.replace(".", " of ", 1) for name in bad if name.startswith("gradient.")]

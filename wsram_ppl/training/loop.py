@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import signal
 import time
-import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -13,12 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from wsram_ppl import collectives
 from wsram_ppl.config import ExperimentConfig
 from wsram_ppl.distributed.processes import Processes
 from wsram_ppl.errors import Diverged, InputError, Interrupted, RunError, SourceError
 from wsram_ppl.interfaces import Gazes
 from wsram_ppl.primitives.handlers import pyro_settings
-from wsram_ppl.runs.checkpoints import Checkpoint, save_checkpoint
+from wsram_ppl.runs.checkpoints import Checkpoint, not_finite, save_checkpoint
 from wsram_ppl.runs.directory import RunDirectory
 from wsram_ppl.runs.environment import environment
 from wsram_ppl.runs.metrics import METRICS, MetricsLog
@@ -62,24 +62,37 @@ def train(
         Interrupted: by a signal.
         WorkerExit: in all processes but the first, whatever error the first one raises.
     """
-    with pyro_settings(validate=config.training.validate_sites), Signals() as signals:
+    with (
+        pyro_settings(validate=config.training.validate_sites),
+        Signals() as signals,
+        ExitStack() as claimed,
+    ):
+        claimed.callback(torch.set_num_threads, torch.get_num_threads())
         processes = Processes.launch(config.training)
         try:
             summary = processes.decide(partial(_look, config, run))
             if summary is None:
-                summary = _train(config, run, signals, progress, processes)
+                summary = _train(config, run, signals, progress, processes, claimed)
         except Exception as error:
             # If one process gets here, all do.
             told = processes.agreed(error)
             if isinstance(told, Diverged):
-                dump = run.path / "diverged.safetensors"
-                save_checkpoint(dump, told.tensors, told.data)
-                told = RunError(f"{told} (weights, gradients and minibatch are in {dump})")
+                told = _dumped(told, run)
             if told is error:
                 raise
             raise told from error
         processes.close()
         return summary
+
+
+def _dumped(found: Diverged, run: RunDirectory) -> RunError:
+    """What has diverged, and where all that it may depend on has been written."""
+    dump = run.path / "diverged.safetensors"
+    try:
+        save_checkpoint(dump, found.tensors, found.data)
+    except RunError as error:
+        return RunError(f"{found} (and weights, gradients and minibatch are lost: {error})")
+    return RunError(f"{found} (weights, gradients and minibatch are in {dump})")
 
 
 def _look(config: ExperimentConfig, run: RunDirectory) -> dict[str, Any] | None:
@@ -97,32 +110,31 @@ def _train(
     signals: Signals,
     progress: Progress | None,
     processes: Processes,
+    claimed: ExitStack,
 ) -> dict[str, Any]:
     trainer = Trainer.start(config, processes)
     if config.training.init is not None and not run.has_checkpoint():
         trainer.start_from(RunDirectory(config.training.init))
     trainer.minibatches.check(trainer.step)
     check_held_out(trainer)
-    with ExitStack() as claimed:
 
-        def begin() -> Checkpoint | None:
-            claimed.enter_context(run.claim(config))
-            with _writing(run):
-                return run.begin(config, trainer.components.data)
+    def begin() -> Checkpoint | None:
+        claimed.enter_context(run.claim(config))
+        with _writing(run):
+            return run.begin(config, trainer.components.data)
 
-        saved = processes.decide(begin)
-        if saved is not None:
-            for reason in saved.refused if processes.first else ():
-                warnings.warn(f"{reason}; resuming from {saved.path}", stacklevel=2)
-            trainer.state.load(saved.tensors)
-            trainer.step = saved.step
-        before = saved.data.get("threads") if saved is not None else None
-        claimed.enter_context(use_threads(trainer, before))
-        names = config.training.loggers if processes.first else ()
-        with Trackers(run.path, config, names, after=trainer.step) as trackers:
-            return _loop(
-                trainer, run, signals, progress or (lambda step, numbers: None), saved, trackers
-            )
+    saved = processes.decide(begin)
+    if saved is not None:
+        if processes.first:
+            saved.warn("resuming from")
+        trainer.state.load(saved.tensors)
+        trainer.step = saved.step
+        trainer.schedule(trainer.step - 1)  # what is measured now is measured as after that update
+    before = saved.data.get("threads") if saved is not None else None
+    claimed.enter_context(use_threads(trainer, before))
+    names = config.training.loggers if processes.first else ()
+    with Trackers(run.path, config, names, after=trainer.step) as trackers:
+        return _loop(trainer, run, signals, progress or (lambda step, numbers: None), saved, trackers)
 
 
 @contextmanager
@@ -148,7 +160,7 @@ def save(trainer: Trainer, run: RunDirectory, seconds: float = 0.0) -> None:
     if not trainer.processes.first:
         return
     tensors = trainer.state.tensors()
-    bad = [name for name, tensor in tensors.items() if not tensor.isfinite().all()]
+    bad = not_finite(tensors, apart_from=trainer.constants)
     if bad:
         raise RunError(f"update {trainer.step}: {bad[0]} is not finite; lower the learning rate")
     data = {"step": trainer.step, "seconds": seconds, "fingerprint": trainer.config.fingerprint()}
@@ -169,8 +181,6 @@ class _Loop:
         self.trainer, self.run, self.trackers = trainer, run, trackers
         self.begun = self.kept = trainer.step  # kept: the updates done at the last checkpoint
         self.started = time.perf_counter() - (saved.data["seconds"] if saved else 0.0)
-        training = trainer.training
-        self.probed = ("variance", "mean", "snr") if training.probe_every else ()
         self.log: MetricsLog | None = None
         # A new log is opened with the first row, whose numbers name its columns.
         decide = trainer.processes.decide
@@ -181,18 +191,18 @@ class _Loop:
         self.done = decide(lambda: self.log.measured if self.log else set[str]())
 
     def open_log(self, columns: Iterable[str]) -> None:
-        """Writes a row, in one process only. An open log gets the columns that it lacks."""
+        """Opens the log, in one process only. An open one gets the columns that it lacks."""
         self.opened = True
         if self.trainer.processes.first:
             kept = self.begun if self.log is None else self.trainer.step
             self.close()
             with _writing(self.run):
-                self.log = MetricsLog(self.run.path, [*columns, *self.probed], after=kept)
-
-    def has_columns(self, numbers: Mapping[str, float]) -> bool:
-        return self.opened and (self.log is None or numbers.keys() <= set(self.log.columns))
+                self.log = MetricsLog(self.run.path, columns, after=kept)
 
     def write(self, split: str, values: Mapping[str, float]) -> None:
+        """Writes a row, in one process only."""
+        if not self.opened or (self.log is not None and not values.keys() <= set(self.log.columns)):
+            self.open_log(values)
         if self.log is not None:
             with _writing(self.run):
                 self.log.write(self.trainer.step, split, values)
@@ -202,6 +212,9 @@ class _Loop:
         self.trackers.add(self.trainer.step, split, values)
 
     def keep(self) -> None:
+        if self.log is not None:
+            with _writing(self.run):
+                self.log.sync()  # a run that goes on from here takes its rows from there
         save(self.trainer, self.run, time.perf_counter() - self.started)
         self.kept = self.trainer.step
 
@@ -246,8 +259,8 @@ def _interrupted(trainer: Trainer, run: RunDirectory, received: int) -> Interrup
     if trainer.step == 0:
         return Interrupted(f"stopped by {name} before the first update: nothing is lost", received)
     return Interrupted(
-        f"stopped by {name} after update {trainer.step}, which is saved: the same command, or "
-        f"wsram train --resume {run}, resumes from there",
+        f"stopped by {name} after update {trainer.step}, which is saved: {run.resumed_by} resumes from "
+        "there",
         received,
     )
 
@@ -265,7 +278,15 @@ def _loop(
     loop = _Loop(trainer, run, saved, trackers)
     made_with = environment(trainer.fabric.device)  # now: files may change while the run is at work
     busy = 0.0  # seconds spent updating, without evaluations and checkpoints
+
+    def stop_if_asked() -> None:
+        """Of several processes, all call it, and stop together."""
+        _, received = collectives.exchange(signal=signals.received or 0)
+        if received:
+            raise _interrupted(trainer, run, received)
+
     try:
+        stop_if_asked()  # since the parts were begun to be built
         if loop.opened and trainer.step < training.steps:
             loop.measure(loop.done)  # what failed, or was not completed
         since, measured = trainer.step, time.perf_counter()
@@ -285,8 +306,6 @@ def _loop(
                 numbers["updates_per_second"] = (trainer.step - since) / (now - measured)
                 numbers["seconds"] = now - loop.started
                 busy += now - measured
-                if not loop.has_columns(numbers):
-                    loop.open_log(numbers)
                 loop.write("train", numbers)
                 since, measured = trainer.step, now
             if first:
@@ -304,10 +323,9 @@ def _loop(
             measured += time.perf_counter() - pause
         if trainer.step > loop.kept:
             loop.keep()  # before anything else can fail
+        stop_if_asked()
         done = loop.done if trainer.step == loop.begun else ()
         evaluation = loop.evaluate()
-        if not loop.opened:  # all updates were done, and their rows are gone
-            loop.open_log(evaluation)
         loop.measure(done)
         if "eval" not in done:
             loop.write("eval", evaluation)

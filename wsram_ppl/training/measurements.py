@@ -49,13 +49,13 @@ def measure_minibatch(trainer: Trainer, batch: tuple[Tensor, ...]) -> dict[str, 
         Diverged: one is not finite.
     """
     objective, model = trainer.components.objective, trainer.components.model
-    trainer.seed(Stream.LOGGING)
-    with trainer.explained(lambda: batch, trainer.step), trainer.drawing():
+    with trainer.explained(lambda: batch, trainer.step), trainer.measuring(), trainer.drawing():
+        trainer.seed(Stream.LOGGING)
         measures = batch_metrics(model, batch, objective.num_particles)
     measures = {name: Measure(value) for name, value in objective.statistics.items()} | measures
     totals = collectives.sum_by_name({name: each.total() for name, each in measures.items()})
     values = {name: total[0] / total[1] for name, total in totals.items()}
-    trainer.check(batch)
+    trainer.check(batch, trainer.step)
     numbers = {name: float(value) for name, value in values.items()}
     bad = [name for name, value in numbers.items() if not math.isfinite(value)]
     if bad:
@@ -133,9 +133,9 @@ def measure_variance(trainer: Trainer) -> dict[str, float]:
     """
     training, components = trainer.training, trainer.components
     minibatch = trainer.minibatches.extra(_PROBE_STEP)
-    trainer.seed(Stream.PROBE)
     groups = {"model": parameter_groups(components.model, components.guide)["model"]}
-    with trainer.fabric.autocast(), trainer.drawing():
+    with trainer.fabric.autocast(), trainer.measuring(), trainer.drawing():
+        trainer.seed(Stream.PROBE)
         moments = gradient_moments(
             components.objective,
             components.model,

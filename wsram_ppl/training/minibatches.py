@@ -11,6 +11,7 @@ from torch import Tensor
 
 from wsram_ppl.config import Components, TrainingSettings
 from wsram_ppl.distributed.sharding import BatchShard
+from wsram_ppl.errors import InputError
 from wsram_ppl.interfaces import Composes, check_batch, prepared, training_rows
 from wsram_ppl.training.reading import reading
 
@@ -85,6 +86,7 @@ class Minibatches:
         """
         what = f"the first minibatch of data {self._source!r}"
         batch = self.composed(*self._read(step))
+        self._check_size(batch)
         check_batch(self._components.model, batch, what)
         self._prepared(batch)
 
@@ -106,7 +108,17 @@ class Minibatches:
             if self._composer is not None:
                 return self._composer.training_choices(step, size, seed, rows)
             batch = training_rows(self._components.data, step, size, seed, rows)
+        self._check_size(batch)
         return cast(batch, training.precision)
+
+    def _check_size(self, batch: tuple[Tensor, ...]) -> None:
+        rows = self._shard.rows(self._training.batch_size)
+        found, asked = batch[0].shape[0], rows.stop - rows.start
+        if found != asked:
+            raise InputError(
+                f"data {self._source!r} yields {found} rows of a minibatch where {asked} were asked for"
+                ": its training_batch should return as many as size says"
+            )
 
     @torch.no_grad()
     def _prepared(self, batch: tuple[Tensor, ...]) -> Minibatch:

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import logging
-import random
 import statistics
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import numpy as np
 import torch
 
 from wsram_ppl.distributed.devices import Stream
-from wsram_ppl.runs.checkpoints import TrainingState
 from wsram_ppl.training.minibatches import Prefetcher
 from wsram_ppl.training.trainer import Trainer
 
@@ -72,7 +69,7 @@ def _trial(trainer: Trainer, own: int) -> tuple[int, str]:
     make = trainer.minibatches.make
     minibatches = {n: Prefetcher(make, last, ahead=prefetch and n < own) for n in counts}
     begun = time.perf_counter()
-    with _without_a_trace(trainer):
+    with trainer.measuring():
         for step in range(first, last):
             for count, found in times.items():
                 torch.set_num_threads(count)
@@ -89,24 +86,9 @@ def _trial(trainer: Trainer, own: int) -> tuple[int, str]:
                     minibatches[count].settle()  # its thread must not slow the next one
             if step > first and time.perf_counter() - begun > _ENOUGH:
                 break
+    for parameter in trainer.parameters:
+        parameter.grad = None
     medians = {count: 1e3 * statistics.median(found[1:]) for count, found in times.items()}
     said = ", ".join(f"{ms:.1f} ms with {count}" for count, ms in medians.items())
     best = min(counts, key=medians.__getitem__)
     return (best if medians[best] < _WORTHWHILE * medians[1] else 1), f"of an update: {said}"
-
-
-@contextmanager
-def _without_a_trace(trainer: Trainer) -> Iterator[None]:
-    """What is computed leaves weights, running means, gradients and random numbers as they were."""
-    state = TrainingState(trainer.components)
-    held = {name: tensor.clone() for name, tensor in state.tensors().items()}
-    pythons, numpys = random.getstate(), np.random.get_state()
-    try:
-        with torch.random.fork_rng([]):
-            yield
-    finally:
-        random.setstate(pythons)
-        np.random.set_state(numpys)
-        state.load(held)
-        for parameter in trainer.parameters:
-            parameter.grad = None

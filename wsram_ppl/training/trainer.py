@@ -19,7 +19,8 @@ from wsram_ppl.errors import Diverged, InputError, RunError
 from wsram_ppl.interfaces import prepared
 from wsram_ppl.objectives import Exploration
 from wsram_ppl.objectives.exploration import in_place
-from wsram_ppl.runs.checkpoints import TrainingState, copy_weights
+from wsram_ppl.primitives.undoing import without_a_trace
+from wsram_ppl.runs.checkpoints import TrainingState, copy_weights, not_finite
 from wsram_ppl.runs.directory import RunDirectory
 from wsram_ppl.training.compiled import CompiledStep, check_compilable
 from wsram_ppl.training.cuda_graph import CudaGraphStep, check_recordable
@@ -47,6 +48,7 @@ class Trainer:
 
     Attributes:
         state: what a checkpoint holds.
+        constants: buffers that are not finite from the start, such as a mask of -inf.
         signal: the number of a signal that some process had received by the last update; 0 for none.
     """
 
@@ -73,6 +75,7 @@ class Trainer:
             parts.objective(parts.model, parts.guide), self.optimizer
         )
         self.state = TrainingState(parts, self.optimizer)
+        self.constants = frozenset(not_finite(self.state.buffers()))
         if self.shard.count > 1:
             self.copy_from_first()
         self._finite = torch.ones((), dtype=torch.bool, device=device)
@@ -113,7 +116,7 @@ class Trainer:
             InputError: there are none, or nothing fits.
         """
         try:
-            saved = run.newest()
+            saved = run.weights()
         except InputError as error:
             raise InputError(f"training.init = {str(run)!r}: {error}") from error
         taken = 0
@@ -158,18 +161,28 @@ class Trainer:
 
     # What depends on the number of the update.
 
-    def seed(self, stream: Stream) -> None:
-        """Seeds all random numbers for one use at this step."""
+    def seed(self, stream: Stream, step: int | None = None) -> None:
+        """Seeds all random numbers for one use at a step, by default the present one."""
         seed, process = self.training.seed, self.shard.rank + 1
-        own = seed_for(seed, stream, self.step, process) if self.shard.count > 1 else 0
-        self.shard.seed(seed_for(seed, stream, self.step), own)
+        step = self.step if step is None else step
+        own = seed_for(seed, stream, step, process) if self.shard.count > 1 else 0
+        self.shard.seed(seed_for(seed, stream, step), own)
 
     def drawing(self) -> AbstractContextManager[Any]:
         """A context for running programs on this process's rows of a minibatch."""
         return self.shard.drawing(self.training.batch_size)
 
-    def schedule(self, progress: float) -> None:
-        """Sets everything that changes during the run, for a progress in [0, 1]."""
+    def measuring(self) -> AbstractContextManager[Any]:
+        """A context for running programs without a trace, whatever the next update does."""
+        parts = self.components
+        return without_a_trace(parts.model, parts.guide, parts.objective)
+
+    def schedule(self, step: int) -> None:
+        """Sets everything that changes during the run, for update ``step``, from 0.
+
+        The last update has the schedules' last values. An only one has the first.
+        """
+        progress = step / max(self.training.horizon - 1, 1)
         training, exploration = self.training, self.config.exploration
         rate = training.learning_rate.value(progress)
         guide_rate = (training.guide_learning_rate or training.learning_rate).value(progress)
@@ -199,8 +212,8 @@ class Trainer:
             Diverged: the gradient is not finite, or a distribution cannot be sampled from.
             SourceError: there is no minibatch; the state is unchanged.
         """
-        self.schedule(self.step / max(self.training.horizon - 1, 1))  # the last update has progress 1
-        made = self.minibatches(self.step)
+        made = self.minibatches(self.step)  # first: if there is none, nothing has changed
+        self.schedule(self.step)
         batch = made.batch
         self.seed(Stream.SAMPLES)
         with self.explained(lambda: self.minibatches.composed(*made.batch), self.step + 1):
@@ -211,7 +224,7 @@ class Trainer:
             else:
                 self._gradients(made.prepared, signal)
         if check:
-            self.check(batch)
+            self.check(batch, self.step + 1)
         if not self.training.cuda_graph:
             self.optimizer.step()
         self.step += 1
@@ -259,20 +272,31 @@ class Trainer:
 
     # If something is not finite.
 
-    def check(self, batch: tuple[Tensor, ...]) -> None:
+    def check(self, batch: tuple[Tensor, ...], update: int) -> None:
         """Waits for the device and checks that all gradients so far were finite.
+
+        Args:
+            batch: the minibatch of the last update.
+            update: its number, from 1.
 
         Raises:
             Diverged: one was not. The message names the first site or parameter that is at fault.
         """
         if not self._finite:
-            raise self.diverged(batch, self.step + 1)
+            raise self.diverged(batch, update)
 
     def diverged(self, batch: tuple[Tensor, ...], update: int, measured: Sequence[str] = ()) -> Diverged:
         """What is not finite; see :func:`wsram_ppl.training.divergence.diverged`."""
-        self.seed(Stream.SAMPLES)
-        with self.drawing():
-            return diverged(self.components, batch, step=self.step, update=update, measured=measured)
+        with self.measuring(), self.drawing():
+            self.seed(Stream.SAMPLES, update - 1)
+            return diverged(
+                self.components,
+                batch,
+                step=self.step,
+                update=update,
+                measured=measured,
+                constants=self.constants,
+            )
 
     @contextmanager
     def explained(self, batch: Callable[[], tuple[Tensor, ...]], update: int) -> Iterator[None]:
