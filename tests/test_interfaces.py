@@ -123,9 +123,7 @@ def test_what_is_no_batch(made: Any, found: str) -> None:
         def training_batch(self, step: int, size: int, seed: int) -> Any:
             return made
 
-    message = (
-        "a batch should be a tuple of tensors whose first dimension is the datum, (x,) for a single"
-    )
+    message = "a batch should be a tuple of tensors whose first dimension is the datum, (x,) for a"
     with pytest.raises(InputError, match=re.escape(message)) as caught:
         training_rows(Wrong(), 0, 4, 0, slice(0, 2))
     assert str(caught.value).endswith(found)

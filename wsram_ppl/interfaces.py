@@ -384,14 +384,14 @@ def training_rows(
     return tuple(part[rows] for part in _batch(source.training_batch(step, size, seed)))
 
 
-def _batch(made: object) -> tuple[Tensor, ...]:
-    """What a source has made, if it is a batch."""
+def _batch(made: object, what: str = "") -> tuple[Tensor, ...]:
+    """What a source has made, if it is a batch; else an InputError, on ``what`` if it is given."""
     parts = made if isinstance(made, tuple | list) else ()
     if not parts or not all(isinstance(part, Tensor) and part.dim() for part in parts):
         found = f"a {type(made).__name__} of {', '.join(type(part).__name__ for part in parts)}"
         raise InputError(
-            "a batch should be a tuple of tensors whose first dimension is the datum, (x,) for a single "
-            f"one, not {found if parts else f'a {type(made).__name__}'}"
+            f"{what}{': ' if what else ''}a batch should be a tuple of tensors whose first dimension is "
+            f"the datum, (x,) for a single one, not {found if parts else f'a {type(made).__name__}'}"
         )
     return tuple(parts)
 
@@ -402,16 +402,12 @@ def check_batch(model: nn.Module, batch: tuple[Tensor, ...], what: str) -> None:
     Args:
         what: the batch, for the message.
     """
-    try:
-        batch = _batch(batch)
-    except InputError as error:
-        raise InputError(f"{what}: {error}") from error
-    check_finite(batch, what)
-    try:
-        if isinstance(model, ChecksBatches):
+    check_finite(_batch(batch, what), what)
+    if isinstance(model, ChecksBatches):
+        try:
             model.check_batch(*batch)
-    except InputError as error:
-        raise InputError(f"{what}: {error}") from error
+        except InputError as error:
+            raise InputError(f"{what}: {error}") from error
 
 
 def check_finite(batch: tuple[Tensor, ...], what: str) -> None:
