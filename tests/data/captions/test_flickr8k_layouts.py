@@ -24,7 +24,8 @@ from tests.data.captions.copies import (
     some_splits,
     write,
 )
-from wsram_ppl.data.captions.flickr8k_layouts import Flickr8k, Photo, is_lfs_pointer, read_flickr8k
+from wsram_ppl.data.captions.flickr8k_layouts import Flickr8k, Photo, read_flickr8k
+from wsram_ppl.data.pictures import is_lfs_pointer
 from wsram_ppl.errors import InputError
 
 CAPTIONS = some_captions(12)

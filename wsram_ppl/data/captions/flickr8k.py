@@ -23,17 +23,12 @@ from wsram_ppl.data.captions.batches import (
     LengthBuckets,
     Rows,
 )
-from wsram_ppl.data.captions.feature_extraction import (
-    Picture,
-    Progress,
-    Unreadable,
-    extract,
-    read_picture,
-)
+from wsram_ppl.data.captions.feature_extraction import Picture, Progress, extract, read_picture
 from wsram_ppl.data.captions.feature_store import FeatureStore, store_folder
 from wsram_ppl.data.captions.flickr8k_layouts import Flickr8k, Layout, Photo, read_flickr8k
 from wsram_ppl.data.captions.vocabulary import Vocabulary, normalize
 from wsram_ppl.data.epochs import check_held_out, check_split, generator, moved
+from wsram_ppl.data.pictures import Unreadable
 from wsram_ppl.errors import InputError
 from wsram_ppl.interfaces import HeldOut
 

@@ -33,9 +33,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple, get_args
 
+from wsram_ppl.data.pictures import is_lfs_pointer
 from wsram_ppl.errors import InputError, nearest, one_line
 
-__all__ = ["Flickr8k", "Layout", "Photo", "Split", "is_lfs_pointer", "read_flickr8k"]
+__all__ = ["Flickr8k", "Layout", "Photo", "Split", "read_flickr8k"]
 
 #: The names in the split files; ``dev`` is the validation split.
 Split = Literal["train", "dev", "test"]
@@ -294,11 +295,6 @@ def _by_form(names: Iterable[str]) -> dict[str, list[str]]:
 
 
 # ---------------------------------------------------------------- reading text
-
-
-def is_lfs_pointer(content: bytes) -> bool:
-    """Whether a file holds a pointer in place of its content, as Git writes it without Git LFS."""
-    return content.startswith(b"version https://git-lfs.github.com/")
 
 
 def _read_text(path: Path, notes: _Notes) -> str:
