@@ -134,7 +134,8 @@ def test_tokenisation_moves_the_number_and_is_named() -> None:
     [
         ([], [], "there are no hypotheses to score"),
         (["a"], [], "1 hypotheses cannot be scored against the references of 0"),
-        (["a", "b"], [["a"], []], "hypothesis 2 has no reference"),
+        (["a", "b"], [["a"], []], "hypothesis 2 has no reference with a word"),
+        (["a", "b"], [["a"], ["", " "]], "hypothesis 2 has no reference with a word"),
     ],
 )
 def test_what_cannot_be_scored(hypotheses: list[str], references: list[list[str]], message: str) -> None:
@@ -182,11 +183,25 @@ def test_an_empty_line_is_a_missing_reference_or_an_empty_sentence(tmp_path: Pat
     assert result.precisions[0] == pytest.approx(100)
 
 
+def test_a_reference_of_punctuation_alone_is_none_where_punctuation_is_dropped(tmp_path: Path) -> None:
+    """Its length of 0 would be the closest to a short sentence, and take away the brevity penalty."""
+    said = file(tmp_path, "h", "dog\n")
+    first, second = file(tmp_path, "r0", "A dog runs.\n"), file(tmp_path, "r1", "...\n")
+    result = score_files(said, [first, second], tokenisation="captions")
+    assert (result.reference_words, result.brevity_penalty) == (3, pytest.approx(math.exp(-2)))
+    assert corpus_bleu(["dog"], [["A dog runs.", "..."]], tokenisation="captions") == result
+    assert score_files(said, [first, second]).reference_words == 1
+    with pytest.raises(InputError, match="line 1 has no word in any reference file"):
+        score_files(said, [second], tokenisation="captions")
+    with pytest.raises(InputError, match="hypothesis 1 has no reference with a word"):
+        corpus_bleu(["dog"], [["..."]], tokenisation="captions")
+
+
 @pytest.mark.parametrize(
     ("hypotheses", "references", "message"),
     [
         ("a\nb\n", "a\n", "r has 1 lines, but {h} has 2: line n of a reference file should be"),
-        ("a\nb\n", "a\n\n", "line 2 is empty in every reference file"),
+        ("a\nb\n", "a\n\n", "line 2 has no word in any reference file: nothing to score against"),
         ("", "", "{h} is empty"),
         ("a\n", b"\xff\n", "cannot read '{r}': UnicodeDecodeError"),
         (b"\xff\n", "a\n", "cannot read '{h}': UnicodeDecodeError"),

@@ -385,6 +385,7 @@ TABLES: dict[str, list[Bad]] = {
         Bad("no captions", PHOTOS, file("photos/readme.txt", "")),
         Bad("a Git LFS pointer", PHOTOS, photos(captions=POINTER)),
         Bad("another file of that name", PHOTOS, photos(captions="Roses are red.\n")),
+        Bad("titles that do not tell the columns", PHOTOS, photos("kaggle", "a,b,c\n1.jpg,x,A dog\n")),
         Bad("half a JSON file", PHOTOS, photos("karpathy", '{"images": [')),
         Bad("JSON of another structure", PHOTOS, photos("karpathy", "[]")),
         Bad("an unknown layout", (*PHOTOS, "data.layout=kagle"), photos()),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -85,16 +85,15 @@ def corpus_bleu(
 
     Args:
         hypotheses: one sentence each; an empty one is a sentence without words.
-        references: one or more sentences for each hypothesis; their number may differ.
+        references: one or more sentences for each hypothesis; their number may differ. One without a
+            word is no reference.
         tokenisation: a key of ``TOKENISATIONS``, for hypotheses and references alike.
 
     Raises:
         InputError: no hypotheses, different numbers of hypotheses and references, one without reference,
             an unknown tokenisation, or sacrebleu is not installed.
     """
-    if tokenisation not in TOKENISATIONS:
-        known = ", ".join(TOKENISATIONS)
-        raise InputError(f"unknown tokenisation {tokenisation!r}; there are {known}")
+    words = _words_of(tokenisation)
     if len(hypotheses) != len(references):
         raise InputError(
             f"{len(hypotheses):,} hypotheses cannot be scored against the references of "
@@ -102,9 +101,9 @@ def corpus_bleu(
         )
     if not hypotheses:
         raise InputError("there are no hypotheses to score")
-    for number, own in enumerate(references, start=1):
-        if not own:
-            raise InputError(f"hypothesis {number} has no reference")
+    spoken = [[text for text in map(words, own) if text.strip()] for own in references]
+    if [] in spoken:
+        raise InputError(f"hypothesis {spoken.index([]) + 1} has no reference with a word")
     try:
         import sacrebleu
         from sacrebleu.metrics.bleu import BLEU
@@ -113,12 +112,10 @@ def corpus_bleu(
             f"sacrebleu is needed ({one_line(error)}): pip install 'wsram_ppl[captions]'"
         ) from error
 
-    words = normalize if tokenisation == "captions" else str
     said = [words(text) for text in hypotheses]
     # sacrebleu takes streams: the first reference of every sentence, the second of every sentence, ...
     streams: Any = [
-        [words(own[k]) if k < len(own) else None for own in references]
-        for k in range(max(map(len, references)))
+        [own[k] if k < len(own) else None for own in spoken] for k in range(max(map(len, spoken)))
     ]
     found = [
         # force: no warning about text that looks tokenised; here it should be.
@@ -147,13 +144,14 @@ def corpus_bleu(
 def score_files(hypotheses: Path, references: Sequence[Path], *, tokenisation: str = "none") -> Bleu:
     """Scores a text file, line by line, against one or more reference files.
 
-    An empty line in a reference file is a missing reference, so that sentences may have different
-    numbers of them; an empty line among the hypotheses is a sentence without words.
+    A line without a word in a reference file is a missing reference, so that sentences may have
+    different numbers of them; among the hypotheses it is a sentence without words.
 
     Raises:
         InputError: no reference file; a file cannot be read, is not UTF-8 or has a different number of
-            lines from the hypotheses; a line has no reference at all.
+            lines from the hypotheses; a line has no reference at all; an unknown tokenisation.
     """
+    words = _words_of(tokenisation)
     if not references:
         raise InputError("give at least one file of references after the hypotheses")
     said = _read_lines(hypotheses)
@@ -168,11 +166,19 @@ def score_files(hypotheses: Path, references: Sequence[Path], *, tokenisation: s
         columns.append(lines)
     if not said:
         raise InputError(f"{hypotheses} is empty")
-    rows = [[line for line in row if line.strip()] for row in zip(*columns, strict=True)]
-    for number, row in enumerate(rows, start=1):
-        if not row:
-            raise InputError(f"line {number} is empty in every reference file: nothing to score against")
+    rows = [[line for line in row if words(line).strip()] for row in zip(*columns, strict=True)]
+    if [] in rows:
+        raise InputError(
+            f"line {rows.index([]) + 1} has no word in any reference file: nothing to score against"
+        )
     return corpus_bleu(said, rows, tokenisation=tokenisation)
+
+
+def _words_of(tokenisation: str) -> Callable[[str], str]:
+    if tokenisation not in TOKENISATIONS:
+        known = ", ".join(TOKENISATIONS)
+        raise InputError(f"unknown tokenisation {tokenisation!r}; there are {known}")
+    return normalize if tokenisation == "captions" else str
 
 
 def _read_lines(path: Path) -> list[str]:

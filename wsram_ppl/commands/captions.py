@@ -77,8 +77,8 @@ def score(hypotheses: Path, references: tuple[Path, ...], tokenisation: str, as_
     """Score the sentences of a text file by corpus BLEU, line by line.
 
     \b
-    Line n of HYPOTHESES is scored against line n of every file of REFERENCES. An empty line in one of
-    these is a missing reference, so sentences may have different numbers of them.
+    Line n of HYPOTHESES is scored against line n of every file of REFERENCES. A line without a word in
+    one of these is a missing reference, so sentences may have different numbers of them.
 
     \b
     Example:

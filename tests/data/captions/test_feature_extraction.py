@@ -28,8 +28,9 @@ from safetensors.torch import load_file
 from tests.data.captions.copies import NET, SHARED, SIZE, add_photos, feature_request, files, names
 from wsram_ppl.data.captions import feature_extraction
 from wsram_ppl.data.captions.backbones import FeatureRequest
-from wsram_ppl.data.captions.feature_extraction import Unreadable, extract, read_picture
+from wsram_ppl.data.captions.feature_extraction import extract, read_picture
 from wsram_ppl.data.captions.feature_store import FeatureStore, store_folder
+from wsram_ppl.data.pictures import Unreadable
 from wsram_ppl.errors import InputError, RunError
 
 timm = pytest.importorskip("timm")

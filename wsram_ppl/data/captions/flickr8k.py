@@ -23,12 +23,9 @@ from wsram_ppl.data.captions.batches import (
     LengthBuckets,
     Rows,
 )
-from wsram_ppl.data.captions.feature_extraction import (
-    Progress,
-    extract,
-)
+from wsram_ppl.data.captions.feature_extraction import Progress, extract
 from wsram_ppl.data.captions.feature_store import FeatureStore, store_folder
-from wsram_ppl.data.captions.flickr8k_layouts import Flickr8k, Layout, Photo, read_flickr8k
+from wsram_ppl.data.captions.layouts import Flickr8k, Layout, Photo, read_flickr8k
 from wsram_ppl.data.captions.own_photos import OwnPhotos
 from wsram_ppl.data.captions.vocabulary import Vocabulary, normalize
 from wsram_ppl.data.epochs import check_held_out, generator, moved
@@ -69,7 +66,7 @@ class FlickrCaptions(CaptionSource):
     the dev split is a validation datum; the test split is Flickr8k's.
 
     Args:
-        root: the folder of Flickr8k, in any layout (:mod:`wsram_ppl.data.captions.flickr8k_layouts`).
+        root: the folder of Flickr8k, in any layout (:mod:`wsram_ppl.data.captions.layouts`).
         layout: which layout to read, if there are several.
         split_seed: seed of the split, if the layout has none.
         cache: the folder of the feature stores.

@@ -13,8 +13,9 @@ import torch
 
 from wsram_ppl.data.captions.backbones import Backbone, FeatureRequest
 from wsram_ppl.data.captions.batches import Examples, PictureSource
-from wsram_ppl.data.captions.feature_extraction import Picture, Unreadable, read_picture
+from wsram_ppl.data.captions.feature_extraction import Picture, read_picture
 from wsram_ppl.data.captions.vocabulary import Vocabulary
+from wsram_ppl.data.pictures import Unreadable
 from wsram_ppl.errors import InputError
 
 __all__ = ["OwnPhotos"]

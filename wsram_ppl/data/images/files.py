@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from wsram_ppl.data.captions.feature_extraction import Unreadable, open_picture
 from wsram_ppl.data.images.fitting import Fit, fit_picture
+from wsram_ppl.data.pictures import Unreadable, open_picture
 from wsram_ppl.errors import InputError, one_line
 
 __all__ = ["open_file", "read_files"]

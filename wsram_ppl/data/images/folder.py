@@ -19,12 +19,12 @@ import torch
 from pydantic import Field, NonNegativeInt, PositiveInt
 from torch import Tensor
 
-from wsram_ppl.data.captions.feature_extraction import Unreadable, open_picture
 from wsram_ppl.data.epochs import Rows, check_whole
 from wsram_ppl.data.images.files import read_files
 from wsram_ppl.data.images.fitting import Fit, describe_fit, fit_picture
 from wsram_ppl.data.images.source import SPLITS, LabelledImages, count_of, listed
 from wsram_ppl.data.images.splitting import SPLIT_NAMES
+from wsram_ppl.data.pictures import Unreadable, open_picture
 from wsram_ppl.errors import InputError, one_line
 
 __all__ = ["FolderImages"]
