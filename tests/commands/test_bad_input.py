@@ -41,6 +41,8 @@ Setup = Callable[[Path], None]
 OWN = '''
 import torch
 
+from wsram_ppl.models import GlimpseClassifier
+
 
 class NoGuide:
     pass
@@ -63,6 +65,34 @@ class Source:
 
     def to(self, device):
         return self
+
+
+class Bare(Source):
+    """One tensor in place of a tuple."""
+
+    def training_batch(self, step, size, seed):
+        return torch.full((size, 32, 32), 0.5)
+
+
+class Few(Source):
+    """Half of what was asked for."""
+
+    def training_batch(self, step, size, seed):
+        return super().training_batch(1, size // 2, seed)
+
+
+class Mean(GlimpseClassifier):
+    """A measure that is a mean already."""
+
+    def metrics(self, images, labels, samples):
+        return {"error": labels.double().mean()}
+
+
+class Taken(GlimpseClassifier):
+    """A measure with the name of another."""
+
+    def metrics(self, images, labels, samples):
+        return {"bound": labels.double()}
 
 
 class Bright(Source):
@@ -263,6 +293,7 @@ NET = (
     "data.mean=[0.0]",
     "data.std=[1.0]",
 )
+CAPTIONER = ("data={source='scenes'}", "model={name='glimpse-captioner'}", "guide.name=prior")
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
 FEATURES = ("features", "tiny.toml")
 WEIGHTS = (*PHOTOS, *NET, "data.weights=net.pth")
@@ -389,6 +420,7 @@ TABLES: dict[str, list[Bad]] = {
         Bad("half a JSON file", PHOTOS, photos("karpathy", '{"images": [')),
         Bad("JSON of another structure", PHOTOS, photos("karpathy", "[]")),
         Bad("an unknown layout", (*PHOTOS, "data.layout=kagle"), photos()),
+        Bad("a captioner for other data", (*CAPTIONER, "model.vocabulary=50")),
         Bad("a layout that does not exist", (*PHOTOS, "data.layout=kaggle"), photos()),
         Bad("features that are not computed", (*PHOTOS, *NET), photos()),
         Bad("weights without a net's state", WEIGHTS, weights({"state_dict": {}, "epoch": 3}), FEATURES),
@@ -433,6 +465,10 @@ TABLES: dict[str, list[Bad]] = {
         ),
         Bad("no held-out data", ("data={source='own:NothingHeldOut'}",)),
         Bad("a class that is not a source", ("data={source='own:NoGuide'}",)),
+        Bad("a batch that is no tuple", ("data={source='own:Bare'}",)),
+        Bad("fewer rows than asked for", ("data={source='own:Few', clean=99}",)),
+        Bad("a measure that is a mean", ("model.name=own:Mean",)),
+        Bad("a measure with a taken name", ("model.name=own:Taken",)),
         Bad("images from 0 to 255", ("data={source='own:Bright'}",)),
         Bad("images of bytes", ("data={source='own:Bytes'}",)),
         Bad("more labels than the model has classes", ("data={source='own:Labels'}",)),
