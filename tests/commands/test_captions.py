@@ -316,6 +316,8 @@ def test_a_run_without_captions(tmp_path: Path) -> None:
     fine("train", tmp_path / "digits.toml", "--out", tmp_path / "run")
     line = complaint("caption", tmp_path / "run", "0")
     assert "data source 'sample' has no captions" in line
+    line = complaint("evaluate", tmp_path / "run", "--longest", "3")
+    assert f"--longest is for captions, and {tmp_path / 'run'} writes none: leave it out" in line
 
 
 @pytest.mark.parametrize(

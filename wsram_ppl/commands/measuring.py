@@ -11,6 +11,7 @@ import click
 
 from wsram_ppl.commands import options
 from wsram_ppl.commands.shared import opened, print_measures, print_notes
+from wsram_ppl.errors import InputError
 
 if TYPE_CHECKING:
     from wsram_ppl.config import Components
@@ -73,6 +74,8 @@ def evaluate(
         from wsram_ppl.training.reading import has_splits, held_out, reading
 
         source = config.data.name
+        if not captions.can_speak(parts.model, parts.data) and (given := options.given(*decoding)):
+            raise InputError(f"{given[0]} is for captions, and {run} writes none: leave it out")
         chosen = _SPLITS.get(split or "")
         default = captions.default_counts(parts.model, parts.data)
         result = evaluation.evaluate(

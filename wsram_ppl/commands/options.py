@@ -94,6 +94,17 @@ def decoding(command: _Command) -> _Command:
     return command
 
 
+def given(*names: str) -> list[str]:
+    """Those of a command's options that its user has given, as they are written."""
+    context = click.get_current_context()
+    default = click.core.ParameterSource.DEFAULT
+    return [
+        f"--{name.replace('_', '-')}"
+        for name in names
+        if context.get_parameter_source(name) is not default
+    ]
+
+
 _DECODING = [
     click.option(
         "--beam",
