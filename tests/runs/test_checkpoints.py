@@ -323,11 +323,19 @@ def test_weights_of_another_shape_are_refused_in_one_line() -> None:
 # What other versions wrote.
 
 
-def test_a_checkpoint_of_an_earlier_version_is_refused_with_its_version(run: RunDirectory) -> None:
+@pytest.mark.parametrize(
+    ("written", "message"),
+    [
+        (1, f"was written by wsram_ppl 0.1, whose checkpoints {__version__} cannot read: use that"),
+        (3, rf"was written by a later version than {__version__} of wsram_ppl, which cannot"),
+    ],
+)
+def test_a_checkpoint_of_another_version_is_refused(
+    written: int, message: str, run: RunDirectory
+) -> None:
     with safe_open(run.checkpoint, framework="pt") as file:
-        metadata = file.metadata() | {"format": "wsram_ppl checkpoint 1"}
+        metadata = file.metadata() | {"format": f"wsram_ppl checkpoint {written}"}
     save_file(load_checkpoint(run.checkpoint).tensors, run.checkpoint, metadata)
-    message = f"was written by wsram_ppl 0.1, whose checkpoints {__version__} cannot read: use that"
     with pytest.raises(InputError, match=message):
         run.load()
 
@@ -349,15 +357,6 @@ def test_a_config_that_another_version_wrote_is_told_with_that_version(run: RunD
     path.write_text(f"# wsram_ppl {__version__}\n[training]\nmomentum = 1\n")
     with pytest.raises(InputError, match=r"the config of the run .*run: .*unknown key"):
         run.config()
-
-
-def test_a_checkpoint_of_a_later_version_is_refused(run: RunDirectory) -> None:
-    with safe_open(run.checkpoint, framework="pt") as file:
-        metadata = file.metadata() | {"format": "wsram_ppl checkpoint 3"}
-    save_file(load_checkpoint(run.checkpoint).tensors, run.checkpoint, metadata)
-    message = rf"was written by a later version than {__version__} of wsram_ppl, which cannot"
-    with pytest.raises(InputError, match=message):
-        run.load()
 
 
 def test_older_weights_than_the_last_are_told_of(run: RunDirectory) -> None:

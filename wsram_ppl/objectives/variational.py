@@ -94,7 +94,7 @@ class VariationalBound(Objective):
         unclear = any(d.plates.nested and own_plates(d, None) != plates_of_latents(d) for d in draws)
         # Anew each time, since it may change; what is recorded does what was done when it last ran.
         if unclear and torch.is_grad_enabled() and not is_recorded():
-            with aside(guide):
+            with aside():
                 self._upstream = dependencies(guide, args, kwargs)
         return found
 

@@ -147,9 +147,7 @@ class FlickrCaptions(CaptionSource):
         """
         given = {**(cls.__init__.__kwdefaults__ or {}), **options}
         data = read_flickr8k(given["root"], layout=given["layout"], split_seed=given["split_seed"])
-        weights = _path(given["weights"])
-        settings = {name: given[name] for name in ("backbone", "layers", "image_size", "mean", "std")}
-        request = FeatureRequest.make(**settings, weights=weights)
+        request, weights = _request(given)
         store = extract(
             request,
             _used(data),
@@ -173,9 +171,7 @@ class FlickrCaptions(CaptionSource):
             InputError: the net has other weights than the run's had.
         """
         given = {**(cls.__init__.__kwdefaults__ or {}), **options}
-        weights = _path(given["weights"])
-        settings = {name: given[name] for name in ("backbone", "layers", "image_size", "mean", "std")}
-        request = FeatureRequest.make(**settings, weights=weights)
+        request, weights = _request(given)
         if request.weights != record["weights"]:
             raise InputError(
                 f"data.weights are {request.weights}, but the run was trained with {record['weights']}: "
@@ -290,6 +286,13 @@ class FlickrCaptions(CaptionSource):
 def _used(data: Flickr8k) -> list[Path]:
     """The photos in a split whose features are computed."""
     return [photo.path for photo in data.photos if photo.split is not None]
+
+
+def _request(options: Mapping[str, Any]) -> tuple[FeatureRequest, Path | None]:
+    """What a source with all these options asks of the conv net, and the file with its weights."""
+    weights = _path(options["weights"])
+    settings = {name: options[name] for name in ("backbone", "layers", "image_size", "mean", "std")}
+    return FeatureRequest.make(**settings, weights=weights), weights
 
 
 def _path(weights: str | Path) -> Path | None:
